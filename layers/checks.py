@@ -1,0 +1,27 @@
+"""The one way to complain: an error names the argument, its value, and what would be right."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def require(condition: bool, argument: str, value: Any, expected: str) -> None:
+    """Raise `ValueError` unless `condition` holds: ``require(heads > 0, "heads", heads, "positive")``."""
+    if not condition:
+        raise ValueError(f"{argument} must be {expected}, got {value!r}")
+
+
+def require_axes(tensor: Tensor, name: str, axes: str, **sizes: int) -> None:
+    """Raise `ValueError` unless `tensor` has the `axes` (names separated by spaces) and the given `sizes`.
+
+    ``require_axes(images, "images", "batch channels height width", channels=3)`` names the axis that is wrong:
+    ``images: channels must be 3, got 4 (shape (8, 4, 32, 32), axes batch channels height width)``.
+    """
+    names = axes.split()
+    if tensor.ndim != len(names):
+        raise ValueError(f"{name} must have {len(names)} axes ({axes}), got shape {tuple(tensor.shape)}")
+    for axis, size in zip(names, tensor.shape, strict=True):
+        if axis in sizes and size != sizes[axis]:
+            raise ValueError(
+                f"{name}: {axis} must be {sizes[axis]}, got {size} (shape {tuple(tensor.shape)}, axes {axes})"
+            )

@@ -1,0 +1,41 @@
+"""The contract kit: state once what a block promises, and have it proven over drawn configurations.
+
+    attention = Contract(MultiHeadAttention, arguments=dict(heads=st.integers(1, 4), ...), inputs=..., outputs=..., twins=[...])
+
+at the top level of a test module becomes one test a property: `pytest -k backward`, `pytest path::MultiHeadAttention::export`.
+"""
+
+from layers.testing.claims import (
+    causal,
+    influence,
+    initial_distribution,
+    permutation_equivariant,
+    shift_equivariant,
+)
+from layers.testing.contract import Case, Contract, KnownFailure, Twin
+from layers.testing.drawing import Input, fill, mask, part, tensor, tokens
+from layers.testing.equality import Mismatch, leaves, require_equal
+from layers.testing.properties import GENERIC, Property
+
+__all__ = [
+    "GENERIC",
+    "Case",
+    "Contract",
+    "Input",
+    "KnownFailure",
+    "Mismatch",
+    "Property",
+    "Twin",
+    "causal",
+    "fill",
+    "influence",
+    "initial_distribution",
+    "leaves",
+    "mask",
+    "part",
+    "permutation_equivariant",
+    "require_equal",
+    "shift_equivariant",
+    "tensor",
+    "tokens",
+]

@@ -1,0 +1,141 @@
+"""Claimed properties: what a contract may add to `holds`. Each is checked from both sides, with its opposite.
+
+`causal(...)` and `influence(...)` ask what must not change and what must; `permutation_equivariant`, `shift_equivariant` ask that
+the output follows the input, and that the input moved at all; `initial_distribution` looks at what the constructor drew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layers.testing.contract import Case, is_float
+from layers.testing.drawing import Input
+from layers.testing.equality import Mismatch, leaves, require_equal
+from layers.testing.properties import Property
+
+
+def influence(
+    name: str, source: str, axis: str, reaches: Callable[[Any, int, int], bool], output_axis: int, cost: int = 1
+) -> Property:
+    """Position i of `source` along `axis` reaches output position o exactly where ``reaches(arguments, i, o)``.
+
+    Everything else must not change in a single bit; what is reached must change for some values.
+    """
+
+    def check(case: Case) -> bool:
+        block, inputs, other = case.block(), case.inputs(), case.inputs(stream=3)
+        output, shown = first(case.call(block, inputs)), False
+        dim = axis_of(case, source, axis)
+        for i in range(inputs[source].shape[dim]):
+            index = torch.tensor([i])
+            changed = inputs[source].clone().index_copy_(dim, index, other[source].index_select(dim, index))
+            moved = first(case.call(block, {**inputs, source: changed})) != output
+            where = moved.movedim(output_axis, 0).flatten(1).any(1)
+            for o, differs in enumerate(where.tolist()):
+                if differs and not reaches(case.arguments, i, o):
+                    raise Mismatch(
+                        f"output position {o} changes with {source} position {i} along {axis}, which must not reach it"
+                    )
+            due = [o for o in range(len(where)) if reaches(case.arguments, i, o)]
+            if due and not where[due].any() and torch.is_floating_point(inputs[source]):
+                raise Mismatch(f"no output position changes with {source} position {i} along {axis}; due are {due}")
+            shown |= bool(due) and len(due) < len(where)
+        return shown
+
+    return Property(name, check, cost)
+
+
+def causal(source: str, axis: str, output_axis: int) -> Property:
+    """No output position depends on a later input position, and the past does reach it."""
+    return influence("causal", source, axis, lambda arguments, i, o: i <= o, output_axis)
+
+
+def permutation_equivariant(source: str, axis: str, output_axis: int) -> Property:
+    """Permuting `source` along `axis` permutes the output along `output_axis`."""
+
+    def check(case: Case) -> bool:
+        block, inputs = case.block(), case.inputs()
+        dim = axis_of(case, source, axis)
+        order = torch.randperm(inputs[source].shape[dim], generator=case.generator(4))
+        permuted = case.call(block, {**inputs, source: inputs[source].index_select(dim, order)})
+        expected = first(case.call(block, inputs)).index_select(output_axis, order)
+        require_equal(
+            first(permuted), expected, case.tolerance(block), f"output for {source} permuted along {axis}", 1.0
+        )
+        return not torch.equal(order, order.sort().values)
+
+    return Property("permutation_equivariant", check)
+
+
+def shift_equivariant(
+    source: str, axis: str, output_axis: int, step: Callable[[Any], int], border: Callable[[Any], int]
+) -> Property:
+    """Moving the content of `source` by one output step moves the output by one, away from the borders.
+
+    step:   arguments -> input positions per output position (the stride).
+    border: arguments -> output positions at each end that see padding, left out of the comparison.
+    """
+
+    def check(case: Case) -> bool:
+        by, edge = step(case.arguments), border(case.arguments)
+        dim = axis_of(case, source, axis)
+        inputs = case.inputs()
+        shifted = {**inputs, source: inputs[source].roll(by, dim)}
+        block = case.block()
+        output, moved = first(case.call(block, inputs)), first(case.call(block, shifted))
+        length = output.shape[output_axis] - 2 * edge - 1
+        if length < 1:
+            return False
+        expected = output.narrow(output_axis, edge, length)
+        found = moved.narrow(output_axis, edge + 1, length)
+        require_equal(found, expected, case.tolerance(block), f"output for {source} moved along {axis}", 1.0)
+        return bool((found != moved.narrow(output_axis, edge, length)).any())
+
+    return Property(f"shift_equivariant_{axis}", check)
+
+
+def initial_distribution(**expected: Callable[[Any, Tensor], tuple[float, float]]) -> Property:
+    """A fresh parameter has the mean and standard deviation that ``expected[name](arguments, parameter)`` gives.
+
+    Names are written with `__` for dots. The bound is five standard errors; parameters of fewer than 64 values show nothing.
+    """
+
+    def check(case: Case) -> bool:
+        parameters, shown = dict(case.new().named_parameters()), False
+        for name, law in expected.items():
+            parameter = parameters[name.replace("__", ".")].detach().double()
+            mean, std = law(case.arguments, parameter)
+            n = parameter.numel()
+            if std == 0 and not torch.equal(parameter, torch.full_like(parameter, mean)):
+                raise Mismatch(f"{name} must be {mean} everywhere when fresh")
+            if std == 0 or n < 64:
+                shown |= std == 0
+                continue
+            if (
+                abs(parameter.mean().item() - mean) > 5 * std / n**0.5
+                or abs(parameter.std().item() / std - 1) > 5 / n**0.5
+            ):
+                raise Mismatch(
+                    f"{name} has mean {parameter.mean():.4g} and standard deviation {parameter.std():.4g} when fresh; "
+                    f"expected {mean:.4g} and {std:.4g}"
+                )
+            shown = True
+        return shown
+
+    return Property("initial_distribution", check)
+
+
+def first(output: Any) -> Tensor:
+    """The first floating-point tensor of an output."""
+    return next(x for _, x in leaves(output) if is_float(x))
+
+
+def axis_of(case: Case, source: str, axis: str) -> int:
+    spec = case.specs[source]
+    if not isinstance(spec, Input) or axis not in spec.axes:
+        raise ValueError(f"{source} must be a tensor input with an axis {axis!r}, got {spec!r}")
+    return spec.axes.index(axis)

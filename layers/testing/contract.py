@@ -1,0 +1,209 @@
+"""`Contract` declares what a block promises; `Twin` names a reference it must equal; `Case` is one drawn configuration."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from layers.testing.drawing import BATCH, Arguments, Input, draw_arguments, draw_sizes, fill
+from layers.testing.equality import bound, leaves, longest_reduction, rounding_depth
+from layers.weights import WeightMap
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A reference implementation: built from the same arguments, given the same weights, called on the same inputs.
+
+    name:    stands in brackets in the test's name.
+    build:   arguments -> reference module.
+    weights: `WeightMap` between the block and the reference, or a function of the arguments that gives one; None if neither has any.
+    call:    (reference, inputs) -> output in the block's structure.
+    single_precision: reason with file and line, where the reference computes parts in float32 whatever it is given; it is then
+             held to float32's rounding error.
+    """
+
+    name: str
+    build: Callable[[Any], nn.Module]
+    weights: WeightMap | Callable[[Any], WeightMap] | None = None
+    call: Callable[[Any, dict[str, Any]], Any] = lambda module, inputs: module(*inputs.values())
+    single_precision: str = ""
+
+    def map(self, arguments: Arguments) -> WeightMap:
+        weights = self.weights(arguments) if callable(self.weights) else self.weights
+        return WeightMap() if weights is None else weights
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """A strict expected failure: it must fail until it is mended, and from `expires` on it counts as a failure whatever it does."""
+
+    reason: str
+    link: str
+    version: str
+    expires: datetime.date
+
+
+@dataclass
+class Contract:
+    """Everything a block promises, in one declaration; the pytest plugin makes one test of each property.
+
+    block:     class or function that builds the block.
+    arguments: constructor arguments: name -> strategy, value, or function of the arguments drawn so far. Names with a leading
+               underscore are drawn and not passed.
+    inputs:    arguments -> {name of a parameter of `forward`: `tensor`, `tokens`, `mask`, a strategy or a value}.
+    outputs:   (arguments, sizes) -> documented shape, a tuple of ints and axis names (or nested tuples, lists and dicts of them).
+    twins:     reference implementations.
+    holds:     claimed properties, such as `shift_equivariant(...)`.
+    invalid:   (constructor arguments, name that the `ValueError` must contain) pairs, over drawn ones.
+    trains_differently: arguments -> does training mode differ from evaluation (batch statistics, dropout)?
+    stochastic: arguments -> does training mode draw random numbers?
+    call:      (block, inputs) -> output, by keyword unless told otherwise.
+    without:   property -> reason for not checking it; such tests are reported as skipped and counted.
+    failing:   property -> `KnownFailure`.
+    model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, compiled by inductor, fewer examples.
+    """
+
+    block: Callable[..., nn.Module]
+    arguments: Mapping[str, Any]
+    inputs: Callable[[Any], Mapping[str, Any]]
+    outputs: Callable[[Any, Any], Any]
+    twins: Sequence[Twin] = ()
+    holds: Sequence[Any] = ()
+    invalid: Sequence[tuple[Mapping[str, Any], str]] = ()
+    trains_differently: Callable[[Any], bool] = lambda arguments: False
+    stochastic: Callable[[Any], bool] = lambda arguments: False
+    call: Callable[[Any, dict[str, Any]], Any] = lambda module, inputs: module(**inputs)
+    without: Mapping[str, str] = field(default_factory=dict)
+    failing: Mapping[str, KnownFailure] = field(default_factory=dict)
+    model: bool = False
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or getattr(self.block, "__name__", type(self.block).__name__)
+        for name, reason in self.without.items():
+            if not reason.strip():
+                raise ValueError(f"without[{name!r}] must give a reason, got {reason!r}")
+
+    def cases(self) -> st.SearchStrategy[Case]:
+        """Hypothesis strategy of drawn configurations."""
+
+        @st.composite
+        def draw_case(draw: Any) -> Case:
+            arguments = draw_arguments(draw, self.arguments)
+            specs = self.inputs(arguments)
+            sizes, others = draw_sizes(draw, specs), draw_sizes(draw, specs)
+            values = {k: draw(v) if isinstance(v, st.SearchStrategy) else v for k, v in specs.items()}
+            return Case(self, arguments, values, sizes, others, draw(st.integers(0, 2**16)))
+
+        return draw_case()
+
+
+@dataclass
+class Case:
+    """One drawn configuration. Blocks and inputs are built on demand and are the same every time for the same seed."""
+
+    contract: Contract
+    arguments: Arguments
+    specs: Mapping[str, Any]
+    sizes: dict[str, int]
+    other_sizes: dict[str, int]
+    seed: int
+
+    def __repr__(self) -> str:
+        def shown(name: str, spec: Any) -> str:
+            axes = (
+                ", ".join(f"{a}={self.sizes[a]}" if a != "1" else "1" for a in spec.axes)
+                if isinstance(spec, Input)
+                else ""
+            )
+            return f"{name}[{axes}]" if isinstance(spec, Input) else f"{name}={spec!r}"
+
+        inputs = ", ".join(shown(name, spec) for name, spec in self.specs.items())
+        return f"{self.contract.name}({self.arguments!r}) on {inputs}, seed {self.seed}"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
+    def generator(self, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 16 + stream)
+
+    def new(self, overrides: Mapping[str, Any] | None = None, stream: int = 0) -> nn.Module:
+        """The block as its constructor leaves it; the global random state is untouched."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 16 + stream)
+            return self.contract.block(**{**self.arguments.passed(), **(overrides or {})})
+
+    def block(
+        self, train: bool = False, dtype: torch.dtype = torch.float64, values: torch.dtype | None = None
+    ) -> nn.Module:
+        """The block with drawn parameters and buffers. `values` rounds them to that dtype before they are stored as `dtype`."""
+        module = fill(self.new().double(), self.generator(0))
+        return module.to(values or dtype).to(dtype).train(train)
+
+    def twin(self, twin: Twin, block: nn.Module) -> nn.Module:
+        """The reference with the block's weights, in its dtype and mode."""
+        with torch.random.fork_rng(devices=[]):
+            module = twin.build(self.arguments)
+        dtype = next((x.dtype for x in block.state_dict().values() if x.is_floating_point()), torch.float64)
+        module.to(dtype).load_state_dict(twin.map(self.arguments).export(block), strict=True)
+        return module.train(block.training)
+
+    def inputs(
+        self,
+        dtype: torch.dtype = torch.float64,
+        values: torch.dtype | None = None,
+        stream: int = 1,
+        sizes: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]:
+        """Fresh inputs by name; another `stream` gives other values of the same shapes."""
+        generator, result = self.generator(stream), {}
+        for name, spec in self.specs.items():
+            value = spec.sample(spec.shape(sizes or self.sizes), generator) if isinstance(spec, Input) else spec
+            if isinstance(value, Tensor) and value.is_floating_point():
+                value = value.to(values or dtype).to(dtype)
+            result[name] = value
+        return result
+
+    def call(self, block: nn.Module, inputs: dict[str, Any]) -> Any:
+        return self.contract.call(block, inputs)
+
+    def gradients(
+        self, run: Callable[[dict[str, Any]], Any], inputs: dict[str, Any], module: nn.Module, stream: int = 2
+    ):
+        """Output, and gradients of the sum of outputs times a drawn tensor: {"input.x": ...}, {parameter: ...}."""
+        inputs = {k: v.detach().clone().requires_grad_() if is_float(v) else v for k, v in inputs.items()}
+        output = run(inputs)
+        generator = self.generator(stream)
+        total = torch.zeros((), dtype=torch.float64)
+        for _, leaf in leaves(output):
+            if leaf.is_floating_point():
+                total = (
+                    total + (leaf.double() * torch.randn(leaf.shape, generator=generator, dtype=torch.float64)).sum()
+                )
+        parameters = dict(module.named_parameters())
+        variables = {f"input.{k}": v for k, v in inputs.items() if is_float(v)} | parameters
+        found = torch.autograd.grad(total, list(variables.values()), allow_unused=True)
+        named = dict(zip(variables, found, strict=True))
+        of_inputs = {k: v for k, v in named.items() if k not in parameters and v is not None}
+        return output, of_inputs, {k: named[k] for k in parameters if named[k] is not None}
+
+    def tolerance(self, block: nn.Module, dtype: torch.dtype = torch.float64) -> float:
+        limit = bound(dtype, longest_reduction(block, self.inputs()), rounding_depth(block))
+        return min(limit, 1e-10 if self.contract.model else 1e-12) if dtype == torch.float64 else limit
+
+    def batches(self) -> dict[str, int]:
+        """Inputs that have a batch axis, and its position."""
+        return {k: s.batch for k, s in self.specs.items() if isinstance(s, Input) and s.batch is not None}
+
+    def with_batch(self, size: int) -> Case:
+        return replace(self, sizes={a: size if a in BATCH else n for a, n in self.sizes.items()})
+
+
+def is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

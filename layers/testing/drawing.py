@@ -1,0 +1,155 @@
+"""What a contract draws: input tensors by axis names, parts, and the values of parameters and buffers.
+
+Hypothesis draws arguments, sizes and one seed. Values come from a `torch.Generator` with that seed, so that a case is small to
+print, quick to shrink and the same on every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+BATCH = ("b", "batch")
+"""Names that an input's batch axis goes by."""
+
+Sampler = Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A tensor argument of `forward`: names for its axes, sizes for some of them, and how its values are drawn."""
+
+    axes: tuple[str, ...]
+    sizes: Mapping[str, Any]
+    sample: Sampler
+
+    def __post_init__(self) -> None:
+        for axis in self.sizes:
+            if axis not in self.axes:
+                raise ValueError(f"sizes must name axes of {' '.join(self.axes)!r}, got {axis!r}")
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(1 if axis == "1" else sizes[axis] for axis in self.axes)
+
+    @property
+    def batch(self) -> int | None:
+        """Position of the batch axis, None if there is none."""
+        return next((i for i, axis in enumerate(self.axes) if axis in BATCH), None)
+
+
+def tensor(axes: str, **sizes: Any) -> Input:
+    """Normally distributed float tensor: ``tensor("b channels height width", channels=3, height=st.integers(5, 9))``.
+
+    An axis given as an int is fixed: another size must raise a `ValueError` that names tensor and axis. One given as a
+    strategy is drawn; all others get small sizes, pairwise distinct. An axis name means one size in all inputs of a case.
+    """
+    return Input(tuple(axes.split()), sizes, lambda shape, g: torch.randn(shape, generator=g, dtype=torch.float64))
+
+
+def tokens(axes: str, vocab_size: int, **sizes: Any) -> Input:
+    """Integer tensor with values in ``0 .. vocab_size - 1``."""
+    return Input(tuple(axes.split()), sizes, lambda shape, g: torch.randint(vocab_size, shape, generator=g))
+
+
+def mask(axes: str, **sizes: Any) -> Input:
+    """Boolean tensor, True = may attend. About one row in four allows nothing, one in four everything."""
+
+    def sample(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
+        row = torch.rand(shape[:-1] + (1,), generator=g)
+        return (torch.rand(shape, generator=g) < 0.5) & (row > 0.25) | (row > 0.75)
+
+    return Input(tuple(axes.split()), sizes, sample)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A constructor argument that is itself a module: built anew for every block, so that no two blocks share it."""
+
+    factory: Callable[..., Any]
+    arguments: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"{self.factory.__name__}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
+
+
+def part(factory: Callable[..., Any], **arguments: Any) -> Part:
+    """``part(Rotary, dim=8)`` in a strategy stands for the module `Rotary(dim=8)`, built when the block is."""
+    return Part(factory, arguments)
+
+
+class Arguments(SimpleNamespace):
+    """Drawn constructor arguments, by attribute: `a.in_channels`."""
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name}={getattr(value, '__name__', repr(value))}" for name, value in vars(self).items())
+
+    def passed(self) -> dict[str, Any]:
+        """What the constructor gets: names with a leading underscore stay behind, parts are built."""
+        items = ((name, value) for name, value in vars(self).items() if not name.startswith("_"))
+        return {name: value.factory(**value.arguments) if isinstance(value, Part) else value for name, value in items}
+
+
+def draw_arguments(draw: Callable[[st.SearchStrategy], Any], strategies: Mapping[str, Any]) -> Arguments:
+    """Draw in order; a function in place of a strategy gets what was drawn before it."""
+    arguments = Arguments()
+    for name, strategy in strategies.items():
+        if callable(strategy) and not isinstance(strategy, st.SearchStrategy):
+            strategy = strategy(arguments)
+        setattr(arguments, name, draw(strategy) if isinstance(strategy, st.SearchStrategy) else strategy)
+    return arguments
+
+
+def draw_sizes(draw: Callable[[st.SearchStrategy], Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+    """A size for every axis of `inputs`; those that are not fixed differ from each other and from the fixed ones."""
+    given: dict[str, Any] = {}
+    for spec in inputs.values():
+        if isinstance(spec, Input):
+            given.update({axis: spec.sizes.get(axis, given.get(axis)) for axis in spec.axes if axis != "1"})
+    sizes = {axis: size for axis, size in given.items() if isinstance(size, int)}
+    for axis, size in given.items():
+        if not isinstance(size, int):
+            strategy = size if size is not None else st.integers(2, 5 + len(given))
+            taken = set(sizes.values())
+            sizes[axis] = draw(strategy.filter(lambda n, taken=taken: n not in taken))
+    return sizes
+
+
+def fill(module: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Draw every parameter and every saved buffer in place, so that nothing stays at its default.
+
+    Matrices and kernels get a drawn gain of 0.5 to 2 over the square root of their fan-in; vectors named `weight` get 0.5 to 1.5
+    with either sign, other vectors (biases) a standard deviation of 0.5; variances 0.05 to 4; means are normal; counters 1 to 9.
+    Buffers that are not saved hold tables and are left alone.
+    """
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=torch.float64)
+
+    def normal(like: Tensor, std: float) -> Tensor:
+        return std * torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim >= 2:
+                gain = 0.5 + 1.5 * torch.rand((), generator=generator).item()
+                value = normal(parameter, gain * (parameter.numel() / parameter.shape[0]) ** -0.5)
+            elif name.rpartition(".")[2] == "weight":
+                value = uniform(parameter, 0.5, 1.5) * uniform(parameter, -1, 3).sign()
+            else:
+                value = normal(parameter, 0.5)
+            parameter.copy_(value)
+        saved = module.state_dict(keep_vars=True)
+        for name, buffer in module.named_buffers():
+            if name not in saved:
+                continue
+            if buffer.is_floating_point():
+                buffer.copy_(uniform(buffer, 0.05, 4) if "var" in name else normal(buffer, 1))
+            elif name.endswith("num_batches_tracked"):
+                buffer.fill_(int(torch.randint(1, 10, (), generator=generator)))
+    return module

@@ -1,0 +1,375 @@
+"""The suite is tested too: for every property a toy block that must fail it, and one that must pass them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from layers.checks import require, require_axes
+from layers.testing import (
+    GENERIC,
+    Contract,
+    Twin,
+    causal,
+    initial_distribution,
+    permutation_equivariant,
+    shift_equivariant,
+    tensor,
+)
+from layers.testing.plugin import examples
+from layers.weights import WeightMap
+
+
+class Sound(nn.Module):
+    """tanh(x W + b): keeps every promise."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        require(dim > 0, "dim", dim, "positive")
+        self.dim = dim
+        self.linear = nn.Linear(dim, dim)
+
+    def mix(self, x: Tensor) -> Tensor:
+        return self.linear(x).tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_axes(x, "x", "batch time dim", dim=self.dim)
+        return self.mix(x)
+
+
+class Transposed(Sound):
+    def mix(self, x):
+        return super().mix(x).mT
+
+
+class AlwaysSingle(Sound):
+    def mix(self, x):
+        return super().mix(x).float()
+
+
+class SlightlyScaled(Sound):
+    def mix(self, x):
+        return super().mix(x) * (1 + 1e-10)
+
+
+class DoubledGradient(Sound):
+    def mix(self, x):
+        y = super().mix(x)
+        return 2 * y - y.detach()
+
+
+class ExtraParameter(Sound):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.extra = nn.Parameter(torch.zeros(dim))
+
+    def mix(self, x):
+        return super().mix(x + 0 * self.extra)
+
+
+class Cancelling(Sound):
+    offset = 1e3
+
+    def mix(self, x):
+        return (super().mix(x) + self.offset) - self.offset
+
+
+class CancellingOnlyInHalf(Sound):
+    def mix(self, x):
+        y = super().mix(x).bfloat16() if torch.is_autocast_enabled("cpu") else super().mix(x)
+        return (y + 30) - 30 if y.dtype == torch.bfloat16 else y
+
+
+class WrongDerivative(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y)
+
+
+class WrongBackward(Sound):
+    def mix(self, x):
+        return WrongDerivative.apply(self.linear(x))
+
+
+class Unused(Sound):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.spare = nn.Linear(dim, dim)
+
+    def mix(self, x):
+        self.spare(x)
+        return super().mix(x)
+
+
+class Silenced(ExtraParameter):
+    """Its extra parameter is reached, and never counts."""
+
+
+class LooksAtValues(Sound):
+    def mix(self, x):
+        return super().mix(x) if x.sum() > 0 else super().mix(x)
+
+
+class Noisy(Sound):
+    def mix(self, x):
+        return super().mix(x + torch.randn_like(x))
+
+
+class DrawsInVain(Sound):
+    def mix(self, x):
+        torch.rand(1)
+        return super().mix(x)
+
+
+class SecretDropout(Sound):
+    def mix(self, x):
+        return nn.functional.dropout(super().mix(x), 0.5, self.training)
+
+
+class Centred(Sound):
+    def mix(self, x):
+        return super().mix(x - x.mean(0))
+
+
+class IgnoresInput(Sound):
+    def mix(self, x):
+        return super().mix(0 * x)
+
+
+class InPlace(Sound):
+    def mix(self, x):
+        return super().mix(x if x.requires_grad else x.mul_(2))
+
+
+class AssumesContiguous(Sound):
+    def mix(self, x):
+        return super().mix(x.as_strided(x.shape, (x.shape[1] * x.shape[2], x.shape[2], 1)))
+
+
+class Counting(Sound):
+    calls = 0
+
+    def mix(self, x):
+        self.calls += 1
+        return super().mix(x) * self.calls
+
+
+class EatsEmptiness(Sound):
+    def mix(self, x):
+        return super().mix(x.reshape(x.shape[0], -1, self.dim))
+
+
+class Normalising(Sound):
+    def mix(self, x):
+        return super().mix(x / x.norm(dim=-1, keepdim=True))
+
+
+class Forgetful(Sound):
+    """A random table in a plain attribute: state_dict does not know it."""
+
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.table = torch.rand(dim)
+
+    def mix(self, x):
+        return super().mix(x * self.table.to(x))
+
+
+class SharedCopy(Sound):
+    """deepcopy gives the same object."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class UnbuiltTable(Sound):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.register_buffer("table", torch.arange(1.0, dim + 1), persistent=False)
+
+    def mix(self, x):
+        return super().mix(x * self.table)
+
+
+class BakesBatch(Sound):
+    def mix(self, x):
+        return super().mix(x) * (2 if x.shape[0] % 2 else 1)
+
+
+class BreaksGraph(Sound):
+    def mix(self, x):
+        torch._dynamo.graph_break()
+        return super().mix(x)
+
+
+class UncheckedArgument(Sound):
+    def __init__(self, dim):
+        super().__init__(max(dim, 1))
+
+
+class UncheckedInput(Sound):
+    def forward(self, x):
+        return self.mix(x)
+
+
+FAILS: dict[str, list[type[Sound]]] = {
+    "shape": [Transposed, AlwaysSingle],
+    "forward": [SlightlyScaled, Transposed],
+    "backward": [DoubledGradient, WrongBackward],
+    "weights": [ExtraParameter],
+    "float32": [Cancelling],
+    "bfloat16": [Cancelling, CancellingOnlyInHalf],
+    "autocast": [CancellingOnlyInHalf],
+    "gradcheck": [WrongBackward, DoubledGradient],
+    "parameters_used": [Unused, Silenced],
+    "per_sample_gradients": [LooksAtValues],
+    "deterministic": [Noisy],
+    "no_global_random": [Noisy, DrawsInVain],
+    "train_eval": [SecretDropout],
+    "batch_rows": [Centred, IgnoresInput],
+    "inputs_unchanged": [InPlace],
+    "non_contiguous": [AssumesContiguous],
+    "history_independent": [Counting],
+    "empty_batch": [EatsEmptiness],
+    "finite": [Normalising],
+    "state_round_trip": [Forgetful, SharedCopy],
+    "meta_device": [UnbuiltTable],
+    "export": [BakesBatch],
+    "compile": [BakesBatch, BreaksGraph],
+    "bad_argument": [UncheckedArgument],
+    "bad_input": [UncheckedInput],
+}
+
+
+def contract(block: Any, **changes: Any) -> Contract:
+    twin = Twin(
+        "torch",
+        build=lambda a: nn.Sequential(nn.Linear(a.dim, a.dim), nn.Tanh()),
+        weights=WeightMap(("linear", "0")),
+        call=lambda m, i: m(i["x"]),
+    )
+    return Contract(
+        **{
+            "block": block,
+            "arguments": dict(dim=st.integers(2, 4)),
+            "inputs": lambda a: dict(x=tensor("batch time dim", dim=a.dim)),
+            "outputs": lambda a, s: ("batch", "time", a.dim),
+            "twins": [twin],
+            "invalid": [(dict(dim=0), "dim")],
+            **changes,
+        }
+    )
+
+
+def check(name: str, promise: Contract) -> None:
+    prop = next(p for p in [*GENERIC, *promise.holds] if p.name == name)
+    examples(promise, prop, promise.twins[0] if prop.each_twin and promise.twins else None)()
+
+
+def test_every_property_has_a_block_that_fails_it():
+    assert FAILS.keys() == {p.name for p in GENERIC}
+
+
+@pytest.mark.parametrize("name", [p.name for p in GENERIC])
+def test_a_sound_block_passes(name):
+    check(name, contract(Sound))
+
+
+@pytest.mark.parametrize(("name", "block"), [(name, block) for name, blocks in FAILS.items() for block in blocks])
+def test_a_broken_block_fails(name, block):
+    with pytest.raises((AssertionError, ValueError, RuntimeError, pytest.fail.Exception)) as caught:
+        check(name, contract(block))
+    assert "Unsatisfi" not in repr(caught.value)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "autocast"])
+def test_precision_without_a_twin(name):
+    check(name, contract(Sound, twins=[]))
+    with pytest.raises(AssertionError):
+        check(name, contract(Cancelling, twins=[]))
+
+
+def test_a_claimed_difference_must_show():
+    with pytest.raises(pytest.fail.Exception, match="vacuous"):
+        check("train_eval", contract(Sound, trains_differently=lambda a: True))
+    check("train_eval", contract(SecretDropout, trains_differently=lambda a: True))
+
+
+def test_running_statistics_are_compared():
+    """A batch norm of another momentum moves its running statistics differently, and nothing else."""
+
+    class Norm(nn.BatchNorm1d):
+        def __init__(self, dim):
+            super().__init__(dim, momentum=0.2)
+
+    twin = Twin(
+        "torch", build=lambda a: nn.BatchNorm1d(a.dim), weights=WeightMap(("", "")), call=lambda m, i: m(i["input"])
+    )
+    promise = contract(
+        Norm,
+        inputs=lambda a: dict(input=tensor("batch dim", dim=a.dim)),
+        outputs=lambda a, s: ("batch", a.dim),
+        twins=[twin],
+        trains_differently=lambda a: True,
+    )
+    with pytest.raises(AssertionError, match="running_mean"):
+        check("forward", promise)
+    check("backward", promise)
+
+
+class Prefix(Sound):
+    def mix(self, x):
+        return super().mix(x).cumsum(1)
+
+
+class Suffix(Sound):
+    def mix(self, x):
+        return super().mix(x).flip(1).cumsum(1).flip(1)
+
+
+class Stepping(Sound):
+    def mix(self, x):
+        return super().mix(x) + torch.arange(x.shape[1], device=x.device).to(x)[:, None]
+
+
+class WideStart(Sound):
+    def __init__(self, dim):
+        super().__init__(dim)
+        nn.init.normal_(self.linear.weight, std=2 * dim**-0.5)
+
+
+HOLDS = {
+    "causal": (causal("x", "time", 1), Prefix, Suffix),
+    "causal, two-sided": (causal("x", "time", 1), Prefix, IgnoresInput),
+    "permutation": (permutation_equivariant("x", "time", 1), Sound, Prefix),
+    "shift": (shift_equivariant("x", "time", 1, lambda a: 1, lambda a: 0), Sound, Stepping),
+    "initial": (
+        initial_distribution(linear__weight=lambda a, p: (0.0, (1 / (3 * a.dim)) ** 0.5)),
+        Sound,
+        WideStart,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOLDS)
+def test_claims(name):
+    claim, good, bad = HOLDS[name]
+    wide = dict(arguments=dict(dim=st.integers(8, 12))) if name == "initial" else {}
+    check(claim.name, contract(good, holds=[claim], **wide))
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(claim.name, contract(bad, holds=[claim], **wide))

@@ -1,0 +1,96 @@
+"""Files are whole or not there, and never run code."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from zoo import files
+
+
+def test_round_trip_keeps_bits_and_shared_tensors(tmp_path):
+    weight = torch.randn(3, 2)
+    tensors = {"a": weight, "tied": weight, "strided": weight.T, "count": torch.tensor(7), "half": weight.bfloat16()}
+    files.write_tensors(tmp_path / "x.safetensors", tensors, {"step": "3"})
+    read = files.read_tensors(tmp_path / "x.safetensors")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[k], tensors[k]) and read[k].dtype == tensors[k].dtype for k in tensors)
+    assert files.read_metadata(tmp_path / "x.safetensors") == {"step": "3"}
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "disguised.safetensors"])
+def test_a_pickle_is_refused(tmp_path, name):
+    torch.save({"a": torch.zeros(2)}, tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is a pickle"):
+        files.read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, 0.5, 0.99])
+def test_a_truncated_file_is_named(tmp_path, keep):
+    path = tmp_path / "x.safetensors"
+    files.write_tensors(path, {"a": torch.randn(100)})
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(ValueError, match=r"x\.safetensors is truncated or damaged"):
+        files.read_tensors(path)
+
+
+def test_shards(tmp_path):
+    files.write_tensors(tmp_path / "m-1.safetensors", {"a": torch.ones(1)})
+    files.write_tensors(tmp_path / "m-2.safetensors", {"b": torch.zeros(2)})
+    index = {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert {k: v.tolist() for k, v in files.read_tensors(tmp_path).items()} == {"a": [1.0], "b": [0.0, 0.0]}
+    index["weight_map"]["c"] = "m-2.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="do not hold: c"):
+        files.read_tensors(tmp_path)
+    (tmp_path / "m-2.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"not there: m-2\.safetensors"):
+        files.read_tensors(tmp_path)
+
+
+def test_missing_files_and_damaged_json_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not there"):
+        files.read_tensors(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: No such file"):
+        files.read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"config\.json is truncated or damaged"):
+        files.read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="JSON object"):
+        files.read_json(tmp_path / "config.json")
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    """A limit on file sizes stands for the full disk: the write fails in the middle."""
+    path = tmp_path / "x.safetensors"
+    files.write_tensors(path, {"a": torch.ones(4)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError):
+            files.write_tensors(path, {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files.read_tensors(path)["a"].tolist() == [1.0] * 4
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    files.write_tensors(path, {"a": torch.ones(4)})
+    program = (
+        "import os, signal, sys, torch; from zoo import files\n"
+        "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "files.write_tensors(sys.argv[1], {'a': torch.zeros(100_000)})"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -9
+    assert files.read_tensors(path)["a"].tolist() == [1.0] * 4

@@ -1,0 +1,105 @@
+"""Tensors in safetensors files, everything else in JSON; both appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a `.safetensors` file, of an index of shards (`*.index.json`), or of a folder that holds one of them.
+
+    Errors: `ValueError` that names the file if it is missing, damaged, a pickle, or if a shard is missing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        choices = [path / "model.safetensors", path / "model.safetensors.index.json"]
+        path = next((c for c in choices if c.exists()), choices[0])
+    if path.name.endswith(".index.json"):
+        return read_shards(path)
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_shards(index: Path) -> dict[str, Tensor]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise ValueError(f"{index} must have an object 'weight_map' that gives the file of every tensor")
+    shards = {file: index.parent / file for file in names.values()}
+    if missing := sorted(file for file, path in shards.items() if not path.is_file()):
+        raise ValueError(f"{index} names shards that are not there: {', '.join(missing)}")
+    tensors = {file: read_tensors(path) for file, path in shards.items()}
+    if lost := sorted(name for name, file in names.items() if name not in tensors[file]):
+        raise ValueError(f"{index} names tensors that their shards do not hold: {', '.join(lost[:20])}")
+    return {name: tensors[file][name] for name, file in names.items()}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The strings in the header of a `.safetensors` file."""
+    with open_tensors(Path(path)) as file:
+        return file.metadata() or {}
+
+
+def open_tensors(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: a .safetensors file, or a folder with model.safetensors, is due")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if path.suffix in PICKLES or head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise ValueError(f"{path} is a pickle, which runs code when it is read: give a .safetensors file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or damaged, not a whole safetensors file ({error})") from error
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a `.safetensors` file; tensors that share memory are written under each of their names."""
+    # bytes with values; `save` refuses shared or strided memory
+    owned = {
+        name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, t in tensors.items()
+    }
+    write_bytes(Path(path), save(owned, dict(metadata or {})))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object; `ValueError` names the file if it is missing or not one."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is truncated or damaged, not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    write_bytes(Path(path), (json.dumps(data, indent=2) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside `path`, flush to disk, and rename: a crash or a full disk leaves the old file as it was."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
