@@ -1,0 +1,87 @@
+"""The models, by name: ``zoo.create("vgg16_bn", num_classes=10)``, ``zoo.save``, ``zoo.load``, ``zoo.optimize``.
+
+A model that `create` built carries `model.config`, a JSON object with its name and arguments; `save` writes it beside the tensors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from layers.weights import WeightMap
+from zoo import files, vgg
+from zoo.optimization import optimize
+
+FAMILIES = (vgg,)
+MODELS: dict[str, Callable[..., nn.Module]] = {f.__name__: f for family in FAMILIES for f in family.VARIANTS}
+
+TRAINING = "zooproof-training"
+"""Value of "format" in the metadata of a training checkpoint, which holds the model's tensors under the prefix `model.`."""
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `create` knows."""
+    return tuple(MODELS)
+
+
+def create(name: str, **arguments: Any) -> nn.Module:
+    """Build a model by name; arguments are those of its function, all of them JSON values.
+
+    Errors: `ValueError` for an unknown name, with the nearest one, and for an argument that the model does not take or accept.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]
+        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}, did you mean {near!r}?")
+    try:
+        inspect.signature(MODELS[name]).bind(**arguments)
+        model = MODELS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name}: {str(error).split('() ')[-1]}, got {arguments}") from error
+    model.config = {"model": name, "arguments": arguments}  # type: ignore[assignment]
+    return model
+
+
+def save(model: nn.Module, folder: str | Path, file: str = "model.safetensors") -> None:
+    """Write `folder/config.json` and the state to `folder/file`, each of them whole or not at all."""
+    if not isinstance(config := getattr(model, "config", None), dict):
+        raise ValueError(f"model must come from zoo.create or zoo.load, got a {type(model).__name__} without a config")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    files.write_tensors(Path(folder) / file, model.state_dict())
+    files.write_json(Path(folder) / "config.json", config)
+
+
+def load(path: str | Path) -> nn.Module:
+    """Rebuild a model in eval mode from a folder (config.json with best.safetensors or model.safetensors) or one of its files.
+
+    Errors: `ValueError` that names the file and what is wrong: missing, damaged, a pickle, another architecture.
+    """
+    path = Path(path)
+    if path.is_dir():
+        choices = [path / name for name in ("best.safetensors", "model.safetensors", "model.safetensors.index.json")]
+        path = next((c for c in choices if c.exists()), choices[1])
+    config = files.read_json(path.parent / "config.json")
+    if not isinstance(config.get("model"), str) or not isinstance(config.get("arguments"), dict):
+        raise ValueError(f"{path.parent / 'config.json'} must give a 'model' and its 'arguments', got {config}")
+    model = create(config["model"], **config["arguments"])
+    load_state(model, path)
+    model.config = config  # type: ignore[assignment]
+    return model.eval()
+
+
+def load_state(model: nn.Module, path: str | Path) -> None:
+    """Copy the tensors of a file into the model; nothing is changed unless every name, shape and dtype fits."""
+    tensors = files.read_tensors(path)
+    if not Path(path).is_dir() and Path(path).suffix == ".safetensors" and files.read_metadata(path).get("format") == TRAINING:
+        tensors = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    try:
+        WeightMap(("", "")).load(model, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} holds another architecture or class count: {error}") from error
+
+
+__all__ = ["create", "load", "load_state", "names", "optimize", "save"]

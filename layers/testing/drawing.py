@@ -6,6 +6,7 @@ print, quick to shrink and the same on every run.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -99,7 +100,7 @@ def draw_arguments(draw: Callable[[st.SearchStrategy], Any], strategies: Mapping
     """Draw in order; a function in place of a strategy gets what was drawn before it."""
     arguments = Arguments()
     for name, strategy in strategies.items():
-        if callable(strategy) and not isinstance(strategy, st.SearchStrategy):
+        if inspect.isfunction(strategy):
             strategy = strategy(arguments)
         setattr(arguments, name, draw(strategy) if isinstance(strategy, st.SearchStrategy) else strategy)
     return arguments

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import datetime
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from layers.testing.contract import Case, Contract, Twin
 from layers.testing.properties import GENERIC, Property
@@ -49,6 +49,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         )
         for line in out + failing:
             terminalreporter.write_line(f"  {line}")
+
+
+MACHINERY = re.compile(r"[\\/](_pytest|pluggy|hypothesis)[\\/]|testing[\\/]plugin\.py$")
+"""Files whose frames a traceback leaves out."""
 
 
 class ContractCollector(pytest.Collector):
@@ -119,10 +123,10 @@ class PropertyItem(pytest.Item):
         notes = "\n".join(getattr(excinfo.value, "__notes__", []))
         blob = re.search(r"@reproduce_failure\([^,]+, b?['\"](.+?)['\"]\)", notes)
         lines = [f"{self.contract.name} fails {self.prop.name}: {self.prop.check.__doc__ or ''}".strip()]
-        if isinstance(excinfo.value, AssertionError):
-            lines.append(str(excinfo.value))
-        else:
-            lines.append(str(super().repr_failure(excinfo, style="short")))
+        if not isinstance(excinfo.value, AssertionError):
+            frames = traceback.extract_tb(excinfo.tb)
+            lines += traceback.format_list([f for f in frames if not MACHINERY.search(f.filename)])
+        lines += traceback.format_exception_only(type(excinfo.value), excinfo.value.with_traceback(None))[:1]
         if case := re.search(r"case=(.*?),?\n\)", notes, re.DOTALL):
             lines.append(f"smallest configuration: {case[1]}")
         if blob:
@@ -158,5 +162,3 @@ def examples(contract: Contract, prop: Property, twin: Twin | None, blob: str | 
 
     return run
 
-
-__all__ = ["ContractCollector", "PropertyItem", "examples", "st"]

@@ -1,0 +1,106 @@
+"""Convolution blocks: the unit that VGG, ResNet, Inception and MobileNet repeat, and a stack of it.
+
+Axes: b batch, c channels, y rows, x columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from layers.checks import require, require_axes
+
+ReLU = partial(nn.ReLU, inplace=True)
+"""In place: it overwrites what the convolution or norm in front of it has just made, never the caller's tensor."""
+
+Pair = int | tuple[int, int]
+
+
+class ConvNormAct(nn.Module):
+    """``activation(norm(conv(images)))``, images (b, c, y, x) -> (b, out_channels, y', x').
+
+    With y' = (y + 2 * padding - kernel_size) // stride + 1, so the default padding keeps the size at stride 1.
+
+    kernel_size, stride, padding: pixels, an int or a (rows, columns) pair; padding None means (kernel_size - 1) / 2, odd kernels only.
+    groups:     1 is a full convolution, in_channels a depthwise one.
+    bias:       None means only where no norm follows, which would subtract it again.
+    norm:       channels -> module, such as `nn.BatchNorm2d`, or None.
+    activation: () -> module, such as `nn.SiLU`, or None.
+    Errors:     `ValueError` at construction for sizes that do not fit, at the call for another number of channels.
+    Proven against `nn.Conv2d`, `nn.BatchNorm2d` and the activation in sequence, and torchvision's `Conv2dNormActivation`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair = 3,
+        *,
+        stride: Pair = 1,
+        padding: Pair | None = None,
+        groups: int = 1,
+        bias: bool | None = None,
+        norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+        activation: Callable[[], nn.Module] | None = ReLU,
+    ) -> None:
+        super().__init__()
+        require(in_channels > 0, "in_channels", in_channels, "positive")
+        require(out_channels > 0, "out_channels", out_channels, "positive")
+        require(min(pair(kernel_size)) > 0, "kernel_size", kernel_size, "positive")
+        require(min(pair(stride)) > 0, "stride", stride, "positive")
+        require(groups > 0 and in_channels % groups == 0 and out_channels % groups == 0, "groups", groups,
+                f"a divisor of in_channels {in_channels} and of out_channels {out_channels}")  # fmt: skip
+        if padding is None:
+            odd = all(k % 2 for k in pair(kernel_size))
+            require(odd, "kernel_size", kernel_size, "odd, or padding must be given")
+            padding = (pair(kernel_size)[0] // 2, pair(kernel_size)[1] // 2)
+        require(min(pair(padding)) >= 0, "padding", padding, "zero or more")
+        self.in_channels = in_channels
+        bias = norm is None if bias is None else bias
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        self.norm = nn.Identity() if norm is None else norm(out_channels)
+        self.activation = nn.Identity() if activation is None else activation()
+
+    def forward(self, images: Tensor) -> Tensor:
+        require_axes(images, "images", "batch channels height width", channels=self.in_channels)
+        return self.activation(self.norm(self.conv(images)))
+
+
+class ConvStack(nn.Module):
+    """`depth` equal ConvNormActs, then a pool: images (b, c, y, x) -> (b, out_channels, y', x'). One stage of a VGG.
+
+    pool:    module at the end, None for none; y' and x' are its.
+    options: what every ConvNormAct gets (kernel_size, norm, activation, bias).
+    Proven against the same layers of torch in sequence.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, depth: int, *, pool: nn.Module | None = None, **options
+    ) -> None:
+        super().__init__()
+        require(depth > 0, "depth", depth, "positive")
+        widths = [in_channels] + [out_channels] * depth
+        self.convs = nn.Sequential(*(ConvNormAct(i, o, **options) for i, o in zip(widths, widths[1:], strict=False)))
+        self.pool = nn.Identity() if pool is None else pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pool(self.convs(images))
+
+
+def pair(size: Pair) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def fold_norms(model: nn.Module) -> nn.Module:
+    """Put the batch norm of every ConvNormAct into its convolution, in place, for inference.
+
+    ``w' = w * gamma / sqrt(var + eps)`` and ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``: equal up to rounding.
+    """
+    require(not model.training, "model", "training", "in eval mode: training needs the batch norms")
+    for block in model.modules():
+        if isinstance(block, ConvNormAct) and isinstance(block.norm, nn.BatchNorm2d):
+            block.conv, block.norm = fuse_conv_bn_eval(block.conv, block.norm), nn.Identity()
+    return model

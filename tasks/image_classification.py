@@ -1,0 +1,1 @@
+"""(the founder is writing this file now)"""

@@ -1,0 +1,201 @@
+"""VGG: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2014 (arXiv 1409.1556).
+
+Five stages of 3x3 convolutions, each closed by a 2x2 max pool that halves the image; three linear layers on top. Two 3x3 layers
+see what one 5x5 sees, with fewer weights and one more rectifier: that is the paper's idea. Proven against torchvision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layers.checks import require, require_axes
+from layers.convolution import ConvStack
+from layers.weights import WeightMap
+
+DEPTHS = {"A": (1, 1, 2, 2, 2), "B": (2, 2, 2, 2, 2), "D": (2, 2, 3, 3, 3), "E": (2, 2, 4, 4, 4)}
+"""Convolutions in each stage; the letters are the columns of the paper's table 1."""
+WIDTHS = (64, 128, 256, 512, 512)
+
+
+class VGG(nn.Module):
+    """images (b, c, y, x) -> logits (b, num_classes).
+
+    depths: convolutions in each stage.
+    head:   module from the last stage's (b, widths[-1], y / 32, x / 32) to the logits: `ImageNetHead` or `SmallHead`.
+    norm:   channels -> module behind every convolution, or None as in the paper. Convolutions keep their bias, as in torchvision.
+    init:   "torchvision" (He, fan-out) or "paper" (zero mean, variance 0.01, section 3.1).
+    Errors: `ValueError` for other channels, or an image below 32 pixels, which five pools would halve to nothing.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        head: nn.Module,
+        *,
+        in_channels: int = 3,
+        widths: Sequence[int] = WIDTHS,
+        norm: Callable[[int], nn.Module] | None = None,
+        init: str = "torchvision",
+    ) -> None:
+        super().__init__()
+        require(len(depths) == len(widths), "depths", tuple(depths), f"as many as the {len(widths)} widths")
+        require(init in INITS, "init", init, f"one of {', '.join(INITS)}")
+        self.in_channels, self.depths = in_channels, tuple(depths)
+        self.smallest_image = 2 ** len(depths)
+        channels = [in_channels, *widths]
+        self.stages = nn.ModuleList(
+            ConvStack(i, o, depth, norm=norm, bias=True, pool=nn.MaxPool2d(2))
+            for i, o, depth in zip(channels, widths, depths, strict=False)
+        )
+        self.head = head
+        self.apply(INITS[init])
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Output of every stage, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's size."""
+        require_axes(images, "images", "batch channels height width", channels=self.in_channels)
+        if min(images.shape[-2:]) < self.smallest_image:
+            raise ValueError(f"images must have at least {self.smallest_image} rows and columns, got {tuple(images.shape)}")
+        outputs = []
+        for stage in self.stages:
+            images = stage(images)
+            outputs.append(images)
+        return outputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images)[-1])
+
+    @property
+    def torchvision(self) -> WeightMap:
+        """Our names and torchvision's, which number all layers of all stages in one sequence."""
+        rows, n = [], 0
+        for s, stage in enumerate(self.stages):
+            for c, block in enumerate(stage.convs):
+                rows.append((f"stages.{s}.convs.{c}.conv", f"features.{n}"))
+                if not isinstance(block.norm, nn.Identity):
+                    rows.append((f"stages.{s}.convs.{c}.norm", f"features.{n + 1}"))
+                n += 2 + (not isinstance(block.norm, nn.Identity))
+            n += 1  # the pool
+        return WeightMap(*rows, *self.head.torchvision)
+
+
+class ImageNetHead(nn.Module):
+    """The paper's three linear layers on a 7x7 grid, which an adaptive pool provides for every image size, as in torchvision."""
+
+    torchvision = (("head.hidden1", "classifier.0"), ("head.hidden2", "classifier.3"), ("head.output", "classifier.6"))
+
+    def __init__(self, channels: int, num_classes: int, *, hidden_dim: int = 4096, dropout: float = 0.5) -> None:
+        super().__init__()
+        require(num_classes > 0, "num_classes", num_classes, "positive")
+        require(0 <= dropout < 1, "dropout", dropout, "a probability below 1")
+        self.pool = nn.AdaptiveAvgPool2d(7)
+        self.hidden1 = nn.Linear(channels * 7 * 7, hidden_dim)
+        self.hidden2 = nn.Linear(hidden_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, num_classes)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        x = self.pool(grid).flatten(1)
+        x = self.dropout(self.hidden1(x).relu_())
+        x = self.dropout(self.hidden2(x).relu_())
+        return self.output(x)
+
+
+class SmallHead(nn.Module):
+    """One linear layer on the mean over the grid: the usual head where images are as small as CIFAR's 32x32."""
+
+    torchvision = (("head.output", "classifier"),)
+
+    def __init__(self, channels: int, num_classes: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        require(num_classes > 0, "num_classes", num_classes, "positive")
+        require(0 <= dropout < 1, "dropout", dropout, "a probability below 1")
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(channels, num_classes)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return self.output(self.dropout(grid.mean((-2, -1))))
+
+
+@torch.no_grad()
+def init_torchvision(module: nn.Module) -> None:
+    """He's normal law with the fan-out for convolutions, N(0, 0.01^2) for linear layers, zero biases."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+    if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def init_paper(module: nn.Module) -> None:
+    """Zero mean, variance 10^-2, zero biases. The paper trains A this way and starts the deeper nets from A's layers."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.normal_(module.weight, std=0.1)
+        nn.init.zeros_(module.bias)
+
+
+INITS = {"torchvision": init_torchvision, "paper": init_paper}
+HEADS: dict[str, Callable[..., nn.Module]] = {"imagenet": ImageNetHead, "small": SmallHead}
+
+
+def build(
+    depths: Sequence[int],
+    norm: Callable[[int], nn.Module] | None,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    head: str = "imagenet",
+    dropout: float | None = None,
+    init: str = "torchvision",
+) -> VGG:
+    """The named variants' common options; `head` is "imagenet" or "small", `dropout` None means the head's own default."""
+    require(head in HEADS, "head", head, f"one of {', '.join(HEADS)}")
+    options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+    return VGG(depths, HEADS[head](WIDTHS[-1], num_classes, **options), in_channels=in_channels, norm=norm, init=init)
+
+
+def vgg11(**options: Any) -> VGG:
+    """Configuration A: 8 convolutions. Options of all variants: those of `build`."""
+    return build(DEPTHS["A"], None, **options)
+
+
+def vgg11_bn(**options: Any) -> VGG:
+    """Configuration A with batch norm."""
+    return build(DEPTHS["A"], nn.BatchNorm2d, **options)
+
+
+def vgg13(**options: Any) -> VGG:
+    """Configuration B: 10 convolutions."""
+    return build(DEPTHS["B"], None, **options)
+
+
+def vgg13_bn(**options: Any) -> VGG:
+    """Configuration B with batch norm."""
+    return build(DEPTHS["B"], nn.BatchNorm2d, **options)
+
+
+def vgg16(**options: Any) -> VGG:
+    """Configuration D: 13 convolutions."""
+    return build(DEPTHS["D"], None, **options)
+
+
+def vgg16_bn(**options: Any) -> VGG:
+    """Configuration D with batch norm."""
+    return build(DEPTHS["D"], nn.BatchNorm2d, **options)
+
+
+def vgg19(**options: Any) -> VGG:
+    """Configuration E: 16 convolutions."""
+    return build(DEPTHS["E"], None, **options)
+
+
+def vgg19_bn(**options: Any) -> VGG:
+    """Configuration E with batch norm."""
+    return build(DEPTHS["E"], nn.BatchNorm2d, **options)
+
+
+VARIANTS = (vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn)
