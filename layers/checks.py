@@ -22,6 +22,4 @@ def require_axes(tensor: Tensor, name: str, axes: str, **sizes: int) -> None:
         raise ValueError(f"{name} must have {len(names)} axes ({axes}), got shape {tuple(tensor.shape)}")
     for axis, size in zip(names, tensor.shape, strict=True):
         if axis in sizes and size != sizes[axis]:
-            raise ValueError(
-                f"{name}: {axis} must be {sizes[axis]}, got {size} (shape {tuple(tensor.shape)}, axes {axes})"
-            )
+            raise ValueError(f"{name}: {axis} must be {sizes[axis]}, got {size} (shape {tuple(tensor.shape)}, axes {axes})")

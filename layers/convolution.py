@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -24,7 +25,7 @@ class ConvNormAct(nn.Module):
 
     With y' = (y + 2 * padding - kernel_size) // stride + 1, so the default padding keeps the size at stride 1.
 
-    kernel_size, stride, padding: pixels, an int or a (rows, columns) pair; padding None means (kernel_size - 1) / 2, odd kernels only.
+    kernel_size, stride, padding: pixels, an int or (rows, columns); padding None is (kernel_size - 1) / 2, odd kernels only.
     groups:     1 is a full convolution, in_channels a depthwise one.
     bias:       None means only where no norm follows, which would subtract it again.
     norm:       channels -> module, such as `nn.BatchNorm2d`, or None.
@@ -77,13 +78,11 @@ class ConvStack(nn.Module):
     Proven against the same layers of torch in sequence.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, depth: int, *, pool: nn.Module | None = None, **options
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, depth: int, *, pool: nn.Module | None = None, **options) -> None:
         super().__init__()
         require(depth > 0, "depth", depth, "positive")
         widths = [in_channels] + [out_channels] * depth
-        self.convs = nn.Sequential(*(ConvNormAct(i, o, **options) for i, o in zip(widths, widths[1:], strict=False)))
+        self.convs = nn.Sequential(*(ConvNormAct(i, o, **options) for i, o in pairwise(widths)))
         self.pool = nn.Identity() if pool is None else pool
 
     def forward(self, images: Tensor) -> Tensor:

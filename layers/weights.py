@@ -104,7 +104,7 @@ def require_bijection(pattern: str, ours: int, theirs: int) -> None:
     joined = "+" in pattern  # the axes that the parts share occur in every part
     if not arrow or set(names[0]) != set(names[1]) or "..." in pattern:
         raise ValueError(f"pattern must have the same axes on both sides of '->', got {pattern!r}")
-    for side, found, arity in ((left, names[0], ours), (right, names[1], theirs)):
+    for side, arity in ((left, ours), (right, theirs)):
         parts = len(side.split(","))
         if any(len(set(axes(p))) < len(axes(p)) for p in side.split(",")):
             raise ValueError(f"pattern must name each axis once, got {pattern!r}")
@@ -216,9 +216,7 @@ class WeightMap:
         state = module.state_dict()
         ours = self.to_ours(theirs, like=state)
         both = ours.keys() & state.keys()
-        shapes = [
-            f"{k} {tuple(ours[k].shape)} for {tuple(state[k].shape)}" for k in both if ours[k].shape != state[k].shape
-        ]
+        shapes = [f"{k} {tuple(ours[k].shape)} for {tuple(state[k].shape)}" for k in both if ours[k].shape != state[k].shape]
         dtypes = [
             f"{k} {ours[k].dtype} for {state[k].dtype}"
             for k in both

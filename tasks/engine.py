@@ -1,1 +1,392 @@
-"""(the founder is writing this file now)"""
+"""The training loop: step, evaluate, checkpoint, resume, report. A task brings the model, the data and the loss.
+
+What makes a killed run resume to the same bits: the order of the data is a function of (seed, epoch), augmentation of (seed, epoch,
+sample), dropout of (seed, step, share), the learning rate of the step. Nothing of the past is needed but the tensors that
+`Run.save` writes, in one file that appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import zoo
+from layers.normalization import synchronise_norms
+from tasks.data import epoch_order, seed_of
+from tasks.options import EngineOptions, UserError
+from zoo import files
+
+FREE = {"resume", "name", "runs_dir", "device", "checkpoint_every"}
+"""Options that a resumed run may change: they leave the numbers alone."""
+
+
+class Task(Protocol):
+    """What a task brings to the loop."""
+
+    train_size: int
+    test_size: int
+
+    def batch(self, indices: Tensor, epoch: int | None) -> Any:
+        """Those training examples, augmented for that epoch; of the test set if `epoch` is None."""
+        ...
+
+    def units(self, batch: Any) -> int:
+        """How many images, or tokens, the loss sums over."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the loss over the units, and sums of metrics over them, such as {"accuracy": number of correct ones}."""
+        ...
+
+
+class Diverged(Exception):
+    """The loss is no longer finite."""
+
+
+def learning_rate(options: EngineOptions, step: int, steps_per_epoch: int) -> float:
+    """In closed form; `step` counts optimizer steps from 0."""
+    warmup, total = options.warmup * steps_per_epoch, options.epochs * steps_per_epoch
+    if step < warmup:
+        return options.lr * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1.0, total - warmup)
+    factor = {
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "step": 0.1 ** ((done >= 0.5) + (done >= 0.75)),
+        "constant": 1.0,
+    }
+    return options.lr * factor[options.schedule]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """A partition of the trainable parameters: matrices and kernels decay, vectors (norms, biases) do not."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(model: nn.Module, options: EngineOptions) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, options.weight_decay)
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True, fused=True)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer](groups, lr=options.lr, fused=True)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * model, buffers included; counters are copied."""
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
+
+
+def check_options(options: EngineOptions) -> None:
+    """Errors: `UserError` that names the first option out of range."""
+    least = {
+        "epochs": 1,
+        "batch_size": 1,
+        "accumulate": 1,
+        "warmup": 0,
+        "weight_decay": 0,
+        "clip": 0,
+        "checkpoint_every": 0,
+        "seed": 0,
+    }
+    for name, low in least.items():
+        if not getattr(options, name) >= low:
+            raise UserError(f"--{name} must be {low} or more, got {getattr(options, name)}")
+    if not 0 < options.lr < math.inf:
+        raise UserError(f"--lr must be positive, got {options.lr}")
+    if not 0 <= options.ema < 1:
+        raise UserError(f"--ema must be at least 0 and below 1, got {options.ema}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here")
+    if options.precision == "fp16" and (options.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("--precision fp16 needs a GPU; bf16 works on the CPU too")
+
+
+class Run:
+    """One training run and its folder: options.json, config.json, last.safetensors, best.safetensors, metrics.jsonl, summary.json."""
+
+    def __init__(
+        self, task: Task, model: nn.Module, options: EngineOptions, folder: Path, primary: str = "accuracy"
+    ) -> None:
+        self.task, self.options, self.folder, self.primary = task, options, folder, primary
+        precision = "no" if options.precision == "fp32" else options.precision
+        tracker = "tensorboard" if find_spec("tensorboard") else None
+        self.accelerator = Accelerator(
+            cpu=options.device == "cpu", mixed_precision=precision, log_with=tracker,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+        )  # fmt: skip
+        self.main = self.accelerator.is_main_process
+        device, self.world = self.accelerator.device, self.accelerator.num_processes
+        model = model.to(device, memory_format=torch.channels_last)
+        self.model = synchronise_norms(model) if self.world > 1 else model
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if options.ema else None
+        compiled = torch.compile(self.model) if options.compile else self.model
+        self.wrapped, self.optimizer = self.accelerator.prepare(compiled, make_optimizer(self.model, options))
+        self.step, self.epoch, self.position = 0, 0, 0  # optimizer steps; epoch; examples of this epoch already seen
+        self.sums: dict[str, float] = {}
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.steps_per_epoch = math.ceil(task.train_size / options.batch_size)
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def shares(self, indices: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """This process's micro-batches of a batch, so cut that the k-th ones of all processes make up the k-th of a single process."""
+        for k, micro in enumerate(indices.tensor_split(self.options.accumulate)):
+            if len(micro):
+                yield k, micro.tensor_split(self.world)[self.accelerator.process_index]
+
+    def train_step(self, indices: Tensor) -> dict[str, float]:
+        """One optimizer step on a whole batch; sums of loss, metrics and units over all processes."""
+        rate = learning_rate(self.options, self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batches = [(k, self.to_device(self.task.batch(share, self.epoch))) for k, share in self.shares(indices)]
+        units = self.total(torch.tensor(float(sum(self.task.units(batch) for _, batch in batches))))
+        sums: dict[str, Tensor] = {}
+        self.wrapped.train()
+        for n, (k, batch) in enumerate(batches):
+            torch.manual_seed(seed_of("step", self.options.seed, self.step, k, self.accelerator.process_index))
+            last = n == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    loss, metrics = self.task.loss(self.wrapped, batch)
+                # processes' gradients are averaged, so that their number brings back the sum
+                self.accelerator.backward(loss * (self.world / units.item()))
+            for name, value in {"loss": loss, **metrics}.items():
+                sums[name] = sums.get(name, 0) + value.detach().double()
+        result = {name: self.total(value).item() for name, value in sums.items()} | {"units": units.item()}
+        if not math.isfinite(result["loss"]):
+            raise Diverged(f"the loss is {result['loss']} at step {self.step + 1} (epoch {self.epoch + 1})")
+        if self.options.clip:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.average is not None:
+            decay = min(
+                self.options.ema, (1 + self.step) / (10 + self.step)
+            )  # a young average forgets its start quickly
+            update_average(self.average, self.model, decay)
+        return result
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum over all processes."""
+        return self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum") if self.world > 1 else value
+
+    def to_device(self, batch: Any) -> Any:
+        return tuple(x.to(self.accelerator.device, non_blocking=True) for x in batch)
+
+    # ---------------------------------------------------------------------------------------------- evaluation
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss and metrics over the test set; every example counts once, whatever the number of processes."""
+        model = (self.average or self.model).eval()
+        sums: dict[str, Tensor] = {}
+        for indices in torch.arange(self.task.test_size).split(max(self.options.batch_size, 64)):
+            share = indices.tensor_split(self.world)[self.accelerator.process_index]
+            if len(share):
+                batch = self.to_device(self.task.batch(share, None))
+                with self.accelerator.autocast():
+                    loss, metrics = self.task.loss(model, batch)
+                units = torch.tensor(float(self.task.units(batch)))
+                for name, value in {"loss": loss, **metrics, "units": units}.items():
+                    sums[name] = sums.get(name, 0) + value.double()
+        everything = {name: self.total(value).item() for name, value in sums.items()}
+        return {name: value / everything["units"] for name, value in everything.items() if name != "units"}
+
+    # --------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self) -> None:
+        """Everything a resumed run needs, in one file."""
+        state = self.model.state_dict()
+        if not all(x.isfinite().all() for x in state.values() if x.is_floating_point()):
+            raise Diverged(f"a weight is no longer finite after step {self.step} (epoch {self.epoch + 1})")
+        if not self.main:
+            return
+        tensors = {f"model.{name}": x for name, x in state.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": x for name, x in self.average.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": x for name, x in slots.items() if isinstance(x, Tensor)}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
+        progress = {"step": self.step, "epoch": self.epoch, "position": self.position, "sums": self.sums, "history": self.history,
+                    "seconds": self.seconds, "scaler": scaler}  # fmt: skip
+        files.write_tensors(
+            self.folder / "last.safetensors", tensors, {"format": zoo.TRAINING, "progress": json.dumps(progress)}
+        )
+
+    def restore(self) -> None:
+        """Back to the last checkpoint, or to the start if the run was stopped before its first."""
+        path = self.folder / "last.safetensors"
+        if path.exists():
+            progress = json.loads(files.read_metadata(path).get("progress", "null"))
+            if not isinstance(progress, dict):
+                raise UserError(f"{path} is no training checkpoint: it lacks the progress of a run")
+            zoo.load_state(self.model, path)
+            tensors = files.read_tensors(path)
+            if self.average is not None:
+                self.average.load_state_dict({k[8:]: x for k, x in tensors.items() if k.startswith("average.")})
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, x in tensors.items():
+                if key.startswith("optimizer."):
+                    _, index, name = key.split(".", 2)
+                    like = parameters[
+                        int(index)
+                    ]  # fused kernels walk memory: a slot must lie there as its parameter does
+                    slot = torch.empty_like(like).copy_(x) if x.shape == like.shape else x
+                    slots.setdefault(int(index), {})[name] = slot
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(progress["scaler"])
+            for name in ("step", "epoch", "position", "sums", "history", "seconds"):
+                setattr(self, name, progress[name])
+        if self.main:
+            self.write_history()
+
+    def write_history(self) -> None:
+        files.write_bytes(
+            self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history).encode()
+        )
+
+    # -------------------------------------------------------------------------------------------------- the loop
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last epoch; returns the summary that it leaves in summary.json."""
+        if self.main and self.accelerator.log_with:
+            self.accelerator.init_trackers("tensorboard")
+        begun = time.perf_counter() - self.seconds
+        try:
+            while self.epoch < self.options.epochs:
+                self.train_epoch(begun)
+        except Diverged as error:
+            path = self.folder / "last.safetensors"
+            kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
+            raise Diverged(f"{error}; {kept}. A smaller --lr or --clip 1 may help") from error
+        best = self.best()
+        summary = {f"test_{name}": best[f"test_{name}"] for name in ("loss", self.primary)} | {
+            "best_epoch": best["epoch"],
+            "epochs": self.epoch,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.epoch * self.task.train_size / max(self.seconds, 1e-9), 1),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+        }
+        if self.main:
+            files.write_json(self.folder / "summary.json", summary)
+            self.accelerator.end_training()
+        return summary
+
+    def best(self) -> dict[str, Any]:
+        """The row of the epoch with the best primary metric, the first of equals."""
+        return max(self.history, key=lambda row: row[f"test_{self.primary}"])
+
+    def train_epoch(self, begun: float) -> None:
+        options, size = self.options, self.task.train_size
+        order = epoch_order(size, options.seed, self.epoch)
+        live = self.main and sys.stderr.isatty()
+        bar = tqdm(
+            total=size,
+            initial=self.position,
+            unit="img",
+            desc=f"epoch {self.epoch + 1}/{options.epochs}",
+            disable=not live,
+        )
+        with bar:
+            while self.position < size:
+                indices = order[self.position : self.position + options.batch_size]
+                for name, value in self.train_step(indices).items():
+                    self.sums[name] = self.sums.get(name, 0.0) + value
+                self.position += len(indices)
+                bar.update(len(indices))
+                bar.set_postfix(
+                    {n: f"{v / self.sums['units']:.4f}" for n, v in self.sums.items() if n != "units"}, refresh=False
+                )
+                if options.checkpoint_every and self.step % options.checkpoint_every == 0 and self.position < size:
+                    self.seconds = time.perf_counter() - begun
+                    self.save()
+        tested = self.evaluate()
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
+        row |= {f"train_{name}": value / self.sums["units"] for name, value in self.sums.items() if name != "units"}
+        row |= {f"test_{name}": value for name, value in tested.items()}
+        row["lr"] = learning_rate(options, self.step - 1, self.steps_per_epoch)
+        self.history.append(row)
+        self.seconds = time.perf_counter() - begun
+        self.epoch, self.position, self.sums = self.epoch + 1, 0, {}
+        if self.main and self.best() is row:
+            zoo.save(self.average or self.model, self.folder, "best.safetensors")
+        self.save()
+        if self.main:
+            self.write_history()
+            self.accelerator.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=self.step)
+            left = self.seconds / self.epoch * (options.epochs - self.epoch)
+            print(
+                f"epoch {row['epoch']}/{options.epochs}  "
+                + "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k.startswith(("train_", "test_")))
+                + f"  {self.epoch * size / self.seconds:.0f} images/s  {left:.0f} s left",
+                flush=True,
+            )
+
+
+def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any], str]) -> tuple[Any, Path]:
+    """Options (those of the run to resume, then the given ones) and the run's folder, which is not made yet.
+
+    Errors: `UserError` if the name is taken, if there is nothing to resume, or if a given option differs from the run's own.
+    """
+    options = kind(**given)
+    check_options(options)
+    if options.resume and not options.name:
+        raise UserError("--resume needs --name: which run under --runs_dir is to go on?")
+    folder = Path(options.runs_dir) / (options.name or default_name(options))
+    if not options.resume:
+        if folder.exists():
+            raise UserError(
+                f"--name {folder.name}: {folder} exists already; give --resume to go on with it, or another name"
+            )
+        return options, folder
+    if not folder.is_dir():
+        raise UserError(f"--resume: there is no run {folder}; without --resume it would be begun")
+    if (folder / "options.json").exists():
+        saved = files.read_json(folder / "options.json")
+        for name, value in given.items():
+            if name not in FREE and saved.get(name) != value:
+                raise UserError(
+                    f"--{name} {value} differs from the run's {saved.get(name)}: a resumed run keeps its options"
+                )
+        options = kind(**{**{k: v for k, v in saved.items() if k in asdict(options)}, **given})
+    return options, folder
+
+
+def main(run: Callable[[], Any]) -> int:
+    """Run a command: what the user can mend becomes one line and exit code 2, a diverged run one line and 1."""
+    try:
+        run()
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (UserError, ValueError, OSError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with --name NAME --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

@@ -1,1 +1,253 @@
-"""(the founder is writing this file now)"""
+"""Train, evaluate and use an image classifier: ``python -m tasks.image_classification`` trains VGG-11 on handwritten digits."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.options import EngineOptions, UserError, option, parse
+
+if TYPE_CHECKING:  # torch takes seconds to import, --help should not
+    from torch import Tensor, nn
+
+    from tasks.data.images import ImageData
+
+
+@dataclass
+class DataOptions:
+    data: str = option(
+        "digits", "digits, fashion_mnist, cifar10, cifar100, or folder:PATH with PATH/train/CLASS/images"
+    )
+    data_root: str = option(
+        "data", "folder with the files of fashion_mnist and cifar, which are fetched there if there is a network"
+    )
+    image_size: int | None = option(None, "pixels; every image becomes a square (default: 32, and 224 for folders)")
+    skip_bad: bool = option(False, "go on without unreadable images, and count them")
+
+
+@dataclass
+class TrainOptions(EngineOptions, DataOptions):
+    model: str = option("vgg11_bn", "a name that zoo.names() knows")
+    dropout: float | None = option(None, "in the model's head (default: the head's own)")
+    init: str = option("", "start from the weights of this run or .safetensors file")
+    augment: str | None = option(
+        None, "none, shift, flip or affine (default: what suits the data)", ("none", "shift", "flip", "affine")
+    )
+    label_smoothing: float = option(0.1, "part of the target that is spread over all classes")
+
+
+@dataclass
+class SavedOptions:
+    name: str = option("", "run to use (default: the latest under --runs_dir)")
+    runs_dir: str = option("runs", "folder of all runs")
+    init: str = option("", "a run's folder or .safetensors file to use instead")
+
+
+@dataclass
+class EvaluateOptions(DataOptions, SavedOptions):
+    data: str = option("", "as for train (default: what the run was trained on)")
+    batch_size: int = option(256, "images at a time")
+
+
+@dataclass
+class PredictOptions(SavedOptions):
+    image: list[str] = option((), "pictures to classify", many=True)
+
+
+COMMANDS = {
+    "train": (TrainOptions, "train a model and leave a run in RUNS_DIR/NAME"),
+    "evaluate": (EvaluateOptions, "measure a saved model on the test set"),
+    "predict": (PredictOptions, "the five likeliest classes of each --image"),
+}
+
+
+class Classification:
+    """The task for `tasks.engine`: cross entropy, and accuracy."""
+
+    def __init__(self, data: ImageData, augment: str, label_smoothing: float, seed: int) -> None:
+        from tasks.data.images import AUGMENTATIONS
+
+        self.data, self.seed, self.label_smoothing = data, seed, label_smoothing
+        self.augmentation = AUGMENTATIONS[augment]
+        self.train_size, self.test_size = len(data.train), len(data.test)
+
+    def batch(self, indices: Tensor, epoch: int | None) -> tuple[Tensor, Tensor]:
+        if epoch is None:
+            return self.data.test.batch(indices)
+        return self.data.train.batch(indices, self.augmentation, self.seed, epoch)
+
+    def units(self, batch: Any) -> int:
+        return len(batch[1])
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        import torch
+        from torch.nn import functional as F
+
+        images, labels = batch
+        logits = model(images.contiguous(memory_format=torch.channels_last)).float()
+        smoothing = self.label_smoothing if model.training else 0.0
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        return loss, {"accuracy": (logits.argmax(-1) == labels).sum()}
+
+
+def train(given: dict[str, Any]) -> None:
+    import torch
+
+    import zoo
+    from tasks.data.images import load_images
+    from tasks.engine import Run, open_folder
+    from zoo import files
+
+    def named(o: TrainOptions) -> str:
+        return f"{o.model}-{o.data.rpartition('/')[2].replace('folder:', '')}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    options, folder = open_folder(TrainOptions, given, named)
+    if not 0 <= options.label_smoothing < 1:
+        raise UserError(f"--label_smoothing must be at least 0 and below 1, got {options.label_smoothing}")
+    data = load_images(options.data, Path(options.data_root), options.image_size, options.skip_bad)
+    torch.manual_seed(options.seed)
+    arguments = {"num_classes": len(data.classes), "in_channels": data.channels}
+    arguments |= {"head": "imagenet" if data.image_size >= 128 else "small"}
+    arguments |= {} if options.dropout is None else {"dropout": options.dropout}
+    model = zoo.create(options.model, **arguments)
+    if data.image_size < model.smallest_image:
+        raise UserError(
+            f"--image_size must be {model.smallest_image} or more for {options.model}, got {data.image_size}"
+        )
+    model.config |= {"preprocess": data.preprocess(), "classes": data.classes}
+    if options.init:
+        zoo.load_state(model, saved_file(options.init))
+    task = Classification(data, options.augment or data.augment, options.label_smoothing, options.seed)
+    run = Run(task, model, options, folder)
+    if run.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / "options.json", asdict(options) | {"resume": False, "name": folder.name})
+        files.write_json(folder / "config.json", model.config)
+        print(f"{options.model}, {sum(p.numel() for p in model.parameters()):,} parameters; {options.data}: {len(data.train):,} training and "
+              f"{len(data.test):,} test images of {data.channels}x{data.image_size}x{data.image_size}, {len(data.classes)} classes"
+              + (f", {len(data.skipped)} unreadable ones skipped" if data.skipped else ""), flush=True)  # fmt: skip
+    run.accelerator.wait_for_everyone()
+    if options.resume:
+        run.restore()
+    if run.epoch >= options.epochs and (folder / "summary.json").exists():
+        run.accelerator.print(f"{folder} is finished: nothing left to do")
+        return
+    summary = run.fit()
+    if run.main:
+        best = zoo.load(folder / "best.safetensors")
+        probabilities, _ = predictions(best, task)
+        if data.skipped:
+            files.write_json(folder / "summary.json", summary | {"skipped_images": len(data.skipped)})
+        draw(folder, run.history, probabilities, data)
+        print(f"test accuracy {summary['test_accuracy']:.4f} after epoch {summary['best_epoch']}, {summary['seconds']:.1f} s of training; "
+              f"see {folder}", flush=True)  # fmt: skip
+
+
+def predictions(model: nn.Module, task: Classification, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    """Class probabilities (n, classes) and labels (n,) of the test set."""
+    import torch
+
+    with torch.inference_mode():
+        batches = [task.batch(indices, None) for indices in torch.arange(task.test_size).split(batch_size)]
+        return torch.cat([model(x).softmax(-1) for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def draw(folder: Path, history: list[dict[str, Any]], probabilities: Tensor, data: ImageData) -> None:
+    from tasks import plots
+
+    plots.curves(history, folder / "curves.png")
+    plots.confusion(data.test.labels, probabilities.argmax(-1), data.classes, folder / "confusion.png")
+    plots.mistakes(data.test.pixels, data.test.labels, probabilities, data.classes, folder / "mistakes.png")
+
+
+def evaluate(given: dict[str, Any]) -> None:
+    import zoo
+    from tasks.data.images import load_images
+    from zoo import files
+
+    options = EvaluateOptions(**given)
+    path = saved_path(options)
+    model = zoo.load(path)
+    saved = (path if path.is_dir() else path.parent) / "options.json"
+    trained = files.read_json(saved) if saved.exists() else {}
+    source = options.data or trained.get("data", "digits")
+    root = given.get("data_root") or trained.get("data_root") or options.data_root
+    preprocess = preprocess_of(model, path)
+    data = load_images(source, Path(root), options.image_size or preprocess["image_size"], options.skip_bad)
+    if (
+        len(data.classes) != (due := model.config["arguments"]["num_classes"])
+        or data.channels != preprocess["channels"]
+    ):
+        raise UserError(f"--data {source} has {len(data.classes)} classes and {data.channels} channels, "
+                        f"{path} was trained for {due} and {preprocess['channels']}")  # fmt: skip
+    import torch
+    from torch.nn import functional as F
+
+    data.test.mean, data.test.std = torch.tensor(preprocess["mean"]), torch.tensor(preprocess["std"])
+    probabilities, labels = predictions(model, Classification(data, "none", 0.0, 0), options.batch_size)
+    loss = F.nll_loss(probabilities.clamp(min=1e-30).log(), labels)
+    accuracy = (probabilities.argmax(-1) == labels).double().mean()
+    print(f"{path}: test accuracy {accuracy:.4f}, loss {loss:.4f} on {len(labels):,} images of {source}")
+
+
+def predict(given: dict[str, Any]) -> None:
+    import torch
+
+    import zoo
+    from tasks.data.images import prepare
+
+    options = PredictOptions(**given)
+    if not options.image:
+        raise UserError("--image: give one picture or more")
+    path = saved_path(options)
+    model = zoo.load(path)
+    images = prepare(options.image, preprocess_of(model, path))
+    classes = model.config["classes"]
+    with torch.inference_mode():
+        probabilities, order = model(images).softmax(-1).topk(min(5, len(classes)))
+    for name, row, indices in zip(options.image, probabilities.tolist(), order.tolist(), strict=True):
+        print(f"{name}: " + ", ".join(f"{classes[i]} {p:.1%}" for p, i in zip(row, indices, strict=True)))
+
+
+def preprocess_of(model: nn.Module, path: Path) -> dict[str, Any]:
+    config: Any = model.config
+    if not {"preprocess", "classes"} <= config.keys():
+        raise UserError(
+            f"{path}: its config.json lacks 'preprocess' and 'classes', which a run of this task leaves there"
+        )
+    return config["preprocess"]
+
+
+def saved_path(options: SavedOptions) -> Path:
+    """What --init or --name gives, else the latest run that has kept a model."""
+    if options.init:
+        return Path(options.init)
+    if options.name:
+        return Path(options.runs_dir) / options.name
+    runs = sorted(Path(options.runs_dir).glob("*/best.safetensors"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise UserError(f"no run with a saved model under {options.runs_dir}: train one, or give --init")
+    return runs[-1].parent
+
+
+def saved_file(init: str) -> Path:
+    path = Path(init)
+    if not path.exists():
+        raise UserError(f"--init {init} is not there: a run's folder or a .safetensors file is due")
+    best = path / "best.safetensors"
+    return best if best.exists() else path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    command, given = parse("tasks.image_classification", COMMANDS, sys.argv[1:] if argv is None else argv)
+    from tasks.engine import main as guarded
+
+    return guarded(lambda: {"train": train, "evaluate": evaluate, "predict": predict}[command](given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

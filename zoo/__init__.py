@@ -1,6 +1,6 @@
 """The models, by name: ``zoo.create("vgg16_bn", num_classes=10)``, ``zoo.save``, ``zoo.load``, ``zoo.optimize``.
 
-A model that `create` built carries `model.config`, a JSON object with its name and arguments; `save` writes it beside the tensors.
+A model that `create` built carries `model.config`, a JSON object with its name and arguments; `save` writes it too.
 """
 
 from __future__ import annotations

@@ -67,9 +67,7 @@ def open_tensors(path: Path) -> Any:
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a `.safetensors` file; tensors that share memory are written under each of their names."""
     # bytes with values; `save` refuses shared or strided memory
-    owned = {
-        name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, t in tensors.items()
-    }
+    owned = {name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, t in tensors.items()}
     write_bytes(Path(path), save(owned, dict(metadata or {})))
 
 

@@ -63,9 +63,7 @@ def permutation_equivariant(source: str, axis: str, output_axis: int) -> Propert
         order = torch.randperm(inputs[source].shape[dim], generator=case.generator(4))
         permuted = case.call(block, {**inputs, source: inputs[source].index_select(dim, order)})
         expected = first(case.call(block, inputs)).index_select(output_axis, order)
-        require_equal(
-            first(permuted), expected, case.tolerance(block), f"output for {source} permuted along {axis}", 1.0
-        )
+        require_equal(first(permuted), expected, case.tolerance(block), f"output for {source} permuted along {axis}", 1.0)
         return not torch.equal(order, order.sort().values)
 
     return Property("permutation_equivariant", check)
@@ -115,10 +113,7 @@ def initial_distribution(**expected: Callable[[Any, Tensor], tuple[float, float]
             if std == 0 or n < 64:
                 shown |= std == 0
                 continue
-            if (
-                abs(parameter.mean().item() - mean) > 5 * std / n**0.5
-                or abs(parameter.std().item() / std - 1) > 5 / n**0.5
-            ):
+            if abs(parameter.mean().item() - mean) > 5 * std / n**0.5 or abs(parameter.std().item() / std - 1) > 5 / n**0.5:
                 raise Mismatch(
                     f"{name} has mean {parameter.mean():.4g} and standard deviation {parameter.std():.4g} when fresh; "
                     f"expected {mean:.4g} and {std:.4g}"

@@ -22,7 +22,7 @@ class Twin:
 
     name:    stands in brackets in the test's name.
     build:   arguments -> reference module.
-    weights: `WeightMap` between the block and the reference, or a function of the arguments that gives one; None if neither has any.
+    weights: `WeightMap` between the block and the reference, or a function of the arguments that gives one; None for neither.
     call:    (reference, inputs) -> output in the block's structure.
     single_precision: reason with file and line, where the reference computes parts in float32 whatever it is given; it is then
              held to float32's rounding error.
@@ -41,7 +41,7 @@ class Twin:
 
 @dataclass(frozen=True)
 class KnownFailure:
-    """A strict expected failure: it must fail until it is mended, and from `expires` on it counts as a failure whatever it does."""
+    """A strict expected failure: it must fail until it is mended; from `expires` on it counts as a failure in any case."""
 
     reason: str
     link: str
@@ -117,11 +117,7 @@ class Case:
 
     def __repr__(self) -> str:
         def shown(name: str, spec: Any) -> str:
-            axes = (
-                ", ".join(f"{a}={self.sizes[a]}" if a != "1" else "1" for a in spec.axes)
-                if isinstance(spec, Input)
-                else ""
-            )
+            axes = ", ".join(f"{a}={self.sizes[a]}" if a != "1" else "1" for a in spec.axes) if isinstance(spec, Input) else ""
             return f"{name}[{axes}]" if isinstance(spec, Input) else f"{name}={spec!r}"
 
         inputs = ", ".join(shown(name, spec) for name, spec in self.specs.items())
@@ -139,9 +135,7 @@ class Case:
             torch.manual_seed(self.seed * 16 + stream)
             return self.contract.block(**{**self.arguments.passed(), **(overrides or {})})
 
-    def block(
-        self, train: bool = False, dtype: torch.dtype = torch.float64, values: torch.dtype | None = None
-    ) -> nn.Module:
+    def block(self, train: bool = False, dtype: torch.dtype = torch.float64, values: torch.dtype | None = None) -> nn.Module:
         """The block with drawn parameters and buffers. `values` rounds them to that dtype before they are stored as `dtype`."""
         module = fill(self.new().double(), self.generator(0))
         return module.to(values or dtype).to(dtype).train(train)
@@ -173,9 +167,7 @@ class Case:
     def call(self, block: nn.Module, inputs: dict[str, Any]) -> Any:
         return self.contract.call(block, inputs)
 
-    def gradients(
-        self, run: Callable[[dict[str, Any]], Any], inputs: dict[str, Any], module: nn.Module, stream: int = 2
-    ):
+    def gradients(self, run: Callable[[dict[str, Any]], Any], inputs: dict[str, Any], module: nn.Module, stream: int = 2):
         """Output, and gradients of the sum of outputs times a drawn tensor: {"input.x": ...}, {parameter: ...}."""
         inputs = {k: v.detach().clone().requires_grad_() if is_float(v) else v for k, v in inputs.items()}
         output = run(inputs)
@@ -183,9 +175,7 @@ class Case:
         total = torch.zeros((), dtype=torch.float64)
         for _, leaf in leaves(output):
             if leaf.is_floating_point():
-                total = (
-                    total + (leaf.double() * torch.randn(leaf.shape, generator=generator, dtype=torch.float64)).sum()
-                )
+                total = total + (leaf.double() * torch.randn(leaf.shape, generator=generator, dtype=torch.float64)).sum()
         parameters = dict(module.named_parameters())
         variables = {f"input.{k}": v for k, v in inputs.items() if is_float(v)} | parameters
         found = torch.autograd.grad(total, list(variables.values()), allow_unused=True)

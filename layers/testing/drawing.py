@@ -62,7 +62,7 @@ def mask(axes: str, **sizes: Any) -> Input:
     """Boolean tensor, True = may attend. About one row in four allows nothing, one in four everything."""
 
     def sample(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
-        row = torch.rand(shape[:-1] + (1,), generator=g)
+        row = torch.rand((*shape[:-1], 1), generator=g)
         return (torch.rand(shape, generator=g) < 0.5) & (row > 0.25) | (row > 0.75)
 
     return Input(tuple(axes.split()), sizes, sample)

@@ -133,8 +133,8 @@ class PropertyItem(pytest.Item):
             lines.append(f"again: pytest '{self.nodeid}' --reproduce '{blob[1]}'")
         return "\n".join(lines)
 
-    def reportinfo(self) -> tuple[Any, None, str]:
-        return self.path, None, f"{self.contract.name}::{self.name}"
+    def reportinfo(self) -> tuple[Any, int, str]:
+        return self.path, 0, f"{self.contract.name}::{self.name}"
 
 
 def examples(contract: Contract, prop: Property, twin: Twin | None, blob: str | None = None) -> Callable[[], None]:
@@ -161,4 +161,3 @@ def examples(contract: Contract, prop: Property, twin: Twin | None, blob: str | 
             )
 
     return run
-

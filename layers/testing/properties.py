@@ -197,9 +197,7 @@ def gradcheck(case: Case) -> bool:
         for eps, final in ((1e-6, False), (1e-8, True)):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(case.seed)
-                if torch.autograd.gradcheck(
-                    run, values, eps=eps, atol=1e-5, rtol=1e-3, fast_mode=True, raise_exception=final
-                ):
+                if torch.autograd.gradcheck(run, values, eps=eps, atol=1e-5, rtol=1e-3, fast_mode=True, raise_exception=final):
                     break
     return True
 
@@ -255,9 +253,7 @@ def per_sample_gradients(case: Case) -> bool:
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, batches))(parameters, rows)
     for r in range(batch_size(case)):
         alone = torch.func.grad(loss)(parameters, {k: v.select(batches[k], r) for k, v in rows.items()})
-        require_equal(
-            {k: g[r] for k, g in each.items()}, alone, 10 * case.tolerance(block), f"gradient of row {r}", 1.0
-        )
+        require_equal({k: g[r] for k, g in each.items()}, alone, 10 * case.tolerance(block), f"gradient of row {r}", 1.0)
     return True
 
 
@@ -374,9 +370,7 @@ def non_contiguous(case: Case) -> None:
         require_equal(found, expected, 10 * case.tolerance(block), f"{name}: result", 1.0)
 
 
-def contiguous_gradients(
-    case: Case, block: nn.Module, inputs: dict[str, Any], layout: Callable[[Tensor], Tensor]
-) -> list[Any]:
+def contiguous_gradients(case: Case, block: nn.Module, inputs: dict[str, Any], layout: Callable[[Tensor], Tensor]) -> list[Any]:
     given = {k: layout(v).requires_grad_(is_float(v)) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     output = differentiable(case.call(block, given))
     generator = case.generator(2)
@@ -423,11 +417,7 @@ def finite(case: Case) -> None:
         for extreme in (0.0, 3.0, 1e-20, 1e4):
             block, inputs = case.block(train, torch.float32), case.inputs(torch.float32)
             scaled = {
-                k: v.sign() * extreme
-                if is_float(v) and extreme != 3.0
-                else torch.full_like(v, 3.0)
-                if is_float(v)
-                else v
+                k: v.sign() * extreme if is_float(v) and extreme != 3.0 else torch.full_like(v, 3.0) if is_float(v) else v
                 for k, v in inputs.items()
             }
             output, *gradients = case.gradients(lambda i, m=block: case.call(m, i), scaled, block)

@@ -1,1 +1,333 @@
-"""(the founder is writing this file now)"""
+"""Image data sets by name: decoded once into memory as bytes, augmented a batch at a time.
+
+A sample's augmentation is a pure function of (seed, epoch, index): it does not depend on the batch, the process or what was drawn
+before, so a resumed or distributed run sees the same pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import os
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import pi
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tasks.data import DataError, generator_of
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random affine map of a sample: shift as a part of the size, rotation in degrees, scale around 1."""
+
+    shift: float = 0.0
+    rotation: float = 0.0
+    scale: float = 0.0
+    flip: bool = False
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "shift": Augmentation(shift=0.125),
+    "flip": Augmentation(shift=0.125, flip=True),
+    "affine": Augmentation(shift=0.06, rotation=10, scale=0.1),
+}
+
+
+@dataclass
+class Images:
+    """One split: `pixels` (n, c, y, x) uint8 and `labels` (n,) int64."""
+
+    pixels: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(
+        self, indices: Tensor, augmentation: Augmentation | None = None, seed: int = 0, epoch: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Images (b, c, y, x), float32 and normalised, and labels (b,)."""
+        images = self.pixels[indices].float().div_(255)
+        if augmentation and augmentation != AUGMENTATIONS["none"]:
+            drawn = torch.rand(len(self), 5, generator=generator_of("augment", seed, epoch))
+            images = warp(images, drawn[indices], augmentation)
+        return normalise(images, self.mean, self.std), self.labels[indices]
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def warp(images: Tensor, drawn: Tensor, augmentation: Augmentation) -> Tensor:
+    """Sample each image through its own affine map; `drawn` (b, 5) in [0, 1) picks shifts, angle, scale and flip."""
+    a = augmentation
+    down, right, turn, grow, flip = (drawn[:, i, None, None] * 2 - 1 for i in range(5))
+    angle, scale = turn * (a.rotation * pi / 180), 1 + grow * a.scale
+    mirror = torch.where(flip < 0, -1.0, 1.0) if a.flip else torch.ones_like(flip)
+    rows, columns = images.shape[-2:]
+    y = torch.linspace(-1 + 1 / rows, 1 - 1 / rows, rows)[:, None]
+    x = torch.linspace(-1 + 1 / columns, 1 - 1 / columns, columns)
+    # element by element, not by a matrix product, whose last bits may depend on the size of the batch
+    from_y = (angle.cos() * y - angle.sin() * x) / scale + 2 * a.shift * down
+    from_x = (angle.sin() * y + angle.cos() * x) / scale * mirror + 2 * a.shift * right
+    return F.grid_sample(images, torch.stack([from_x, from_y], -1), align_corners=False)
+
+
+@dataclass
+class ImageData:
+    """Both splits and what a model and a later prediction need to know of them."""
+
+    train: Images
+    test: Images
+    classes: list[str]
+    augment: str
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def channels(self) -> int:
+        return self.train.pixels.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        return self.train.pixels.shape[-1]
+
+    def preprocess(self) -> dict[str, Any]:
+        """For config.json: how to make a picture into an input."""
+        return {
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "mean": self.train.mean.tolist(),
+            "std": self.train.std.tolist(),
+        }
+
+
+Split = tuple[Tensor, Tensor]
+
+
+def load_images(source: str, data_root: Path, image_size: int | None = None, skip_bad: bool = False) -> ImageData:
+    """`source` is digits, fashion_mnist, cifar10, cifar100 or folder:PATH; every image becomes `image_size` squared.
+
+    Default sizes: 32, and 224 for a folder. Splits are those that the sets come with; digits, and a folder without train and test
+    folders, are split 80 to 20, stratified, always the same way. All pixels are held in memory, one byte each.
+    Errors: `DataError` that names the file or folder and what is due.
+    """
+    skipped: list[str] = []
+    if source.startswith("folder:"):
+        train, test, classes, augment = load_folder(Path(source[7:]), image_size or 224, skip_bad, skipped)
+    elif source in SETS:
+        train, test, classes, augment = SETS[source](data_root)
+    else:
+        near = difflib.get_close_matches(source, SETS, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"data must be {', '.join(SETS)} or folder:PATH, got {source!r}{hint}")
+    pixels = [resized(split[0], image_size or 32) if source in SETS else split[0] for split in (train, test)]
+    every = pixels[0].float().div(255)
+    mean, std = every.mean((0, 2, 3)), every.std((0, 2, 3)).clamp(min=1e-3)
+    return ImageData(
+        Images(pixels[0], train[1], mean, std), Images(pixels[1], test[1], mean, std), classes, augment, skipped
+    )
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """Shorter side to `size`, then the middle square: uint8 (..., c, size, size)."""
+    from torchvision.transforms.v2 import functional as V
+
+    return V.center_crop(V.resize(pixels, [size], antialias=True), [size, size])
+
+
+def split_80_20(pixels: Tensor, labels: Tensor) -> tuple[Split, Split]:
+    from sklearn.model_selection import train_test_split
+
+    train, test = train_test_split(
+        torch.arange(len(labels)).numpy(), test_size=0.2, stratify=labels.numpy(), random_state=0
+    )
+    order = [torch.from_numpy(part).sort().values for part in (train, test)]
+    return (pixels[order[0]], labels[order[0]]), (pixels[order[1]], labels[order[1]])
+
+
+def load_digits(data_root: Path) -> tuple[Split, Split, list[str], str]:
+    """1,797 handwritten digits of 8x8 pixels in 17 greys, as they ship inside scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = torch.from_numpy(found.images)[:, None].mul(255 / 16).round().byte()
+    train, test = split_80_20(pixels, torch.from_numpy(found.target).long())
+    return train, test, [str(digit) for digit in range(10)], "affine"
+
+
+FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION_FILES = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+
+
+def load_fashion_mnist(data_root: Path) -> tuple[Split, Split, list[str], str]:
+    """70,000 articles of clothing, 28x28: the published IDX files, gzipped or not, or as torchvision lays them out."""
+    folders = [data_root, data_root / "FashionMNIST" / "raw"]
+    if not any(locate(folder, FASHION_FILES[0]) for folder in folders):
+        from torchvision.datasets import FashionMNIST
+
+        fetch(
+            lambda: FashionMNIST(str(data_root), download=True),
+            "fashion_mnist",
+            data_root,
+            [f"{f}.gz" for f in FASHION_FILES],
+        )
+    folder = next(folder for folder in folders if locate(folder, FASHION_FILES[0]))
+    tensors = [read_idx(locate(folder, name) or folder / f"{name}.gz") for name in FASHION_FILES]
+    for name, images, labels in ((FASHION_FILES[0], *tensors[:2]), (FASHION_FILES[2], *tensors[2:])):
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or (len(labels) and labels.max() > 9):
+            raise DataError(
+                f"{folder / name} and its labels do not match: {tuple(images.shape)} and {tuple(labels.shape)}"
+            )
+    train, test = (tensors[0][:, None], tensors[1].long()), (tensors[2][:, None], tensors[3].long())
+    return train, test, FASHION, "flip"
+
+
+def locate(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+
+
+def read_idx(path: Path) -> Tensor:
+    """An IDX file of bytes: two zeros, type 8, number of axes, big-endian sizes, then the values."""
+    try:
+        content = (gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes())
+        zero, kind, ndim = struct.unpack(">HBB", content[:4])
+        shape = struct.unpack(f">{ndim}I", content[4 : 4 + 4 * ndim])
+    except (OSError, EOFError, ValueError, struct.error) as error:
+        raise DataError(f"{path} is missing, truncated or no IDX file ({error})") from error
+    values = torch.frombuffer(bytearray(content[4 + 4 * ndim :]) or bytearray(1), dtype=torch.uint8)
+    if (zero, kind) != (0, 8) or len(content) - 4 - 4 * ndim != torch.Size(shape).numel():
+        raise DataError(f"{path} is truncated or no IDX file of bytes: its header says {shape}")
+    return values[: torch.Size(shape).numel()].reshape(shape)
+
+
+def load_cifar(name: str, folder: str, files: list[str]) -> Callable[[Path], tuple[Split, Split, list[str], str]]:
+    def load(data_root: Path) -> tuple[Split, Split, list[str], str]:
+        from torchvision import datasets
+
+        make = getattr(datasets, name)
+        due = [f"{folder}/{file}" for file in files]
+        found = [
+            fetch(lambda t=t: make(str(data_root), train=t, download=True), name.lower(), data_root, due)
+            for t in (True, False)
+        ]
+        splits = [(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in found]
+        return splits[0], splits[1], list(found[0].classes), "flip"
+
+    return load
+
+
+def fetch(make: Callable[[], Any], name: str, data_root: Path, files: Sequence[str]) -> Any:
+    """Let torchvision find or fetch a set; without a network, say which files to put where."""
+    try:
+        return make()
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{name} is not in {data_root} and could not be fetched ({reason}): put {', '.join(files)} there"
+        ) from error
+
+
+CIFAR10_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
+SETS: dict[str, Callable[[Path], tuple[Split, Split, list[str], str]]] = {
+    "digits": load_digits,
+    "fashion_mnist": load_fashion_mnist,
+    "cifar10": load_cifar("CIFAR10", "cifar-10-batches-py", CIFAR10_FILES),
+    "cifar100": load_cifar("CIFAR100", "cifar-100-python", ["train", "test", "meta"]),
+}
+
+
+def load_folder(root: Path, size: int, skip_bad: bool, skipped: list[str]) -> tuple[Split, Split, list[str], str]:
+    """PATH/train/CLASS/images with PATH/test or PATH/val, or PATH/CLASS/images, which is split 80 to 20."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: PATH/CLASS/images, or PATH/train/CLASS/images with PATH/test, is due")
+    if (root / "train").is_dir():
+        other = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
+        if other is None:
+            raise DataError(f"{root} has a folder 'train' and none named 'test' or 'val' beside it")
+        train_files, test_files = list_classes(root / "train"), list_classes(other)
+        if train_files.keys() != test_files.keys():
+            only = sorted(train_files.keys() ^ test_files.keys())
+            raise DataError(
+                f"{root / 'train'} and {other} must hold the same classes; only one has {', '.join(only[:10])}"
+            )
+        splits = [decode(files, size, skip_bad, skipped) for files in (train_files, test_files)]
+    else:
+        train_files = list_classes(root)
+        pixels, labels = decode(train_files, size, skip_bad, skipped)
+        counts = labels.bincount(minlength=len(train_files))
+        if counts.min() < 2 or len(labels) < 5 * len(train_files):
+            raise DataError(f"{root} must have five images or more of each class to be split, got {counts.tolist()}")
+        splits = list(split_80_20(pixels, labels))
+    return splits[0], splits[1], list(train_files), "flip"
+
+
+def list_classes(root: Path) -> dict[str, list[Path]]:
+    classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise DataError(f"{root} is empty: one folder of images for each class is due")
+    files = {c.name: sorted(p for p in c.rglob("*") if p.suffix.lower() in SUFFIXES) for c in classes}
+    for name, found in files.items():
+        if not found:
+            raise DataError(f"{root / name} is a class folder without images ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+def decode(files: dict[str, list[Path]], size: int, skip_bad: bool, skipped: list[str]) -> Split:
+    """All images at `size`, RGB. An unreadable one stops the run before it starts, or with `skip_bad` is left out and listed."""
+    paths = [(path, label) for label, found in enumerate(files.values()) for path in found]
+    need, free = len(paths) * 3 * size * size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > free // 2:
+        raise DataError(
+            f"{len(paths)} images of {size}x{size} need {need / 2**30:.0f} GiB of memory: give a smaller --image_size"
+        )
+
+    def read(item: tuple[Path, int]) -> Tensor | DataError:
+        try:
+            return read_image(item[0], size, channels=3)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(read, paths))
+    bad = [result for result in results if isinstance(result, DataError)]
+    if bad and not skip_bad:
+        raise DataError(f"{bad[0]}{f', and {len(bad) - 1} more' if len(bad) > 1 else ''}; --skip_bad goes on without")
+    skipped += [str(error) for error in bad]
+    kept = [(image, label) for image, (_, label) in zip(results, paths, strict=True) if isinstance(image, Tensor)]
+    lost = set(range(len(files))) - {label for _, label in kept}
+    if lost:
+        raise DataError(f"no readable image is left of class {', '.join(list(files)[label] for label in sorted(lost))}")
+    return torch.stack([image for image, _ in kept]), torch.tensor([label for _, label in kept])
+
+
+def read_image(path: Path, size: int, channels: int) -> Tensor:
+    """One picture as uint8 (channels, size, size): upright, shorter side to `size`, middle square."""
+    from PIL import Image, ImageOps
+    from torchvision.transforms.v2 import functional as V
+
+    try:
+        with Image.open(path) as picture:
+            image = V.pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB" if channels == 3 else "L"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as an image ({str(error).splitlines()[0]})") from error
+    return resized(image, size)
+
+
+def prepare(paths: Sequence[str | Path], preprocess: dict[str, Any]) -> Tensor:
+    """Pictures as a batch for a model whose config has this `preprocess`."""
+    mean, std = (torch.tensor(preprocess[name]) for name in ("mean", "std"))
+    images = [read_image(Path(path), preprocess["image_size"], preprocess["channels"]) for path in paths]
+    return normalise(torch.stack(images).float().div(255), mean, std)

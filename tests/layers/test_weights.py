@@ -27,9 +27,7 @@ def maps(draw):
     rows, state, constants = [], {}, {}
     for r in range(draw(st.integers(1, 6))):
         kind = draw(
-            st.sampled_from(
-                ["module", "transpose", "permute", "stack", "join", "split", "tied", "ours tied", "constant"]
-            )
+            st.sampled_from(["module", "transpose", "permute", "stack", "join", "split", "tied", "ours tied", "constant"])
         )
         dtype, seed = draw(DTYPES), draw(st.integers(0, 2**16))
         o, i, h = draw(st.permutations([2, 3, 5]))

@@ -19,7 +19,8 @@ def narrow(a):
     width, hidden, classes = a.widths[-1], a.head.arguments.get("hidden_dim"), a.head.arguments["num_classes"]
     if a.head.factory is ImageNetHead:
         model.classifier = nn.Sequential(
-            nn.Linear(width * 49, hidden), nn.ReLU(), nn.Dropout(a._dropout), nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(a._dropout),
+            nn.Linear(width * 49, hidden), nn.ReLU(), nn.Dropout(a._dropout),
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(a._dropout),
             nn.Linear(hidden, classes),
         )  # fmt: skip
     else:
@@ -115,7 +116,12 @@ def test_initial_values():
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(dict(head="large"), "head"), (dict(num_classes=0), "num_classes"), (dict(dropout=1.5), "dropout"), (dict(init="x"), "init")],
+    [
+        (dict(head="large"), "head"),
+        (dict(num_classes=0), "num_classes"),
+        (dict(dropout=1.5), "dropout"),
+        (dict(init="x"), "init"),
+    ],
 )
 def test_bad_arguments_are_named(arguments, word):
     with pytest.raises(ValueError, match=f"{word} must be"):

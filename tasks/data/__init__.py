@@ -1,0 +1,24 @@
+"""Data sets as tensors, and the random numbers of training as pure functions of where they are used."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """Something about the data that its user can mend; the message is one line."""
+
+
+def seed_of(*where: int | str) -> int:
+    """A seed of 63 bits for a place such as ``("augment", seed, epoch)``; no two places share a stream."""
+    return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator_of(*where: int | str) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*where))
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
+    """The order of the examples in an epoch (from 0): a permutation that only seed and epoch decide."""
+    return torch.randperm(size, generator=generator_of("order", seed, epoch))
