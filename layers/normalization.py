@@ -19,36 +19,37 @@ class SumOverProcesses(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone()
         dist.all_reduce(gradient)
         return gradient
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose batch is that of all processes: images (b, c, y, x) -> the same shape, b may differ and be 0.
+    """`nn.BatchNorm2d` whose batch is that of all processes: input (b, c, y, x) -> the same shape, b may differ and be 0.
 
     `nn.SyncBatchNorm` takes GPU tensors only, so that a distributed run on the CPU could not be the same as a single one. The
     variance is taken around the common mean, in a second sum, because a mean of squares less a squared mean loses digits.
     Proven against `nn.BatchNorm2d` on the whole batch, in two processes.
     """
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not (self.training and dist.is_initialized()):
-            return super().forward(images)
-        x = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+            return super().forward(input)
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         count = x.new_tensor([x.numel() // x.shape[1]])
         total = SumOverProcesses.apply(torch.cat([x.sum((0, 2, 3)), count]))
         mean, n = total[:-1] / total[-1], total[-1].detach()
         centred = x - mean[:, None, None]
         variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / n
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean), momentum)
-            self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var), momentum)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+                self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var), momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
 def synchronise_norms(model: nn.Module) -> nn.Module:

@@ -135,7 +135,7 @@ class Run:
         )  # fmt: skip
         self.main = self.accelerator.is_main_process
         device, self.world = self.accelerator.device, self.accelerator.num_processes
-        model = model.to(device, memory_format=torch.channels_last)
+        model = model.to(device).to(memory_format=torch.channels_last)
         self.model = synchronise_norms(model) if self.world > 1 else model
         self.average = copy.deepcopy(self.model).requires_grad_(False) if options.ema else None
         compiled = torch.compile(self.model) if options.compile else self.model

@@ -15,10 +15,11 @@ from torch import nn
 
 from layers.weights import WeightMap
 from zoo import files, vgg
+from zoo.model import Model
 from zoo.optimization import optimize
 
 FAMILIES = (vgg,)
-MODELS: dict[str, Callable[..., nn.Module]] = {f.__name__: f for family in FAMILIES for f in family.VARIANTS}
+MODELS: dict[str, Callable[..., Model]] = {f.__name__: f for family in FAMILIES for f in family.VARIANTS}
 
 TRAINING = "zooproof-training"
 """Value of "format" in the metadata of a training checkpoint, which holds the model's tensors under the prefix `model.`."""
@@ -29,7 +30,7 @@ def names() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
-def create(name: str, **arguments: Any) -> nn.Module:
+def create(name: str, **arguments: Any) -> Model:
     """Build a model by name; arguments are those of its function, all of them JSON values.
 
     Errors: `ValueError` for an unknown name, with the nearest one, and for an argument that the model does not take or accept.
@@ -42,7 +43,7 @@ def create(name: str, **arguments: Any) -> nn.Module:
         model = MODELS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {str(error).split('() ')[-1]}, got {arguments}") from error
-    model.config = {"model": name, "arguments": arguments}  # type: ignore[assignment]
+    model.config = {"model": name, "arguments": arguments}
     return model
 
 
@@ -55,7 +56,7 @@ def save(model: nn.Module, folder: str | Path, file: str = "model.safetensors") 
     files.write_json(Path(folder) / "config.json", config)
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path) -> Model:
     """Rebuild a model in eval mode from a folder (config.json with best.safetensors or model.safetensors) or one of its files.
 
     Errors: `ValueError` that names the file and what is wrong: missing, damaged, a pickle, another architecture.
@@ -69,7 +70,7 @@ def load(path: str | Path) -> nn.Module:
         raise ValueError(f"{path.parent / 'config.json'} must give a 'model' and its 'arguments', got {config}")
     model = create(config["model"], **config["arguments"])
     load_state(model, path)
-    model.config = config  # type: ignore[assignment]
+    model.config = config
     return model.eval()
 
 
@@ -84,4 +85,4 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         raise ValueError(f"{path} holds another architecture or class count: {error}") from error
 
 
-__all__ = ["create", "load", "load_state", "names", "optimize", "save"]
+__all__ = ["Model", "create", "load", "load_state", "names", "optimize", "save"]

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from layers.checks import require, require_axes
 from layers.convolution import ConvStack
 from layers.weights import WeightMap
+from zoo.model import Model
 
 DEPTHS = {"A": (1, 1, 2, 2, 2), "B": (2, 2, 2, 2, 2), "D": (2, 2, 3, 3, 3), "E": (2, 2, 4, 4, 4)}
 """Convolutions in each stage; the letters are the columns of the paper's table 1."""
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-class VGG(nn.Module):
+class VGG(Model):
     """images (b, c, y, x) -> logits (b, num_classes).
 
     depths: convolutions in each stage.
@@ -44,7 +45,7 @@ class VGG(nn.Module):
         super().__init__()
         require(len(depths) == len(widths), "depths", tuple(depths), f"as many as the {len(widths)} widths")
         require(init in INITS, "init", init, f"one of {', '.join(INITS)}")
-        self.in_channels, self.depths = in_channels, tuple(depths)
+        self.in_channels, self.depths, self.normed = in_channels, tuple(depths), norm is not None
         self.smallest_image = 2 ** len(depths)
         channels = [in_channels, *widths]
         self.stages = nn.ModuleList(
@@ -72,14 +73,14 @@ class VGG(nn.Module):
     def torchvision(self) -> WeightMap:
         """Our names and torchvision's, which number all layers of all stages in one sequence."""
         rows, n = [], 0
-        for s, stage in enumerate(self.stages):
-            for c, block in enumerate(stage.convs):
+        for s, depth in enumerate(self.depths):
+            for c in range(depth):
                 rows.append((f"stages.{s}.convs.{c}.conv", f"features.{n}"))
-                if not isinstance(block.norm, nn.Identity):
+                if self.normed:
                     rows.append((f"stages.{s}.convs.{c}.norm", f"features.{n + 1}"))
-                n += 2 + (not isinstance(block.norm, nn.Identity))
+                n += 3 if self.normed else 2
             n += 1  # the pool
-        return WeightMap(*rows, *self.head.torchvision)
+        return WeightMap(*rows, *getattr(self.head, "torchvision", ()))
 
 
 class ImageNetHead(nn.Module):
@@ -136,7 +137,8 @@ def init_paper(module: nn.Module) -> None:
     """Zero mean, variance 10^-2, zero biases. The paper trains A this way and starts the deeper nets from A's layers."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.normal_(module.weight, std=0.1)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 INITS = {"torchvision": init_torchvision, "paper": init_paper}

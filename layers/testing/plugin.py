@@ -18,12 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from layers.testing.contract import Case, Contract, Twin
-from layers.testing.properties import GENERIC, Property
+from layers.testing.properties import GENERIC, THOROUGH, Property
 
 _COMMON: dict[str, Any] = dict(deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 settings.register_profile("dev", max_examples=8, **_COMMON)
 settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **_COMMON)
-settings.register_profile("thorough", max_examples=200, **_COMMON)
+settings.register_profile("thorough", max_examples=THOROUGH, **_COMMON)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

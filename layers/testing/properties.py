@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from hypothesis import settings
 from pytest_torch import assert_checkpoint_roundtrip
 from torch import Tensor, nn
 
@@ -35,6 +36,8 @@ class Property:
 
 
 GENERIC: list[Property] = []
+THOROUGH = 200
+"""Examples from which a run counts as thorough."""
 
 
 def generic(**options: Any) -> Callable[[Callable[..., bool | None]], Callable[..., bool | None]]:
@@ -207,11 +210,10 @@ class Functional(nn.Module):
 
     def __init__(self, block: nn.Module, state: dict[str, Tensor]) -> None:
         super().__init__()
-        object.__setattr__(self, "block", block)
-        object.__setattr__(self, "state", state)
+        self.run = lambda args, kwargs: torch.func.functional_call(block, state, args, kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(self.block, self.state, args, kwargs)
+        return self.run(args, kwargs)
 
 
 @generic()
@@ -321,12 +323,9 @@ def batch_rows(case: Case) -> bool:
 def rows_of(case: Case, output: Any, row: int) -> dict[str, Tensor]:
     """That row of every output that has a batch axis."""
     spec = case.contract.outputs(case.arguments, SimpleNamespace(**case.sizes))
-    names = {a: i for i, a in enumerate(case.sizes)}
-    positions = {
-        k: next((i for i, n in enumerate(s) if n < 0), None)
-        for k, s in documented(spec, {a: -1 if a in BATCH else i for a, i in names.items()})
-    }
-    return {k: x.select(positions[k], row) for k, x in leaves(output) if positions[k] is not None}
+    marked = documented(spec, {axis: -1 if axis in BATCH else size for axis, size in case.sizes.items()})
+    positions = {name: shape.index(-1) for name, shape in marked if -1 in shape}
+    return {name: x.select(positions[name], row) for name, x in leaves(output) if name in positions}
 
 
 def replace_row(target: Tensor, source: Tensor, axis: int, row: int) -> Tensor:
@@ -489,19 +488,23 @@ def export(case: Case) -> bool:
 
 
 @generic(cost=50)
-def compile(case: Case, backend: str = "aot_eager") -> bool:
-    """Whole-graph `torch.compile` with a dynamic batch equals eager, forward and backward, without compiling again."""
+def compile(case: Case) -> bool:
+    """Whole-graph `torch.compile` with a dynamic batch equals eager, forward and backward, without compiling again.
+
+    Whole models, and every block in a thorough run, go through inductor; blocks otherwise through aot_eager, which is quick.
+    """
     if not case.batches():
         return False
     block, graphs = case.block(), []
-    compiler = torch._dynamo.lookup_backend(backend)
+    thorough = settings.default is not None and settings.default.max_examples >= THOROUGH
+    compiler = torch._dynamo.lookup_backend("inductor" if case.contract.model or thorough else "aot_eager")
 
     def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         graphs.append(graph)
         return compiler(graph, inputs)
 
     torch._dynamo.reset()
-    compiled = torch.compile(block, backend=counting, fullgraph=True)
+    compiled: Any = torch.compile(block, backend=counting, fullgraph=True)
     for size in (batch_size(case), batch_size(case) + 5):
         other = case.with_batch(size)
 

@@ -162,7 +162,7 @@ def load_digits(data_root: Path) -> tuple[Split, Split, list[str], str]:
     """1,797 handwritten digits of 8x8 pixels in 17 greys, as they ship inside scikit-learn."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     pixels = torch.from_numpy(found.images)[:, None].mul(255 / 16).round().byte()
     train, test = split_80_20(pixels, torch.from_numpy(found.target).long())
     return train, test, [str(digit) for digit in range(10)], "affine"
