@@ -44,6 +44,7 @@ def wheel(tmp_path_factory):
         shutil.copy(ROOT / name, source)
     for name in (*PACKAGES, "tests", "bench"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (source / name / "notes.txt").write_text("not for the wheel")
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
     done = python("-c", build, cwd=source)
     assert done.returncode == 0, done.stderr

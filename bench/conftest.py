@@ -1,0 +1,81 @@
+"""Ours and the reference in one run, turn and turn about, so that whatever else the machine does hits both."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def side_by_side(benchmark) -> Callable[..., None]:
+    """``side_by_side(ours, reference, rounds)`` times both alternately; medians and their ratio go into `extra_info`."""
+
+    def run(ours: Callable[[], Any], reference: Callable[[], Any], rounds: int, device: str = "cpu") -> None:
+        synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+        def timed(call: Callable[[], Any]) -> float:
+            synchronise()
+            begun = time.perf_counter()
+            call()
+            synchronise()
+            return time.perf_counter() - begun
+
+        def finished() -> None:
+            ours()
+            synchronise()
+
+        timed(ours)
+        timed(reference)
+        times: list[float] = []
+        benchmark.pedantic(finished, setup=lambda: times.append(timed(reference)), rounds=rounds)
+        record(benchmark, benchmark.stats.stats.median, statistics.median(times), "s")
+
+    return run
+
+
+@pytest.fixture
+def compare_memory(benchmark) -> Callable[..., None]:
+    """``compare_memory(ours, reference)``: peak bytes of tensors that each call allocates above what was there before."""
+
+    def run(ours: Callable[[], Any], reference: Callable[[], Any], device: str = "cpu") -> None:
+        peaks = []
+        for call in (ours, reference):
+            call()
+            peaks.append(peak_memory(call, device))
+        benchmark.pedantic(ours, rounds=1)
+        record(benchmark, *peaks, "MiB")
+
+    return run
+
+
+def record(benchmark: Any, ours: float, reference: float, unit: str) -> None:
+    benchmark.extra_info.update(ours=ours, reference=reference, unit=unit, ratio=ours / reference)
+
+
+def peak_memory(call: Callable[[], Any], device: str) -> float:
+    """MiB. On the CPU every allocation and release that torch's profiler sees is added up, which repeats exactly."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        profile.export_chrome_trace(str(Path(folder) / "trace.json"))
+        events = json.loads((Path(folder) / "trace.json").read_text(errors="replace"))["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak / 2**20

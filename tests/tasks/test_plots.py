@@ -1,0 +1,159 @@
+"""Pictures of a run: each shows the numbers it was given, and is written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tasks import plots
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that were written, so that a test can ask what they show."""
+    figures: list[Figure] = []
+    write = plots.write
+
+    def remember(figure: Figure, path: Path) -> None:
+        figures.append(figure)
+        write(figure, path)
+
+    monkeypatch.setattr(plots, "write", remember)
+    return figures
+
+
+def rows(epochs: int) -> list[dict[str, float]]:
+    return [
+        {
+            "epoch": n,
+            "train_loss": 2 / n,
+            "test_loss": 3 / n,
+            "train_accuracy": 1 - 1 / n,
+            "test_accuracy": 1 - 1.1 / n,
+            "lr": 0.1,
+        }
+        for n in range(1, epochs + 1)
+    ]
+
+
+def is_whole(path: Path) -> bool:
+    with Image.open(path) as picture:
+        picture.load()
+        return picture.format == "PNG" and min(picture.size) > 200 and len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_curves_show_both_splits_of_every_metric(tmp_path, drawn):
+    history = rows(4)
+    plots.curves(history, tmp_path / "curves.png")
+    loss, accuracy = drawn[0].axes
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        assert axes.get_title() == name
+        assert [line.get_label() for line in axes.lines] == ["train", "test"]
+        for line in axes.lines:
+            assert list(line.get_xdata()) == [1, 2, 3, 4]
+            assert list(line.get_ydata()) == [row[f"{line.get_label()}_{name}"] for row in history]
+    assert is_whole(tmp_path / "curves.png")
+
+
+def test_a_metric_of_the_training_alone(tmp_path, drawn):
+    plots.curves([{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}], tmp_path / "curves.png")
+    (axes,) = drawn[0].axes
+    assert [line.get_label() for line in axes.lines] == ["train"]
+
+
+def test_confusion_counts_the_true_class_in_the_row(tmp_path, drawn):
+    labels, predicted = torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([0, 1, 1, 2, 1, 1])
+    plots.confusion(labels, predicted, ["ant", "bee", "cow"], tmp_path / "confusion.png")
+    axes = drawn[0].axes[0]
+    assert {(t.get_position()[::-1], t.get_text()) for t in axes.texts} == {
+        ((0, 0), "1"), ((0, 1), "2"), ((0, 2), "1"), ((1, 1), "2")
+    }  # fmt: skip
+    due = torch.tensor([[0.25, 0.5, 0.25], [0, 1, 0], [0, 0, 0]])  # nothing of the third class: no division by zero
+    torch.testing.assert_close(torch.as_tensor(axes.images[0].get_array().data).float(), due)
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == ["ant", "bee", "cow"]
+    assert "50.00%" in axes.get_title()
+    assert is_whole(tmp_path / "confusion.png")
+
+
+def test_confusion_of_a_hundred_classes_names_all_and_writes_no_numbers(tmp_path, drawn):
+    labels = torch.arange(300) % 100
+    plots.confusion(labels, labels.roll(1), [f"class {n}" for n in range(100)], tmp_path / "confusion.png")
+    axes = drawn[0].axes[0]
+    assert not axes.texts
+    assert len(axes.get_xticklabels()) == len(axes.get_yticklabels()) == 100
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert min(picture.size) > 1500, "too small to read a hundred names"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mistakes_are_the_wrong_ones_surest_first(tmp_path, drawn, channels):
+    pixels = torch.arange(4 * channels * 36).view(4, channels, 6, 6).remainder(251).byte()
+    probabilities = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6]])
+    plots.mistakes(pixels, torch.tensor([0, 0, 0, 1]), probabilities, ["ant", "bee"], tmp_path / "mistakes.png")
+    shown = [axes for axes in drawn[0].axes if axes.images]
+    assert [axes.get_title() for axes in shown] == ["ant, taken for\nbee (80%)", "ant, taken for\nbee (70%)"]
+    for axes, index in zip(shown, (2, 1), strict=True):
+        image = torch.as_tensor(axes.images[0].get_array().data.copy())
+        assert torch.equal(image.reshape(6, 6, channels), pixels[index].permute(1, 2, 0))
+        assert axes.images[0].get_clim() == (0, 255), "a dark picture would look like a bright one"
+    assert drawn[0].get_suptitle() == "2 of 4 wrong"
+    assert is_whole(tmp_path / "mistakes.png")
+
+
+def test_mistakes_are_no_more_than_the_limit(tmp_path, drawn):
+    probabilities = torch.eye(2)[torch.ones(40, dtype=torch.long)]
+    pixels = torch.zeros(40, 1, 4, 4, dtype=torch.uint8)
+    plots.mistakes(pixels, torch.zeros(40, dtype=torch.long), probabilities, ["ant", "bee"], tmp_path / "m.png", limit=7)
+    assert sum(bool(axes.images) for axes in drawn[0].axes) == 7
+    assert drawn[0].get_suptitle() == "40 of 40 wrong, the 7 surest"
+
+
+def test_no_mistakes_are_a_picture_too(tmp_path, drawn):
+    labels = torch.tensor([0, 1])
+    pixels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    plots.mistakes(pixels, labels, torch.eye(2), ["ant", "bee"], tmp_path / "mistakes.png")
+    assert not any(axes.images for axes in drawn[0].axes)
+    assert "0 of 2 wrong" in drawn[0].get_suptitle()
+    assert is_whole(tmp_path / "mistakes.png")
+
+
+def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "curves.png"
+    plots.curves(rows(2), path)
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            plots.curves(rows(5), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
+    plots.curves(rows(5), path)
+    assert path.read_bytes() != before
+
+
+def test_no_display_and_no_global_state_are_needed(tmp_path, launch, monkeypatch):
+    """With a backend that wants a display, and none at hand."""
+    monkeypatch.setenv("MPLBACKEND", "tkagg")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    script = f"""
+import sys
+from pathlib import Path
+from tasks import plots
+plots.curves([{{"epoch": 1, "train_loss": 1.0, "test_loss": 2.0}}], Path({str(tmp_path)!r}) / "curves.png")
+print("matplotlib.pyplot" in sys.modules)
+"""
+    done = launch(launcher=("-c", script))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"
+    assert is_whole(tmp_path / "curves.png")
