@@ -48,18 +48,16 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
                 momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
                 self.running_mean.lerp_(mean.to(self.running_mean), momentum)
                 self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var), momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        scale = (variance + self.eps).rsqrt() * (self.weight if self.affine else 1)
+        shift = self.bias[:, None, None] if self.affine else 0
+        return (centred * scale[:, None, None] + shift).to(input.dtype)
 
 
 def synchronise_norms(model: nn.Module) -> nn.Module:
-    """Replace every `nn.BatchNorm2d` in place by one that counts all processes' batches; names and values stay."""
+    """Make every `nn.BatchNorm2d` of a model count all processes' batches; names and values stay."""
     if next(model.parameters()).is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                synced = SyncedBatchNorm2d(child.num_features, child.eps, child.momentum)
-                synced.load_state_dict(child.state_dict())
-                setattr(module, name, synced)
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncedBatchNorm2d  # the same attributes; only `forward` differs
     return model

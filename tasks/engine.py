@@ -1,7 +1,7 @@
 """The training loop: step, evaluate, checkpoint, resume, report. A task brings the model, the data and the loss.
 
-What makes a killed run resume to the same bits: the order of the data is a function of (seed, epoch), augmentation of (seed, epoch,
-sample), dropout of (seed, step, share), the learning rate of the step. Nothing of the past is needed but the tensors that
+What makes a killed run resume to the same bits: the order of the data is a function of (seed, epoch), augmentation of (seed,
+epoch, sample), dropout of (seed, step, share), the learning rate of the step. Nothing of the past is needed but the tensors that
 `Run.save` writes, in one file that appears whole or not at all.
 """
 
@@ -11,6 +11,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -121,11 +122,9 @@ def check_options(options: EngineOptions) -> None:
 
 
 class Run:
-    """One training run and its folder: options.json, config.json, last.safetensors, best.safetensors, metrics.jsonl, summary.json."""
+    """One training run and its folder, in which it keeps checkpoints, metrics and summary."""
 
-    def __init__(
-        self, task: Task, model: nn.Module, options: EngineOptions, folder: Path, primary: str = "accuracy"
-    ) -> None:
+    def __init__(self, task: Task, model: nn.Module, options: EngineOptions, folder: Path, primary: str = "accuracy") -> None:
         self.task, self.options, self.folder, self.primary = task, options, folder, primary
         precision = "no" if options.precision == "fp32" else options.precision
         tracker = "tensorboard" if find_spec("tensorboard") else None
@@ -149,7 +148,7 @@ class Run:
     # ------------------------------------------------------------------------------------------------ one step
 
     def shares(self, indices: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """This process's micro-batches of a batch, so cut that the k-th ones of all processes make up the k-th of a single process."""
+        """This process's micro-batches of a batch: the k-th ones of all processes make up the k-th of a single process."""
         for k, micro in enumerate(indices.tensor_split(self.options.accumulate)):
             if len(micro):
                 yield k, micro.tensor_split(self.world)[self.accelerator.process_index]
@@ -182,9 +181,7 @@ class Run:
         self.optimizer.zero_grad()
         self.step += 1
         if self.average is not None:
-            decay = min(
-                self.options.ema, (1 + self.step) / (10 + self.step)
-            )  # a young average forgets its start quickly
+            decay = min(self.options.ema, (1 + self.step) / (10 + self.step))  # a young average forgets its start quickly
             update_average(self.average, self.model, decay)
         return result
 
@@ -231,9 +228,7 @@ class Run:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         progress = {"step": self.step, "epoch": self.epoch, "position": self.position, "sums": self.sums, "history": self.history,
                     "seconds": self.seconds, "scaler": scaler}  # fmt: skip
-        files.write_tensors(
-            self.folder / "last.safetensors", tensors, {"format": zoo.TRAINING, "progress": json.dumps(progress)}
-        )
+        files.write_tensors(self.folder / "last.safetensors", tensors, {"format": zoo.TRAINING, "progress": json.dumps(progress)})
 
     def restore(self) -> None:
         """Back to the last checkpoint, or to the start if the run was stopped before its first."""
@@ -251,9 +246,7 @@ class Run:
             for key, x in tensors.items():
                 if key.startswith("optimizer."):
                     _, index, name = key.split(".", 2)
-                    like = parameters[
-                        int(index)
-                    ]  # fused kernels walk memory: a slot must lie there as its parameter does
+                    like = parameters[int(index)]  # fused kernels walk memory: a slot must lie there as its parameter does
                     slot = torch.empty_like(like).copy_(x) if x.shape == like.shape else x
                     slots.setdefault(int(index), {})[name] = slot
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
@@ -265,9 +258,7 @@ class Run:
             self.write_history()
 
     def write_history(self) -> None:
-        files.write_bytes(
-            self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history).encode()
-        )
+        files.write_bytes(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history).encode())
 
     # -------------------------------------------------------------------------------------------------- the loop
 
@@ -318,9 +309,7 @@ class Run:
                     self.sums[name] = self.sums.get(name, 0.0) + value
                 self.position += len(indices)
                 bar.update(len(indices))
-                bar.set_postfix(
-                    {n: f"{v / self.sums['units']:.4f}" for n, v in self.sums.items() if n != "units"}, refresh=False
-                )
+                bar.set_postfix({n: f"{v / self.sums['units']:.4f}" for n, v in self.sums.items() if n != "units"}, refresh=False)
                 if options.checkpoint_every and self.step % options.checkpoint_every == 0 and self.position < size:
                     self.seconds = time.perf_counter() - begun
                     self.save()
@@ -358,10 +347,8 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
         raise UserError("--resume needs --name: which run under --runs_dir is to go on?")
     folder = Path(options.runs_dir) / (options.name or default_name(options))
     if not options.resume:
-        if folder.exists():
-            raise UserError(
-                f"--name {folder.name}: {folder} exists already; give --resume to go on with it, or another name"
-            )
+        if folder.exists() and first_process():  # which may just have made it
+            raise UserError(f"--name {folder.name}: {folder} exists already; give --resume to go on with it, or another name")
         return options, folder
     if not folder.is_dir():
         raise UserError(f"--resume: there is no run {folder}; without --resume it would be begun")
@@ -369,23 +356,24 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
         saved = files.read_json(folder / "options.json")
         for name, value in given.items():
             if name not in FREE and saved.get(name) != value:
-                raise UserError(
-                    f"--{name} {value} differs from the run's {saved.get(name)}: a resumed run keeps its options"
-                )
+                raise UserError(f"--{name} {value} differs from the run's {saved.get(name)}: a resumed run keeps its options")
         options = kind(**{**{k: v for k, v in saved.items() if k in asdict(options)}, **given})
     return options, folder
+
+
+def first_process() -> bool:
+    """True outside torchrun, and in the process that reports and writes files."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def main(run: Callable[[], Any]) -> int:
     """Run a command: what the user can mend becomes one line and exit code 2, a diverged run one line and 1."""
     try:
         run()
-    except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (UserError, ValueError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    except (Diverged, UserError, ValueError, OSError) as error:
+        if first_process():
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 1 if isinstance(error, Diverged) else 2
     except KeyboardInterrupt:
         print("stopped; the same command with --name NAME --resume goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -19,9 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
 @dataclass
 class DataOptions:
-    data: str = option(
-        "digits", "digits, fashion_mnist, cifar10, cifar100, or folder:PATH with PATH/train/CLASS/images"
-    )
+    data: str = option("digits", "digits, fashion_mnist, cifar10, cifar100, or folder:PATH with PATH/train/CLASS/images")
     data_root: str = option(
         "data", "folder with the files of fashion_mnist and cifar, which are fetched there if there is a network"
     )
@@ -115,9 +113,7 @@ def train(given: dict[str, Any]) -> None:
     arguments |= {} if options.dropout is None else {"dropout": options.dropout}
     model = zoo.create(options.model, **arguments)
     if data.image_size < model.smallest_image:
-        raise UserError(
-            f"--image_size must be {model.smallest_image} or more for {options.model}, got {data.image_size}"
-        )
+        raise UserError(f"--image_size must be {model.smallest_image} or more for {options.model}, got {data.image_size}")
     model.config |= {"preprocess": data.preprocess(), "classes": data.classes}
     if options.init:
         zoo.load_state(model, saved_file(options.init))
@@ -127,13 +123,17 @@ def train(given: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(folder / "options.json", asdict(options) | {"resume": False, "name": folder.name})
         files.write_json(folder / "config.json", model.config)
-        print(f"{options.model}, {sum(p.numel() for p in model.parameters()):,} parameters; {options.data}: {len(data.train):,} training and "
-              f"{len(data.test):,} test images of {data.channels}x{data.image_size}x{data.image_size}, {len(data.classes)} classes"
-              + (f", {len(data.skipped)} unreadable ones skipped" if data.skipped else ""), flush=True)  # fmt: skip
+        shape = f"{data.channels}x{data.image_size}x{data.image_size}"
+        skipped = f", {len(data.skipped)} unreadable ones skipped" if data.skipped else ""
+        print(f"{options.model}, {sum(p.numel() for p in model.parameters()):,} parameters")
+        print(
+            f"{options.data}, {len(data.train):,} + {len(data.test):,} images of {shape}, {len(data.classes)} classes{skipped}",
+            flush=True,
+        )
     run.accelerator.wait_for_everyone()
     if options.resume:
         run.restore()
-    if run.epoch >= options.epochs and (folder / "summary.json").exists():
+    if run.epoch >= options.epochs and (folder / "mistakes.png").exists():
         run.accelerator.print(f"{folder} is finished: nothing left to do")
         return
     summary = run.fit()
@@ -143,8 +143,8 @@ def train(given: dict[str, Any]) -> None:
         if data.skipped:
             files.write_json(folder / "summary.json", summary | {"skipped_images": len(data.skipped)})
         draw(folder, run.history, probabilities, data)
-        print(f"test accuracy {summary['test_accuracy']:.4f} after epoch {summary['best_epoch']}, {summary['seconds']:.1f} s of training; "
-              f"see {folder}", flush=True)  # fmt: skip
+        best_epoch, seconds = summary["best_epoch"], summary["seconds"]
+        print(f"test accuracy {summary['test_accuracy']:.4f} after epoch {best_epoch}, {seconds:.1f} s of training; see {folder}")
 
 
 def predictions(model: nn.Module, task: Classification, batch_size: int = 256) -> tuple[Tensor, Tensor]:
@@ -178,10 +178,7 @@ def evaluate(given: dict[str, Any]) -> None:
     root = given.get("data_root") or trained.get("data_root") or options.data_root
     preprocess = preprocess_of(model, path)
     data = load_images(source, Path(root), options.image_size or preprocess["image_size"], options.skip_bad)
-    if (
-        len(data.classes) != (due := model.config["arguments"]["num_classes"])
-        or data.channels != preprocess["channels"]
-    ):
+    if len(data.classes) != (due := model.config["arguments"]["num_classes"]) or data.channels != preprocess["channels"]:
         raise UserError(f"--data {source} has {len(data.classes)} classes and {data.channels} channels, "
                         f"{path} was trained for {due} and {preprocess['channels']}")  # fmt: skip
     import torch
@@ -216,9 +213,7 @@ def predict(given: dict[str, Any]) -> None:
 def preprocess_of(model: nn.Module, path: Path) -> dict[str, Any]:
     config: Any = model.config
     if not {"preprocess", "classes"} <= config.keys():
-        raise UserError(
-            f"{path}: its config.json lacks 'preprocess' and 'classes', which a run of this task leaves there"
-        )
+        raise UserError(f"{path}: its config.json lacks 'preprocess' and 'classes', which a run of this task leaves there")
     return config["preprocess"]
 
 

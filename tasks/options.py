@@ -1,4 +1,4 @@
-"""Command-line options from dataclasses: the field is the option, its comment-like `help` the documentation, its type the check."""
+"""Command-line options from dataclasses: the field is the option, its help the documentation, its type the check."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ class UserError(Exception):
 def option(default: Any, help: str, choices: Sequence[str] = (), many: bool = False) -> Any:
     """A dataclass field that is an option; `many` takes one or more values."""
     metadata = {"help": help, "choices": choices, "many": many}
-    return (
-        field(default_factory=lambda: list(default), metadata=metadata)
-        if many
-        else field(default=default, metadata=metadata)
-    )
+    return field(default_factory=lambda: list(default), metadata=metadata) if many else field(default=default, metadata=metadata)
 
 
 def parse(program: str, commands: Mapping[str, tuple[type, str]], argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -31,8 +27,8 @@ def parse(program: str, commands: Mapping[str, tuple[type, str]], argv: Sequence
     kind, summary = commands[argv[0]]
     usage = f"python -m {program} [{'|'.join(commands)}] [options]"
     parser = argparse.ArgumentParser(
-        usage=usage, description=f"{argv[0]}: {summary}", epilog="Commands: " + "; ".join(f"{c}: {s}" for c, (_, s) in commands.items()),
-        argument_default=argparse.SUPPRESS, allow_abbrev=False,
+        usage=usage, description=f"{argv[0]}: {summary}", argument_default=argparse.SUPPRESS, allow_abbrev=False,
+        epilog="Commands: " + "; ".join(f"{c}: {s}" for c, (_, s) in commands.items()),
     )  # fmt: skip
     hints = get_type_hints(kind)
     for spec in fields(kind):
@@ -70,9 +66,7 @@ class EngineOptions:
     )
     warmup: float = option(1.0, "epochs in which the learning rate rises from zero")
     weight_decay: float = option(5e-4, "on matrices and kernels only, not on norms and biases")
-    ema: float = option(
-        0.0, "decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off"
-    )
+    ema: float = option(0.0, "decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off")
     accumulate: int = option(1, "micro-batches that make up a step, for less memory")
     clip: float = option(0.0, "largest gradient norm; 0 is off")
     precision: str = option("fp32", "fp16 needs a GPU", choices=("fp32", "bf16", "fp16"))

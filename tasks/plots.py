@@ -49,24 +49,18 @@ def confusion(labels: Tensor, predicted: Tensor, classes: Sequence[str], path: P
     small = 9 if n <= 20 else 4
     axes.set_xticks(range(n), classes, rotation=90 if max(map(len, classes)) > 2 else 0, fontsize=small)
     axes.set_yticks(range(n), classes, fontsize=small)
-    axes.set(
-        xlabel="predicted", ylabel="true", title=f"{(labels == predicted).double().mean():.2%} of {len(labels):,} right"
-    )
+    axes.set(xlabel="predicted", ylabel="true", title=f"{(labels == predicted).double().mean():.2%} of {len(labels):,} right")
     if n <= 20:
         for row in range(n):
             for column in range(n):
                 if counts[row, column]:
                     colour = "white" if shares[row, column] > 0.5 else "black"
-                    axes.text(
-                        column, row, str(int(counts[row, column])), ha="center", va="center", color=colour, fontsize=8
-                    )
+                    axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8)
     write(figure, path)
 
 
-def mistakes(
-    pixels: Tensor, labels: Tensor, probabilities: Tensor, classes: Sequence[str], path: Path, limit: int = 25
-) -> None:
+def mistakes(pixels: Tensor, labels: Tensor, probabilities: Tensor, classes: Sequence[str], path: Path, limit: int = 25) -> None:
     """The wrong predictions that the model was surest of, with true class, predicted class and its probability."""
     sure, predicted = probabilities.max(-1)
     wrong = (predicted != labels).nonzero().flatten()
@@ -82,7 +76,5 @@ def mistakes(
     for axes, i in zip(grid, shown.tolist(), strict=False):
         image = pixels[i].permute(1, 2, 0).numpy()
         axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(
-            f"{classes[int(labels[i])]}, taken for\n{classes[int(predicted[i])]} ({sure[i]:.0%})", fontsize=8
-        )
+        axes.set_title(f"{classes[int(labels[i])]}, taken for\n{classes[int(predicted[i])]} ({sure[i]:.0%})", fontsize=8)
     write(figure, path)

@@ -136,9 +136,7 @@ def load_images(source: str, data_root: Path, image_size: int | None = None, ski
     pixels = [resized(split[0], image_size or 32) if source in SETS else split[0] for split in (train, test)]
     every = pixels[0].float().div(255)
     mean, std = every.mean((0, 2, 3)), every.std((0, 2, 3)).clamp(min=1e-3)
-    return ImageData(
-        Images(pixels[0], train[1], mean, std), Images(pixels[1], test[1], mean, std), classes, augment, skipped
-    )
+    return ImageData(Images(pixels[0], train[1], mean, std), Images(pixels[1], test[1], mean, std), classes, augment, skipped)
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
@@ -151,9 +149,7 @@ def resized(pixels: Tensor, size: int) -> Tensor:
 def split_80_20(pixels: Tensor, labels: Tensor) -> tuple[Split, Split]:
     from sklearn.model_selection import train_test_split
 
-    train, test = train_test_split(
-        torch.arange(len(labels)).numpy(), test_size=0.2, stratify=labels.numpy(), random_state=0
-    )
+    train, test = train_test_split(torch.arange(len(labels)).numpy(), test_size=0.2, stratify=labels.numpy(), random_state=0)
     order = [torch.from_numpy(part).sort().values for part in (train, test)]
     return (pixels[order[0]], labels[order[0]]), (pixels[order[1]], labels[order[1]])
 
@@ -188,9 +184,7 @@ def load_fashion_mnist(data_root: Path) -> tuple[Split, Split, list[str], str]:
     tensors = [read_idx(locate(folder, name) or folder / f"{name}.gz") for name in FASHION_FILES]
     for name, images, labels in ((FASHION_FILES[0], *tensors[:2]), (FASHION_FILES[2], *tensors[2:])):
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or (len(labels) and labels.max() > 9):
-            raise DataError(
-                f"{folder / name} and its labels do not match: {tuple(images.shape)} and {tuple(labels.shape)}"
-            )
+            raise DataError(f"{folder / name} and its labels do not match: {tuple(images.shape)} and {tuple(labels.shape)}")
     train, test = (tensors[0][:, None], tensors[1].long()), (tensors[2][:, None], tensors[3].long())
     return train, test, FASHION, "flip"
 
@@ -220,8 +214,7 @@ def load_cifar(name: str, folder: str, files: list[str]) -> Callable[[Path], tup
         make = getattr(datasets, name)
         due = [f"{folder}/{file}" for file in files]
         found = [
-            fetch(lambda t=t: make(str(data_root), train=t, download=True), name.lower(), data_root, due)
-            for t in (True, False)
+            fetch(lambda t=t: make(str(data_root), train=t, download=True), name.lower(), data_root, due) for t in (True, False)
         ]
         splits = [(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in found]
         return splits[0], splits[1], list(found[0].classes), "flip"
@@ -260,9 +253,7 @@ def load_folder(root: Path, size: int, skip_bad: bool, skipped: list[str]) -> tu
         train_files, test_files = list_classes(root / "train"), list_classes(other)
         if train_files.keys() != test_files.keys():
             only = sorted(train_files.keys() ^ test_files.keys())
-            raise DataError(
-                f"{root / 'train'} and {other} must hold the same classes; only one has {', '.join(only[:10])}"
-            )
+            raise DataError(f"{root / 'train'} and {other} must hold the same classes; only one has {', '.join(only[:10])}")
         splits = [decode(files, size, skip_bad, skipped) for files in (train_files, test_files)]
     else:
         train_files = list_classes(root)

@@ -78,7 +78,7 @@ def launch() -> Command:
     """Run ``python *launcher *arguments`` in the project's root, one thread, no terminal."""
 
     def run(*arguments: object, launcher: tuple[object, ...] = ("-m", TASK)) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         words = [sys.executable, *map(str, launcher), *map(str, arguments)]
         return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -105,6 +105,14 @@ def test_a_step_is_the_gradient_of_the_mean_over_the_units(start):
     torch.testing.assert_close(weights(run), dict(plain.state_dict()), rtol=1e-12, atol=1e-13)
 
 
+def test_clipping_bounds_the_norm_of_the_whole_gradient(start):
+    run = start(clip=1e-3, lr=0.1, schedule="constant", weight_decay=0.0, accumulate=2)
+    before = weights(run)
+    run.train_step(torch.arange(8))
+    moved = torch.stack([(value - before[name]).norm() for name, value in weights(run).items()]).norm().item()
+    assert moved == pytest.approx(0.1 * 1.9 * 1e-3)  # the first step of Nesterov momentum 0.9 goes 1.9 gradients far
+
+
 def test_every_test_example_counts_once(start):
     task = Sentences(test_size=130)
     run = start(task)
