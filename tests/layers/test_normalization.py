@@ -39,8 +39,7 @@ def process(rank, path, model, images, gradient, shares, results):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("shares", [(3, 4), (7, 0)])
-@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize(("shares", "momentum"), [((3, 4), 0.1), ((7, 0), None)])
 def test_two_processes_compute_what_one_does(tmp_path, shares, momentum):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(7, 3, 5, 4, generator=generator, dtype=torch.float64) + 100
