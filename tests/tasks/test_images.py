@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tasks.data import DataError, epoch_order, seed_of
-from tasks.data.images import AUGMENTATIONS, Augmentation, ImageData, Images, load_images, prepare, read_image, warp
+from tasks.data.images import AUGMENTATIONS, Augmentation, ImageData, Images, load_images, moments, prepare, read_image, warp
 
 NOWHERE = Path("nowhere")
 
@@ -538,6 +538,120 @@ def test_without_a_network_the_files_and_their_place_are_named(tmp_path, name, o
         due = [f"{file}.gz" for file in NAMES]
     assert message.startswith(f"{name} is not in {tmp_path}")
     assert message.endswith(f"put {', '.join(due)} there")
+
+
+# ------------------------------------------------------------------------------------------------------------ hard cases
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_greys_of_16_bits_keep_their_shades(tmp_path, suffix):
+    ramp = np.linspace(0, 65535, 16, dtype=np.uint16)[None].repeat(16, 0)
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(ramp).save(path)
+    for channels in (1, 3):
+        assert read_image(path, 16, channels)[:, 3].tolist() == [[17 * n for n in range(16)]] * channels
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(DataError, match=r"float\.tiff .*8 or 16 bits"):
+        read_image(tmp_path / "float.tiff", 4, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_lies_on_white(tmp_path, mode):
+    """A black drawing on nothing: without its transparency it would be black all over."""
+    drawing = np.zeros((8, 8, 4), np.uint8)
+    drawing[2:4, :, 3] = 255
+    picture = Image.fromarray(drawing)
+    if mode == "P":
+        picture = Image.new("P", (8, 8), 0)
+        picture.putpalette([0, 0, 0, 0, 0, 0])
+        picture.paste(1, (0, 2, 8, 4))
+        picture.save(tmp_path / "drawing.png", transparency=bytes([0, 255]))
+    else:
+        picture.convert(mode).save(tmp_path / "drawing.png")
+    image = read_image(tmp_path / "drawing.png", 8, 3)
+    assert (image[:, 2:4] == 0).all()
+    assert (image[:, [0, 1, 4, 5, 6, 7]] == 255).all()
+
+
+def test_a_strip_is_cut_before_it_is_enlarged(tmp_path, monkeypatch):
+    """1 by 3,000 pixels: enlarged first, its short side would take its long one to 672,000."""
+    from torchvision.transforms.v2 import functional as V
+
+    resize, sizes = V.resize, []
+    monkeypatch.setattr(V, "resize", lambda image, *a, **k: sizes.append(image.shape) or resize(image, *a, **k))
+    Image.new("RGB", (3000, 1), (1, 2, 3)).save(tmp_path / "strip.png")
+    assert read_image(tmp_path / "strip.png", 224, 3)[:, 0, 0].tolist() == [1, 2, 3]
+    assert sizes == [(3, 1, 1)]
+
+
+def test_moments_are_exact_on_any_number_of_threads():
+    pixels = torch.randint(0, 200, (100, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels[:, 1] //= 3
+    pixels[:, 2] = 77
+    values, threads = pixels.double() / 255, torch.get_num_threads()
+    due = values.mean((0, 2, 3)), values.std((0, 2, 3), correction=0).clamp(min=1e-3)
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            for ours, exact in zip(moments(pixels), due, strict=True):
+                torch.testing.assert_close(ours, exact.float(), rtol=2e-7, atol=0)
+            assert all(torch.equal(a, b) for a, b in zip(moments(pixels), moments(pixels.flip(0)), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_an_image_size_below_one_is_refused(tmp_path, size):
+    for source in ("digits", f"folder:{tmp_path}"):
+        assert complaint(source, NOWHERE, image_size=size).endswith(f"got {size}")
+
+
+def test_hidden_files_are_not_images(tmp_path):
+    """macOS leaves ._NAME.png beside NAME.png on foreign disks."""
+    write_levels(tmp_path / "train", {"ant": 1, "bee": 1})
+    write_levels(tmp_path / "test", {"ant": 1, "bee": 1})
+    (tmp_path / "train" / "ant" / "._00.png").write_bytes(b"\0\5\26\7")
+    assert len(load_images(f"folder:{tmp_path}", NOWHERE, image_size=4).train) == 2
+
+
+def test_each_class_needs_five_images_to_be_split(tmp_path):
+    write_levels(tmp_path, {"ant": 4, "bee": 30})
+    assert "[4, 30]" in complaint(f"folder:{tmp_path}", NOWHERE, image_size=4)
+
+
+def test_a_gzip_file_with_a_flipped_bit_is_named(tmp_path, fashion):
+    """In any of its bytes: what it breaks, header, code or checksum, raises errors of different kinds."""
+    write_idx(tmp_path, fashion)
+    path = tmp_path / f"{NAMES[1]}.gz"
+    content, damaged = path.read_bytes(), 0
+    for n in range(len(content)):
+        path.write_bytes(content[:n] + bytes([content[n] ^ 0x14]) + content[n + 1 :])
+        try:
+            found = load_images("fashion_mnist", tmp_path, image_size=1).train.labels
+        except DataError as error:
+            assert str(error).startswith(str(path))  # noqa: PT017
+            damaged += 1
+        else:  # the time of packing, or the file's name
+            assert torch.equal(found, fashion[NAMES[1]].long())
+    assert damaged > len(content) / 2
+
+
+def test_an_idx_file_that_is_missing_is_named(tmp_path, fashion, offline, capsys):
+    write_idx(tmp_path, fashion)
+    (tmp_path / f"{NAMES[2]}.gz").unlink()
+    assert complaint("fashion_mnist", tmp_path).endswith(f"put {NAMES[2]}.gz there")
+
+
+def test_a_download_that_broke_off_is_taken_up_again(tmp_path, fashion, monkeypatch):
+    from torchvision import datasets
+
+    raw = tmp_path / "FashionMNIST" / "raw"
+    write_idx(raw, {name: fashion[name] for name in NAMES[:2]})
+    monkeypatch.setattr(datasets, "FashionMNIST", lambda *a, **k: write_idx(raw, fashion))
+    assert len(load_images("fashion_mnist", tmp_path, image_size=28).test) == 5
 
 
 # -------------------------------------------------------------------------------------------------------------------- imports

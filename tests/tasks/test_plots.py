@@ -124,6 +124,27 @@ def test_no_mistakes_are_a_picture_too(tmp_path, drawn):
     assert is_whole(tmp_path / "mistakes.png")
 
 
+def test_odd_class_names_are_written_as_they_are(tmp_path, drawn):
+    """Neither a formula nor so long that nothing is left for the picture."""
+    names = ["$a_$", "$b^$", "great white shark, man-eater, man-eating shark"]
+    labels = torch.tensor([0, 1, 2])
+    plots.confusion(labels, labels.roll(1), names, tmp_path / "confusion.png")
+    pixels = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    plots.mistakes(pixels, labels, torch.eye(3)[labels.roll(1)], names, tmp_path / "mistakes.png")
+    assert [tick.get_text() for tick in drawn[0].axes[0].get_yticklabels()] == [r"\$a_\$", r"\$b^\$", "great white shark, …"]
+    matrix = drawn[0].axes[0].get_position()
+    assert min(matrix.width, matrix.height) > 0.4, "no room is left for the matrix"
+    assert is_whole(tmp_path / "confusion.png")
+    assert is_whole(tmp_path / "mistakes.png")
+
+
+def test_a_single_epoch_has_a_tick_of_its_own(tmp_path, drawn):
+    plots.curves(rows(1), tmp_path / "curves.png")
+    axes = drawn[0].axes[0]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
 def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
     plots.curves(rows(2), path)
