@@ -20,6 +20,7 @@ Differs from `torch.nn.Module.load_state_dict(strict=True)` in that all problems
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +41,10 @@ class Name:
         self.holes = tuple(parts[1::2])
         if len(set(self.holes)) < len(self.holes):
             raise ValueError(f"holes of {template!r} must differ, got {', '.join(self.holes)}")
-        pattern = "".join(f"(?P<{p}>\\d+)" if i % 2 else re.escape(p) for i, p in enumerate(parts))
-        rest = r"(?P<_rest>\..+)?" if template else r"(?P<_rest>.+)"
+        if any(c in "{}" for p in parts[::2] for c in p) or not all(h.isidentifier() and h[0] != "_" for h in self.holes):
+            raise ValueError(f"holes must be named like {{i}}, got {template!r}")
+        pattern = "".join(f"(?P<{p}>[0-9]+)" if i % 2 else re.escape(p) for i, p in enumerate(parts))
+        rest = r"(\.(?P<_rest>.+))?" if template else r"(?P<_rest>.+)"
         self.template, self.regex = template, re.compile(pattern + (rest if prefix else "(?P<_rest>)"))
 
     def match(self, name: str) -> tuple[tuple[str, str], ...] | None:
@@ -49,7 +52,7 @@ class Name:
         return None if found is None else tuple((k, v or "") for k, v in sorted(found.groupdict().items()))
 
     def fill(self, values: Mapping[str, str]) -> str:
-        return self.template.format_map(values) + values.get("_rest", "")
+        return ".".join(part for part in (self.template.format_map(values), values.get("_rest", "")) if part)
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,33 @@ class Row:
             raise ValueError(f"one side of a row must be a single name, got {ours!r} and {theirs!r}")
         if len({frozenset(name.holes) for name in left + right}) > 1:
             raise ValueError(f"all names of a row must have the same holes, got {ours!r} and {theirs!r}")
+        if any(len(set(side.split())) < len(side.split()) for side in (ours, theirs)):
+            raise ValueError(f"names of a row must differ, got {ours!r} and {theirs!r}")
+        row = cls(tuple(left), tuple(right), pattern, sizes or {})
         if pattern:
             require_bijection(pattern, len(left), len(right))
-        return cls(tuple(left), tuple(right), pattern, sizes or {})
+            row.try_out()
+        return row
+
+    def try_out(self) -> None:
+        """Convert a small example there and back: what einops will not read or the sizes leave open fails here, not at a load."""
+        sides = [side.strip() for side in self.pattern.split("->")]
+        size = {axis: n for n, axis in enumerate(dict.fromkeys(axes(self.pattern)), start=2)} | dict(self.sizes)
+        many = max(len(self.ours), len(self.theirs))
+        stacked = many > 1 and "+" not in self.pattern
+        if stacked:
+            size[sides[len(self.theirs) > 1].split()[0]] = many
+        shapes = [axis_lengths(part, size) for part in sides[0].split(",")]
+        if stacked and len(self.ours) > 1:
+            shapes = [shapes[0][1:]] * many
+        ours = [torch.arange(math.prod(shape), device="cpu").reshape(shape) + k for k, shape in enumerate(shapes)]
+        try:
+            there = self.convert(ours, backward=False, like=[None] * len(self.theirs))
+            same = all(same_bits(x, y) for x, y in zip(ours, self.convert(there, True, ours), strict=True))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"pattern must convert both ways, got {self.pattern!r} ({last_line(error)})") from error
+        if not same:
+            raise ValueError(f"pattern must give back what it took, got {self.pattern!r}")
 
     def convert(self, tensors: Sequence[Tensor], backward: bool, like: Sequence[Tensor | None]) -> list[Tensor]:
         """The other side's tensors; `like` gives their shapes where a concatenation has to be cut."""
@@ -79,6 +106,8 @@ class Row:
             if any(not same_bits(t, tensors[0]) for t in tensors[1:]):
                 raise ValueError("tied entries must hold the same values")
             return [tensors[0]] * count
+        if len(dtypes := {str(t.dtype) for t in tensors}) > 1:
+            raise ValueError(f"merged entries must have one dtype, got {', '.join(sorted(dtypes))}")
         left, right = (side.strip() for side in self.pattern.split("->"))
         source, target = (right, left) if backward else (left, right)
         if "+" in source:
@@ -95,6 +124,12 @@ class Row:
 
 def axes(side: str) -> list[str]:
     return [axis for axis in re.findall(r"\w+", side) if axis != "1"]
+
+
+def axis_lengths(part: str, size: Mapping[str, int]) -> list[int]:
+    """'(q + kv) 1 i' -> [q + kv, 1, i]; a group without + is a product."""
+    tokens = re.findall(r"\([^()]*\)|[^\s()]+", part)
+    return [(sum if "+" in t else math.prod)(size[axis] for axis in axes(t)) for t in tokens]
 
 
 def require_bijection(pattern: str, ours: int, theirs: int) -> None:
@@ -154,8 +189,18 @@ def same_bits(x: Tensor, y: Tensor) -> bool:
     return x is y or torch.equal(*(t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (x, y)))
 
 
+def exact(source: torch.dtype, target: torch.dtype) -> bool:
+    """Whether every value survives the copy: the same dtype, or a wider one of the same kind."""
+    kinds = [(t.is_floating_point, t.is_complex) for t in (source, target)]
+    return source == target or (kinds[0] == kinds[1] and torch.promote_types(source, target) == target)
+
+
+def last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()
+
+
 def listed(problem: str, names: Iterable[str]) -> list[str]:
-    names = sorted(names)
+    names = sorted(set(names))
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return [f"{problem}: {', '.join(names[:20])}{more}"] if names else []
 
@@ -182,21 +227,26 @@ class WeightMap:
         """Our names to theirs. Not strict: rows that are not wholly there, and constants, are left out (for gradients)."""
         result, holes, problems = self._convert(tensors, backward=False, like={})
         if strict:
-            refuse(problems)
-            result |= self._constants(holes)
+            due = self._constants(holes)
+            refuse(problems + listed("claimed by a row and a constant", result.keys() & due.keys()))
+            result |= due
         return result
 
     def to_ours(self, tensors: Tensors, like: Tensors | None = None, strict: bool = True) -> dict[str, Tensor]:
         """Their names to ours. `like`, our state dict, gives the sizes of unequal parts."""
+        result, problems = self._to_ours(tensors, like or {})
+        if strict:
+            refuse(problems)
+        return result
+
+    def _to_ours(self, tensors: Tensors, like: Tensors) -> tuple[dict[str, Tensor], list[str]]:
         fixed = {k: v for k, v in tensors.items() if any(name.match(k) is not None for name, _ in self.constants)}
         rest = {k: v for k, v in tensors.items() if k not in fixed}
-        result, holes, problems = self._convert(rest, backward=True, like=like or {})
-        if strict:
-            due = self._constants(holes)
-            wrong = [k for k in fixed.keys() & due.keys() if not same_bits(fixed[k], due[k])]
-            problems += listed("missing constants", due.keys() - fixed.keys()) + listed("not the constant", wrong)
-            refuse(problems + listed("unmapped", fixed.keys() - due.keys()))
-        return result
+        result, holes, problems = self._convert(rest, backward=True, like=like)
+        due = self._constants(holes)
+        wrong = [k for k in fixed.keys() & due.keys() if not same_bits(fixed[k], due[k])]
+        problems += listed("missing constants", due.keys() - fixed.keys()) + listed("not the constant", wrong)
+        return result, problems + listed("unmapped", fixed.keys() - due.keys())
 
     def _constants(self, holes: list[dict[str, str]]) -> dict[str, Tensor]:
         """Every constant under every name that the holes of the converted rows give."""
@@ -214,20 +264,20 @@ class WeightMap:
     def load(self, module: nn.Module, theirs: Tensors) -> None:
         """Copy their state into the module. Nothing is written unless all of it fits; a wider dtype may take a narrower one."""
         state = module.state_dict()
-        ours = self.to_ours(theirs, like=state)
+        ours, problems = self._to_ours(theirs, state)
         both = ours.keys() & state.keys()
         shapes = [f"{k} {tuple(ours[k].shape)} for {tuple(state[k].shape)}" for k in both if ours[k].shape != state[k].shape]
-        dtypes = [
-            f"{k} {ours[k].dtype} for {state[k].dtype}"
-            for k in both
-            if torch.promote_types(ours[k].dtype, state[k].dtype) != state[k].dtype
-        ]
+        dtypes = [f"{k} {ours[k].dtype} for {state[k].dtype}" for k in both if not exact(ours[k].dtype, state[k].dtype)]
         refuse(
-            listed("missing", state.keys() - ours.keys())
+            problems
+            + listed("missing", state.keys() - ours.keys())
             + listed("not in the module", ours.keys() - state.keys())
             + listed("wrong shape", shapes)
             + listed("would lose precision", dtypes)
+            + listed("without values (meta device)", [k for k in both if ours[k].is_meta or state[k].is_meta])
         )
+        own = {t.untyped_storage().data_ptr() for t in state.values()}  # a module may be loaded from itself, entries swapped
+        ours = {k: v.clone() if v.untyped_storage().data_ptr() in own else v for k, v in ours.items()}
         with torch.no_grad():
             for key, value in ours.items():
                 state[key].copy_(value)
@@ -265,12 +315,10 @@ class WeightMap:
             try:
                 converted = row.convert([found[n] for n in sorted(found)], backward, [like.get(n) for n in names])
             except (ValueError, RuntimeError) as error:  # einops.EinopsError is a RuntimeError
-                failed.append(
-                    f"{', '.join(name.fill(filled) for name in source)} ({str(error).strip().splitlines()[-1].strip()})"
-                )
+                failed.append(f"{', '.join(name.fill(filled) for name in source)} ({last_line(error)})")
                 continue
             clash = [name for name in names if name in result]
             ambiguous += clash
             result.update(zip(names, converted, strict=True))
-        problems = listed("unmapped", unmapped) + listed("claimed by two rows", ambiguous)
-        return result, [dict(values) for _, values in groups], problems + listed("missing", missing) + failed
+        problems = listed("unmapped", unmapped) + listed("claimed by two rows", ambiguous) + listed("missing", missing)
+        return result, [dict(values) for _, values in groups], problems + listed("cannot convert", failed)

@@ -201,13 +201,12 @@ class Run:
         sums: dict[str, Tensor] = {}
         for indices in torch.arange(self.task.test_size).split(max(self.options.batch_size, 64)):
             share = indices.tensor_split(self.world)[self.accelerator.process_index]
-            if len(share):
-                batch = self.to_device(self.task.batch(share, None))
-                with self.accelerator.autocast():
-                    loss, metrics = self.task.loss(model, batch)
-                units = torch.tensor(float(self.task.units(batch)))
-                for name, value in {"loss": loss, **metrics, "units": units}.items():
-                    sums[name] = sums.get(name, 0) + value.double()
+            batch = self.to_device(self.task.batch(share, None))  # may be empty: all processes sum up the same names
+            with self.accelerator.autocast():
+                loss, metrics = self.task.loss(model, batch)
+            units = torch.tensor(float(self.task.units(batch)))
+            for name, value in {"loss": loss, **metrics, "units": units}.items():
+                sums[name] = sums.get(name, 0) + value.double()
         everything = {name: self.total(value).item() for name, value in sums.items()}
         return {name: value / everything["units"] for name, value in everything.items() if name != "units"}
 
@@ -227,16 +226,21 @@ class Run:
             tensors |= {f"optimizer.{index}.{name}": x for name, x in slots.items() if isinstance(x, Tensor)}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         progress = {"step": self.step, "epoch": self.epoch, "position": self.position, "sums": self.sums, "history": self.history,
-                    "seconds": self.seconds, "scaler": scaler}  # fmt: skip
+                    "seconds": self.seconds, "scaler": scaler, "sizes": [self.task.train_size, self.task.test_size]}  # fmt: skip
         files.write_tensors(self.folder / "last.safetensors", tensors, {"format": zoo.TRAINING, "progress": json.dumps(progress)})
 
     def restore(self) -> None:
         """Back to the last checkpoint, or to the start if the run was stopped before its first."""
         path = self.folder / "last.safetensors"
+        if self.main:
+            files.remove_parts(self.folder)
         if path.exists():
             progress = json.loads(files.read_metadata(path).get("progress", "null"))
             if not isinstance(progress, dict):
                 raise UserError(f"{path} is no training checkpoint: it lacks the progress of a run")
+            if progress["sizes"] != [self.task.train_size, self.task.test_size]:
+                raise UserError(f"{path}: the data has changed, from {progress['sizes']} training and test examples to "
+                                f"{[self.task.train_size, self.task.test_size]}; a resumed run needs the same")  # fmt: skip
             zoo.load_state(self.model, path)
             tensors = files.read_tensors(path)
             if self.average is not None:
@@ -274,8 +278,9 @@ class Run:
             path = self.folder / "last.safetensors"
             kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
             raise Diverged(f"{error}; {kept}. A smaller --lr or --clip 1 may help") from error
-        best = self.best()
-        summary = {f"test_{name}": best[f"test_{name}"] for name in ("loss", self.primary)} | {
+        best, last = self.best(), self.history[-1]
+        summary = {name: value for name, value in last.items() if name.startswith(("train_", "test_"))} | {
+            f"best_test_{self.primary}": best[f"test_{self.primary}"],
             "best_epoch": best["epoch"],
             "epochs": self.epoch,
             "seconds": round(self.seconds, 3),
@@ -361,6 +366,15 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
     return options, folder
 
 
+@contextlib.contextmanager
+def checking_input() -> Iterator[None]:
+    """While options, data and checkpoints are read, a `ValueError` is about them, not a fault of the program."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def first_process() -> bool:
     """True outside torchrun, and in the process that reports and writes files."""
     return os.environ.get("RANK", "0") == "0"
@@ -370,7 +384,7 @@ def main(run: Callable[[], Any]) -> int:
     """Run a command: what the user can mend becomes one line and exit code 2, a diverged run one line and 1."""
     try:
         run()
-    except (Diverged, UserError, ValueError, OSError) as error:
+    except (Diverged, UserError, OSError) as error:
         if first_process():
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2

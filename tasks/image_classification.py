@@ -97,26 +97,27 @@ def train(given: dict[str, Any]) -> None:
 
     import zoo
     from tasks.data.images import load_images
-    from tasks.engine import Run, open_folder
+    from tasks.engine import Run, checking_input, open_folder
     from zoo import files
 
     def named(o: TrainOptions) -> str:
         return f"{o.model}-{o.data.rpartition('/')[2].replace('folder:', '')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    options, folder = open_folder(TrainOptions, given, named)
-    if not 0 <= options.label_smoothing < 1:
-        raise UserError(f"--label_smoothing must be at least 0 and below 1, got {options.label_smoothing}")
-    data = load_images(options.data, Path(options.data_root), options.image_size, options.skip_bad)
-    torch.manual_seed(options.seed)
-    arguments = {"num_classes": len(data.classes), "in_channels": data.channels}
-    arguments |= {"head": "imagenet" if data.image_size >= 128 else "small"}
-    arguments |= {} if options.dropout is None else {"dropout": options.dropout}
-    model = zoo.create(options.model, **arguments)
-    if data.image_size < model.smallest_image:
-        raise UserError(f"--image_size must be {model.smallest_image} or more for {options.model}, got {data.image_size}")
-    model.config |= {"preprocess": data.preprocess(), "classes": data.classes}
-    if options.init:
-        zoo.load_state(model, saved_file(options.init))
+    with checking_input():
+        options, folder = open_folder(TrainOptions, given, named)
+        if not 0 <= options.label_smoothing < 1:
+            raise UserError(f"--label_smoothing must be at least 0 and below 1, got {options.label_smoothing}")
+        data = load_images(options.data, Path(options.data_root), options.image_size, options.skip_bad)
+        torch.manual_seed(options.seed)
+        arguments = {"num_classes": len(data.classes), "in_channels": data.channels}
+        arguments |= {"head": "imagenet" if data.image_size >= 128 else "small"}
+        arguments |= {} if options.dropout is None else {"dropout": options.dropout}
+        model = zoo.create(options.model, **arguments)
+        if data.image_size < model.smallest_image:
+            raise UserError(f"--image_size must be {model.smallest_image} or more for {options.model}, got {data.image_size}")
+        model.config |= {"preprocess": data.preprocess(), "classes": data.classes}
+        if options.init:
+            zoo.load_state(model, saved_file(options.init))
     task = Classification(data, options.augment or data.augment, options.label_smoothing, options.seed)
     run = Run(task, model, options, folder)
     if run.main:
@@ -132,7 +133,8 @@ def train(given: dict[str, Any]) -> None:
         )
     run.accelerator.wait_for_everyone()
     if options.resume:
-        run.restore()
+        with checking_input():
+            run.restore()
     if run.epoch >= options.epochs and (folder / "mistakes.png").exists():
         run.accelerator.print(f"{folder} is finished: nothing left to do")
         return
@@ -143,8 +145,8 @@ def train(given: dict[str, Any]) -> None:
         if data.skipped:
             files.write_json(folder / "summary.json", summary | {"skipped_images": len(data.skipped)})
         draw(folder, run.history, probabilities, data)
-        best_epoch, seconds = summary["best_epoch"], summary["seconds"]
-        print(f"test accuracy {summary['test_accuracy']:.4f} after epoch {best_epoch}, {seconds:.1f} s of training; see {folder}")
+        best_accuracy, seconds = f"{summary['best_test_accuracy']:.4f} after epoch {summary['best_epoch']}", summary["seconds"]
+        print(f"test accuracy {summary['test_accuracy']:.4f} (best {best_accuracy}), {seconds:.1f} s of training; see {folder}")
 
 
 def predictions(model: nn.Module, task: Classification, batch_size: int = 256) -> tuple[Tensor, Tensor]:
@@ -239,9 +241,16 @@ def saved_file(init: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     command, given = parse("tasks.image_classification", COMMANDS, sys.argv[1:] if argv is None else argv)
+    from tasks.engine import checking_input
     from tasks.engine import main as guarded
 
-    return guarded(lambda: {"train": train, "evaluate": evaluate, "predict": predict}[command](given))
+    def run() -> None:
+        if command == "train":
+            return train(given)
+        with checking_input():
+            return {"evaluate": evaluate, "predict": predict}[command](given)
+
+    return guarded(run)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def option(default: Any, help: str, choices: Sequence[str] = (), many: bool = Fa
 def parse(program: str, commands: Mapping[str, tuple[type, str]], argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The command (the first one if none is given) and the options that were given; `--batch-size` and `--batch_size` are one."""
     first = next(iter(commands))
-    argv = [a.replace("-", "_").replace("__", "--", 1) if a.startswith("--") and "=" not in a else a for a in argv]
+    argv = [
+        f"--{a[2:].partition('=')[0].replace('-', '_')}{''.join(a.partition('=')[1:])}" if a.startswith("--") else a for a in argv
+    ]
     if not argv or argv[0] not in commands:
         argv = [first, *argv]
     kind, summary = commands[argv[0]]

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+PART = ".part"
+"""Ending of a file that is still being written."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
@@ -28,18 +30,22 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         path = next((c for c in choices if c.exists()), choices[0])
     if path.name.endswith(".index.json"):
         return read_shards(path)
+    return read_file(path)
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
     with open_tensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict):
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
         raise ValueError(f"{index} must have an object 'weight_map' that gives the file of every tensor")
     shards = {file: index.parent / file for file in names.values()}
     if missing := sorted(file for file, path in shards.items() if not path.is_file()):
         raise ValueError(f"{index} names shards that are not there: {', '.join(missing)}")
-    tensors = {file: read_tensors(path) for file, path in shards.items()}
+    tensors = {file: read_file(path) for file, path in shards.items()}
     if lost := sorted(name for name, file in names.items() if name not in tensors[file]):
         raise ValueError(f"{index} names tensors that their shards do not hold: {', '.join(lost[:20])}")
     return {name: tensors[file][name] for name, file in names.items()}
@@ -56,7 +62,9 @@ def open_tensors(path: Path) -> Any:
         raise ValueError(f"{path} is not there: a .safetensors file, or a folder with model.safetensors, is due")
     with path.open("rb") as file:
         head = file.read(64)
-    if path.suffix in PICKLES or head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    # a safetensors file starts with the length of its header, whose low bytes may look like a pickle's, and then "{"
+    starts_like_pickle = head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") and head[8:9] != b"{"
+    if path.suffix in PICKLES or starts_like_pickle:
         raise ValueError(f"{path} is a pickle, which runs code when it is read: give a .safetensors file")
     try:
         return safe_open(path, framework="pt")
@@ -90,7 +98,7 @@ def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write beside `path`, flush to disk, and rename: a crash or a full disk leaves the old file as it was."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -98,6 +106,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # such as a full disk: say which file
+            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
         raise
+
+
+def remove_parts(folder: Path) -> None:
+    """What processes that were killed while they wrote have left behind."""
+    for part in folder.glob(f".*{PART}"):
+        part.unlink()

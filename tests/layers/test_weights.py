@@ -197,6 +197,17 @@ def test_constants_are_written_and_checked():
         (("a b", "c d"), "single name"),
         (("a.{i}", "b.{j}"), "same holes"),
         (("a.{i}.{i}", "b.{i}"), "must differ"),
+        (("a a", "b"), "names of a row must differ"),
+        (("a.{}", "b.{}"), "named like"),
+        (("a.{0}", "b.{0}"), "named like"),
+        (("a.{i", "b.{i"), "named like"),
+        (("a", "b", "o i -> (o i)"), "both ways"),  # the way back lacks a size
+        (("a", "b", "o (i -> i o"), "both ways"),
+        (("a", "b", "o i -> i o", dict(h=2)), "both ways"),
+        (("a b", "c", "1 o -> o"), "both ways"),
+        (("a b", "c", "q i, k j -> (q + k) i j"), "both ways"),
+        (("a b", "c", "q i, k i -> (k + q) i"), "both ways"),
+        (("a", "b c", "(q + k) i -> q i, k i"), "sizes must give"),
     ],
 )
 def test_a_row_that_is_no_bijection_is_refused(row, message):
@@ -216,6 +227,68 @@ def test_concatenation_without_known_sizes_is_refused():
     weights = WeightMap(("q kv", "qkv", "q i, kv i -> (q + kv) i"))
     with pytest.raises(ValueError, match="sizes"):
         weights.to_ours({"qkv": torch.zeros(5, 2)})
+
+
+def test_merging_two_dtypes_is_refused():
+    for pattern in ("n o -> (n o)", "q, k -> (q + k)"):
+        with pytest.raises(ValueError, match=r"q, k .*one dtype, got torch\.float32, torch\.int64"):
+            WeightMap(("q k", "qk", pattern)).to_theirs({"q": torch.zeros(2), "k": torch.zeros(2, dtype=torch.int64)})
+
+
+def test_integers_do_not_become_floats():
+    module = nn.ParameterDict({"w": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"would lose precision: w torch\.int64 for torch\.float32"):
+        WeightMap(("w", "w")).load(module, {"w": torch.tensor([2**24 + 1])})
+
+
+def test_a_module_on_the_meta_device_is_refused():
+    with pytest.raises(ValueError, match=r"meta device\): bias, weight"):
+        WeightMap(("", "")).load(nn.Linear(2, 3, device="meta"), nn.Linear(2, 3).state_dict())
+
+
+def test_a_module_may_be_loaded_from_itself():
+    swapped = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    before = {k: v.clone() for k, v in swapped.state_dict().items()}
+    rows = [("a.weight", "b.weight", "o i -> i o"), ("b.weight", "a.weight"), ("a.bias", "b.bias"), ("b.bias", "a.bias")]
+    WeightMap(*rows).load(swapped, swapped.state_dict())
+    assert torch.equal(swapped["a"].weight, before["b.weight"].T)
+    assert torch.equal(swapped["b"].weight, before["a.weight"])
+
+
+def test_a_module_may_become_the_whole_and_the_whole_a_module():
+    weights = WeightMap(("", "backbone"))
+    theirs = weights.to_theirs({"w": torch.zeros(1), "c.w": torch.zeros(1)})
+    assert theirs.keys() == {"backbone.w", "backbone.c.w"}
+    assert weights.to_ours(theirs).keys() == {"w", "c.w"}
+
+
+def test_a_constant_does_not_overwrite_a_tensor():
+    weights = WeightMap(("a", "h"), constants={"h.mask": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"claimed by a row and a constant: h\.mask"):
+        weights.to_theirs({"a.mask": torch.zeros(1)})
+
+
+def test_one_error_lists_what_is_unmapped_and_what_is_missing():
+    theirs = nn.MultiheadAttention(6, 2).state_dict()
+    theirs["out.bias"] = theirs.pop("out_proj.bias")
+    with pytest.raises(ValueError, match=r"unmapped: out\.bias; missing: output\.bias"):
+        TORCH_ATTENTION.load(Attention(), theirs)
+
+
+def test_equal_bits_of_two_dtypes_are_not_the_same_tensor():
+    one = torch.ones(2)
+    with pytest.raises(ValueError, match=r"embed, head .*same values"):
+        WeightMap(("w", "embed head")).to_ours({"embed": one, "head": one.view(torch.int32)})
+
+
+def test_a_dot_in_a_name_is_a_dot():
+    with pytest.raises(ValueError, match="unmapped: axw"):
+        WeightMap(("a.w", "b")).to_theirs({"axw": torch.zeros(1)})
+
+
+def test_hundreds_of_names_are_shortened():
+    with pytest.raises(ValueError, match=r"cannot convert: x\.0 .* and 280 more$"):
+        WeightMap(("x.{i}", "y.{i}", "o i -> i o")).to_theirs({f"x.{i}": torch.zeros(1) for i in range(300)})
 
 
 def test_gradients_travel_like_their_weights():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -29,6 +30,38 @@ def test_a_pickle_is_refused(tmp_path, name):
     torch.save({"a": torch.zeros(2)}, tmp_path / name)
     with pytest.raises(ValueError, match=f"{name} is a pickle"):
         files.read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin"])
+def test_the_suffix_of_a_pickle_is_refused_whatever_it_holds(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps({"a": 1}, protocol=0))  # protocol 0 has no first bytes of its own
+    with pytest.raises(ValueError, match=f"{name} is a pickle"):
+        files.read_tensors(tmp_path / name)
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    files.write_json(tmp_path / "x.json", {})
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("header", [640, 896, 1152, 1408, 19280])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path, header):
+    """The first bytes of a file are the header's length: 640 is 80 02, as a pickle begins, and 19280 is "PK"."""
+    path = tmp_path / "x.safetensors"
+    for padding in range(header - 200, header):
+        files.write_tensors(path, {"a": torch.ones(1)}, {"note": "-" * padding})
+        if int.from_bytes(path.read_bytes()[:8], "little") == header:
+            break
+    else:
+        pytest.fail("no padding gives this header")
+    assert files.read_tensors(path)["a"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("file", [3, "model.safetensors.index.json"])
+def test_an_index_that_names_no_shard_is_refused(tmp_path, file):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+    with pytest.raises(ValueError, match=r"index\.json (must have|is truncated)"):
+        files.read_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 40, 0.5, 0.99])
