@@ -13,6 +13,11 @@ from typing import Any
 
 from torch import nn
 
+import layers
+
+if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(__file__).resolve().parent.parent:
+    raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
+
 from layers.weights import WeightMap
 from zoo import files, vgg
 from zoo.model import Model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
@@ -48,10 +49,14 @@ scale = Contract(
 
 
 @pytest.fixture
-def run(pytester):
+def run(pytester, request, monkeypatch):
+    """pytest on BLOCK in this process, hence in the outer run's profile, and without a cache that two versions could share."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    profile = request.config.getoption("--hypothesis-profile") or "dev"
+
     def make(*arguments, factor="1.0", options=""):
         pytester.makepyfile(test_block=BLOCK.replace("FACTOR", factor).replace("OPTIONS", options))
-        return pytester.runpytest_inprocess("-p", "no:cacheprovider", "--hypothesis-profile=dev", *arguments)
+        return pytester.runpytest_inprocess("-p", "no:cacheprovider", f"--hypothesis-profile={profile}", *arguments)
 
     return make
 
