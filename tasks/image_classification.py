@@ -97,7 +97,8 @@ def train(given: dict[str, Any]) -> None:
 
     import zoo
     from tasks.data.images import load_images
-    from tasks.engine import Run, checking_input, open_folder
+    from tasks.engine import Run
+    from tasks.runs import checking_input, open_folder
     from zoo import files
 
     def named(o: TrainOptions) -> str:
@@ -241,8 +242,8 @@ def saved_file(init: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     command, given = parse("tasks.image_classification", COMMANDS, sys.argv[1:] if argv is None else argv)
-    from tasks.engine import checking_input
-    from tasks.engine import main as guarded
+    from tasks.runs import checking_input
+    from tasks.runs import main as guarded
 
     def run() -> None:
         if command == "train":

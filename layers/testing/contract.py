@@ -191,6 +191,13 @@ class Case:
         """Inputs that have a batch axis, and its position."""
         return {k: s.batch for k, s in self.specs.items() if isinstance(s, Input) and s.batch is not None}
 
+    def batch_size(self) -> int:
+        return next(n for axis, n in self.sizes.items() if axis in BATCH)
+
+    def modes(self) -> tuple[bool, ...]:
+        """Evaluation, and training where it draws no random numbers."""
+        return (False,) if self.contract.stochastic(self.arguments) else (False, True)
+
     def with_batch(self, size: int) -> Case:
         return replace(self, sizes={a: size if a in BATCH else n for a, n in self.sizes.items()})
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import hypothesis
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from layers.testing.contract import Case, Contract, Twin
-from layers.testing.properties import GENERIC, THOROUGH, Property
+from layers.testing.deployment import THOROUGH
+from layers.testing.properties import GENERIC, Property
 
 _COMMON: dict[str, Any] = dict(deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 settings.register_profile("dev", max_examples=8, **_COMMON)
@@ -137,8 +138,13 @@ class PropertyItem(pytest.Item):
         return self.path, 0, f"{self.contract.name}::{self.name}"
 
 
-def examples(contract: Contract, prop: Property, twin: Twin | None, blob: str | None = None) -> Callable[[], None]:
-    """A fresh hypothesis test of one property. It fails too if no example could have shown a failure."""
+def examples(
+    contract: Contract, prop: Property, twin: Twin | None, blob: str | None = None, shrink: bool = True
+) -> Callable[[], None]:
+    """A fresh hypothesis test of one property. It fails too if no example could have shown a failure.
+
+    blob: repeats the configuration that a failure has printed. shrink: look for a smaller one that fails too.
+    """
     shown: list[bool] = []
 
     @given(case=contract.cases())
@@ -150,7 +156,8 @@ def examples(contract: Contract, prop: Property, twin: Twin | None, blob: str | 
         check = hypothesis.reproduce_failure(hypothesis.__version__, blob.encode())(check)
     budget = settings.default.max_examples if settings.default else 100
     cost = prop.cost * (4 if contract.model else 1)
-    check = settings(max_examples=max(1, budget // cost), **_COMMON)(check)
+    phases = [phase for phase in settings().phases if shrink or phase is not Phase.shrink]
+    check = settings(max_examples=max(1, budget // cost), phases=phases, **_COMMON)(check)
 
     def run() -> None:
         check()

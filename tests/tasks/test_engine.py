@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
-from tasks.engine import Diverged, EngineOptions, Run, learning_rate, make_optimizer, parameter_groups, update_average
+from tasks.engine import Run
+from tasks.optimizers import learning_rate, make_optimizer, parameter_groups, update_average
+from tasks.options import EngineOptions
+from tasks.runs import Diverged
 from zoo import files
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 
@@ -49,14 +48,13 @@ scale = Contract(
 
 
 @pytest.fixture
-def run(pytester, request, monkeypatch):
-    """pytest on BLOCK in this process, hence in the outer run's profile, and without a cache that two versions could share."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    profile = request.config.getoption("--hypothesis-profile") or "dev"
+def run(pytester, monkeypatch):
+    """pytest on BLOCK in a process of its own: in this one it would forget modules that torch can import only once."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # versions of BLOCK must not share a cache
 
     def make(*arguments, factor="1.0", options=""):
         pytester.makepyfile(test_block=BLOCK.replace("FACTOR", factor).replace("OPTIONS", options))
-        return pytester.runpytest_inprocess("-p", "no:cacheprovider", f"--hypothesis-profile={profile}", *arguments)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", "--hypothesis-profile=dev", *arguments)
 
     return make
 

@@ -1,0 +1,90 @@
+"""Gradients: against finite differences, for every parameter, and for each sample alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layers.testing.contract import Case, is_float
+from layers.testing.equality import Mismatch, leaves, require_equal
+
+
+def gradcheck(case: Case) -> bool:
+    """Analytic gradients equal finite differences. A kink inside the step vanishes with a hundred times smaller one."""
+    for train in case.modes():
+        block, inputs = case.block(train), case.inputs()
+        names = [name for name, _ in block.named_parameters()]
+        moving = [k for k, v in inputs.items() if is_float(v)]
+        buffers = dict(block.named_buffers())
+
+        def run(*values: Tensor, block=block, inputs=inputs, names=names, moving=moving, buffers=buffers) -> Any:
+            parameters = dict(zip(names, values, strict=False))
+            given = {**inputs, **dict(zip(moving, values[len(names) :], strict=True))}
+            state = {**parameters, **{k: b.clone() for k, b in buffers.items()}}
+            output = case.call(Functional(block, state), given)
+            return tuple(x for _, x in leaves(output) if x.is_floating_point())
+
+        values = [p.detach().clone().requires_grad_() for p in block.parameters()]
+        values += [inputs[k].clone().requires_grad_() for k in moving]
+        if not values:
+            return False
+        for eps, final in ((1e-6, False), (1e-8, True)):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(case.seed)
+                if torch.autograd.gradcheck(run, values, eps=eps, atol=1e-5, rtol=1e-3, fast_mode=True, raise_exception=final):
+                    break
+    return True
+
+
+class Functional(nn.Module):
+    """A block that is called with the given parameters and buffers in place of its own."""
+
+    def __init__(self, block: nn.Module, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.run = lambda args, kwargs: torch.func.functional_call(block, state, args, kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(args, kwargs)
+
+
+def parameters_used(case: Case) -> bool:
+    """Every parameter gets a gradient, and one that is not zero for some values."""
+    missing: set[str] = set()
+    for attempt in range(8):  # a rectifier may silence a whole tensor for one set of values
+        drawn = Case(case.contract, case.arguments, case.specs, case.sizes, case.other_sizes, case.seed + attempt)
+        block = drawn.block()
+        _, _, gradients = drawn.gradients(lambda i, m=block, c=drawn: c.call(m, i), drawn.inputs(), block)
+        names = {name for name, p in block.named_parameters() if p.requires_grad}
+        if unused := sorted(names - gradients.keys()):
+            raise Mismatch(f"no gradient for {', '.join(unused)}: the output does not depend on them")
+        silent = {name for name in names if not gradients[name].any()}
+        missing = silent if attempt == 0 else missing & silent
+        if not missing:
+            return bool(names)
+    raise Mismatch(f"gradient always zero for {', '.join(sorted(missing))}")
+
+
+def per_sample_gradients(case: Case) -> bool:
+    """`torch.func`: gradients for each row by vmap equal those of each row alone."""
+    batches = case.batches()
+    block = case.block()
+    parameters = {k: p.detach() for k, p in block.named_parameters()}
+    buffers = dict(block.named_buffers())
+    if not batches or not parameters:
+        return False
+    inputs = case.inputs()
+    rows = {k: v for k, v in inputs.items() if k in batches}
+    rest = {k: v for k, v in inputs.items() if k not in batches}
+
+    def loss(parameters: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
+        single = {k: v.unsqueeze(batches[k]) for k, v in row.items()}
+        output = case.call(Functional(block, {**parameters, **buffers}), {k: {**rest, **single}[k] for k in inputs})
+        return torch.stack([x.square().sum() for _, x in leaves(output) if x.is_floating_point()]).sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, batches))(parameters, rows)
+    for r in range(case.batch_size()):
+        alone = torch.func.grad(loss)(parameters, {k: v.select(batches[k], r) for k, v in rows.items()})
+        require_equal({k: g[r] for k, g in each.items()}, alone, 10 * case.tolerance(block), f"gradient of row {r}", 1.0)
+    return True
