@@ -145,12 +145,10 @@ class Run:
 
     def save(self) -> None:
         """Everything a resumed run needs, in one file."""
-        state = self.model.state_dict()
-        if not all(x.isfinite().all() for x in state.values() if x.is_floating_point()):
-            raise Diverged(f"a weight is no longer finite after step {self.step} (epoch {self.epoch + 1})")
+        self.require_finite()
         if not self.main:
             return
-        tensors = {f"model.{name}": x for name, x in state.items()}
+        tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": x for name, x in self.average.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
@@ -159,6 +157,11 @@ class Run:
         progress = {"step": self.step, "epoch": self.epoch, "position": self.position, "sums": self.sums, "history": self.history,
                     "seconds": self.seconds, "scaler": scaler, "sizes": [self.task.train_size, self.task.test_size]}  # fmt: skip
         files.write_tensors(self.folder / "last.safetensors", tensors, {"format": zoo.TRAINING, "progress": json.dumps(progress)})
+
+    def require_finite(self) -> None:
+        """A step on a finite loss may still have broken the weights: no file is to hold those."""
+        if not all(x.isfinite().all() for x in self.model.state_dict().values() if x.is_floating_point()):
+            raise Diverged(f"a weight is no longer finite after step {self.step}")
 
     def restore(self) -> None:
         """Back to the last checkpoint, or to the start if the run was stopped before its first."""
@@ -257,7 +260,8 @@ class Run:
         self.history.append(row)
         self.seconds = time.perf_counter() - begun
         self.epoch, self.position, self.sums = self.epoch + 1, 0, {}
-        if self.main and self.best() is row:
+        self.require_finite()
+        if self.main and self.best() is row:  # before the checkpoint that knows of it: a kill in between repeats the epoch
             zoo.save(self.average or self.model, self.folder, "best.safetensors")
         self.save()
         if self.main:
