@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import torch
 
 @pytest.fixture
 def side_by_side(benchmark) -> Callable[..., None]:
-    """``side_by_side(ours, reference, rounds)`` times both alternately; medians and their ratio go into `extra_info`."""
+    """``side_by_side(ours, reference, rounds)`` times both alternately; the quickest of each, and their ratio, go into `extra_info`."""
 
     def run(ours: Callable[[], Any], reference: Callable[[], Any], rounds: int, device: str = "cpu") -> None:
         synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -36,7 +35,7 @@ def side_by_side(benchmark) -> Callable[..., None]:
         timed(reference)
         times: list[float] = []
         benchmark.pedantic(finished, setup=lambda: times.append(timed(reference)), rounds=rounds)
-        record(benchmark, benchmark.stats.stats.median, statistics.median(times), "s")
+        record(benchmark, benchmark.stats.stats.min, min(times), "s")
 
     return run
 

@@ -61,13 +61,15 @@ class EngineOptions:
 
     epochs: int = option(10, "passes over the training data")
     batch_size: int = option(64, "examples in one optimizer step, over all processes and micro-batches")
-    lr: float = option(0.05, "peak learning rate")
-    optimizer: str = option("sgd", "sgd has Nesterov momentum 0.9", choices=("sgd", "adam", "adamw"))
+    optimizer: str = option("adamw", "sgd has Nesterov momentum 0.9", choices=("adamw", "adam", "sgd"))
+    lr: float | None = option(None, "peak learning rate (default: 0.001, for sgd 0.02)")
     schedule: str = option(
         "cosine", "cosine falls to zero; step divides by ten at 1/2 and 3/4", choices=("cosine", "step", "constant")
     )
     warmup: float = option(1.0, "epochs in which the learning rate rises from zero")
-    weight_decay: float = option(5e-4, "on matrices and kernels only, not on norms and biases")
+    weight_decay: float | None = option(
+        None, "on matrices and kernels only, not on norms and biases (default: 0.05 for adamw, 0 for adam, 0.0005 for sgd)"
+    )
     ema: float = option(0.0, "decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off")
     accumulate: int = option(1, "micro-batches that make up a step, for less memory")
     clip: float = option(0.0, "largest gradient norm; 0 is off")
@@ -79,3 +81,8 @@ class EngineOptions:
     resume: bool = option(False, "continue the run --name where its last checkpoint is")
     name: str = option("", "folder of the run under --runs_dir (default: model, data and time)")
     runs_dir: str = option("runs", "folder of all runs")
+
+    def __post_init__(self) -> None:
+        lr, weight_decay = {"adamw": (0.001, 0.05), "adam": (0.001, 0.0), "sgd": (0.02, 5e-4)}[self.optimizer]
+        self.lr = lr if self.lr is None else self.lr
+        self.weight_decay = weight_decay if self.weight_decay is None else self.weight_decay

@@ -109,7 +109,7 @@ def test_a_step_is_the_gradient_of_the_mean_over_the_units(start):
 
 
 def test_clipping_bounds_the_norm_of_the_whole_gradient(start):
-    run = start(clip=1e-3, lr=0.1, schedule="constant", weight_decay=0.0, accumulate=2)
+    run = start(clip=1e-3, optimizer="sgd", lr=0.1, schedule="constant", weight_decay=0.0, accumulate=2)
     before = weights(run)
     run.train_step(torch.arange(8))
     moved = torch.stack([(value - before[name]).norm() for name, value in weights(run).items()]).norm().item()

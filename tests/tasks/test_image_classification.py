@@ -25,7 +25,7 @@ TASK = "tasks.image_classification"
 
 def small(pictures: Path, runs: Path, name: str = "a") -> list[str]:
     """13 images in steps of 6, 6 and 1, each in two micro-batches."""
-    return f"""--data folder:{pictures} --image_size 32 --batch_size 6 --accumulate 2 --device cpu --lr 0.01
+    return f"""--data folder:{pictures} --image_size 32 --batch_size 6 --accumulate 2 --device cpu --optimizer sgd --lr 0.01
                --runs_dir {runs} --name {name}""".split()
 
 
