@@ -55,6 +55,9 @@ class Name:
         return ".".join(part for part in (self.template.format_map(values), values.get("_rest", "")) if part)
 
 
+Fixed = list[tuple[Name, Tensor]]
+
+
 @dataclass(frozen=True)
 class Row:
     """Our names and theirs, and how the tensors of one side become those of the other."""
@@ -210,24 +213,41 @@ def refuse(problems: list[str]) -> None:
         raise ValueError("weights do not fit; " + "; ".join(problems))
 
 
+def named(name: str, fixed: Fixed) -> bool:
+    return any(template.match(name) is not None for template, _ in fixed)
+
+
+def filled(fixed: Fixed, holes: list[dict[str, str]]) -> dict[str, Tensor]:
+    """Every such tensor under every name that the holes of the converted rows give."""
+    return {
+        template.fill({hole: values[hole] for hole in template.holes}): value.clone()
+        for template, value in fixed
+        for values in [{}, *holes]
+        if set(template.holes) <= values.keys()
+    }
+
+
 class WeightMap:
     """A bijection between two ways of naming and laying out the same tensors; see the head of this file.
 
     rows:      *(ours, theirs[, pattern[, sizes]])*; several names on one side, separated by spaces, are stacked or joined by the
                pattern, and without one are the same tensor under several names.
     constants: their names (holes allowed) -> the tensor that stands there in every export and must stand there in every import.
+    derived:   the same for tables that the module computes itself: an import may lack them, and does not look at them.
     Errors:    `ValueError` that lists all names that are unmapped, missing, of a wrong shape or dtype, or claimed by two rows.
     """
 
-    def __init__(self, *rows: Sequence[Any], constants: Tensors | None = None) -> None:
+    def __init__(self, *rows: Sequence[Any], constants: Tensors | None = None, derived: Tensors | None = None) -> None:
         self.rows = [Row.parse(*row) for row in rows]
-        self.constants = [(Name(template, prefix=False), value) for template, value in (constants or {}).items()]
+        self.constants, self.derived = (
+            [(Name(template, prefix=False), value) for template, value in (given or {}).items()] for given in (constants, derived)
+        )
 
     def to_theirs(self, tensors: Tensors, strict: bool = True) -> dict[str, Tensor]:
         """Our names to theirs. Not strict: rows that are not wholly there, and constants, are left out (for gradients)."""
         result, holes, problems = self._convert(tensors, backward=False, like={})
         if strict:
-            due = self._constants(holes)
+            due = filled(self.constants + self.derived, holes)
             refuse(problems + listed("claimed by a row and a constant", result.keys() & due.keys()))
             result |= due
         return result
@@ -240,22 +260,13 @@ class WeightMap:
         return result
 
     def _to_ours(self, tensors: Tensors, like: Tensors) -> tuple[dict[str, Tensor], list[str]]:
-        fixed = {k: v for k, v in tensors.items() if any(name.match(k) is not None for name, _ in self.constants)}
-        rest = {k: v for k, v in tensors.items() if k not in fixed}
+        fixed = {k: v for k, v in tensors.items() if named(k, self.constants)}
+        rest = {k: v for k, v in tensors.items() if k not in fixed and not named(k, self.derived)}
         result, holes, problems = self._convert(rest, backward=True, like=like)
-        due = self._constants(holes)
+        due = filled(self.constants, holes)
         wrong = [k for k in fixed.keys() & due.keys() if not same_bits(fixed[k], due[k])]
         problems += listed("missing constants", due.keys() - fixed.keys()) + listed("not the constant", wrong)
         return result, problems + listed("unmapped", fixed.keys() - due.keys())
-
-    def _constants(self, holes: list[dict[str, str]]) -> dict[str, Tensor]:
-        """Every constant under every name that the holes of the converted rows give."""
-        return {
-            name.fill({hole: values[hole] for hole in name.holes}): value.clone()
-            for name, value in self.constants
-            for values in [{}, *holes]
-            if set(name.holes) <= values.keys()
-        }
 
     def export(self, module: nn.Module) -> dict[str, Tensor]:
         """The module's state under their names, ready for `load_state_dict(..., strict=True)`."""

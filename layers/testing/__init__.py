@@ -6,9 +6,11 @@ at the top level of a test module becomes one test a property: `pytest -k backwa
 """
 
 from layers.testing.claims import (
+    cache_consistent,
     causal,
     influence,
     initial_distribution,
+    padding_invariant,
     permutation_equivariant,
     shift_equivariant,
 )
@@ -26,12 +28,14 @@ __all__ = [
     "Mismatch",
     "Property",
     "Twin",
+    "cache_consistent",
     "causal",
     "fill",
     "influence",
     "initial_distribution",
     "leaves",
     "mask",
+    "padding_invariant",
     "part",
     "permutation_equivariant",
     "require_equal",

@@ -1,12 +1,14 @@
 """Claimed properties: what a contract may add to `holds`. Each is checked from both sides, with its opposite.
 
 `causal(...)` and `influence(...)` ask what must not change and what must; `permutation_equivariant`, `shift_equivariant` ask that
-the output follows the input, and that the input moved at all; `initial_distribution` looks at what the constructor drew.
+the output follows the input, and that the input moved at all; `padding_invariant` that what a mask hides does not matter;
+`cache_consistent` that decoding in pieces equals one call; `initial_distribution` looks at what the constructor drew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -122,6 +124,70 @@ def initial_distribution(**expected: Callable[[Any, Tensor], tuple[float, float]
         return shown
 
     return Property("initial_distribution", check)
+
+
+def padding_invariant(source: str, axis: str, output_axis: int, mask: str = "mask") -> Property:
+    """What the mask hides does not matter, on the left or on the right, even NaN; what it shows does.
+
+    The contract's `mask` input, if any, is replaced by one of (b, 1, 1, n) that hides the padding alone.
+    """
+
+    def check(case: Case) -> bool:
+        block, inputs = case.block(), case.inputs()
+        dim, x = axis_of(case, source, axis), inputs[source]
+        n, batch = x.shape[dim], x.shape[0]
+        expected = first(case.call(block, {**inputs, mask: torch.ones(batch, 1, 1, n, dtype=torch.bool)}))
+        junk = case.inputs(stream=3)[source].narrow(dim, 0, 2 if n > 1 else 1)
+        worst = torch.full_like(junk, float("nan")) if junk.is_floating_point() else junk.flip(dim)
+        shown = False
+        for side in ("left", "right"):
+            for values in (junk, worst):
+                padded = torch.cat([values, x] if side == "left" else [x, values], dim)
+                real = torch.ones(batch, 1, 1, padded.shape[dim], dtype=torch.bool)
+                start = values.shape[dim] if side == "left" else 0
+                hidden = real.clone()
+                hidden[..., :start] = hidden[..., start + n :] = False
+                found = first(case.call(block, {**inputs, source: padded, mask: hidden}))
+                found = found.narrow(output_axis, start, n) if found.shape[output_axis] == padded.shape[dim] else found
+                require_equal(found, expected, case.tolerance(block), f"output with {side} padding", 1.0)
+                seen = first(case.call(block, {**inputs, source: padded, mask: real}))
+                seen = seen.narrow(output_axis, start, n) if seen.shape[output_axis] == padded.shape[dim] else seen
+                shown |= not torch.equal(seen, expected)
+        return shown
+
+    return Property("padding_invariant", check)
+
+
+def cache_consistent(source: str, axis: str, output_axis: int, cache: Callable[[Any, int], Any]) -> Property:
+    """Fed piece by piece with a cache, in every way to cut the sequence, the block gives what it gives for the whole.
+
+    cache: (arguments, positions) -> a fresh cache, passed to the block as `cache`.
+    """
+
+    def check(case: Case) -> bool:
+        block, inputs = case.block(), case.inputs()
+        dim, shown = axis_of(case, source, axis), False
+        n = inputs[source].shape[dim]
+        with torch.no_grad():
+            whole = first(case.call(block, inputs))
+            for cuts in range(2 ** (n - 1)):
+                bounds = [0, *(i + 1 for i in range(n - 1) if cuts >> i & 1), n]
+                pieces = [inputs[source].narrow(dim, i, j - i) for i, j in pairwise(bounds)]
+                state = cache(case.arguments, n)
+                found = torch.cat([first(case.call(block, {**inputs, source: p, "cache": state})) for p in pieces], output_axis)
+                require_equal(found, whole, case.tolerance(block), f"output for the pieces {bounds}", 1.0)
+                if len(pieces) > 1:
+                    fresh = [cache(case.arguments, n) for _ in pieces]
+                    try:
+                        forgetful = [
+                            first(case.call(block, {**inputs, source: p, "cache": c})) for p, c in zip(pieces, fresh, strict=True)
+                        ]
+                        shown |= not torch.equal(torch.cat(forgetful, output_axis), found)
+                    except ValueError:
+                        pass  # a mask of another width
+        return shown
+
+    return Property("cache_consistent", check, cost=2)
 
 
 def first(output: Any) -> Tensor:

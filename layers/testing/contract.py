@@ -176,7 +176,7 @@ class Case:
         for _, leaf in leaves(output):
             if leaf.is_floating_point():
                 total = total + (leaf.double() * torch.randn(leaf.shape, generator=generator, dtype=torch.float64)).sum()
-        parameters = dict(module.named_parameters())
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         variables = {f"input.{k}": v for k, v in inputs.items() if is_float(v)} | parameters
         found = torch.autograd.grad(total, list(variables.values()), allow_unused=True)
         named = dict(zip(variables, found, strict=True))

