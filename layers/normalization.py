@@ -1,4 +1,4 @@
-"""Batch norm over all processes, on any device."""
+"""Norms that torch does not ship: RMSNorm with a fixed eps, and batch norm over all processes, on any device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layers.checks import require
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -61,3 +64,23 @@ def synchronise_norms(model: nn.Module) -> nn.Module:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncedBatchNorm2d  # the same attributes; only `forward` differs
     return model
+
+
+class RMSNorm(nn.Module):
+    """x (..., dim) -> x / sqrt(mean(x^2) + eps) * weight: a layer norm without mean and bias.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019 (arXiv 1910.07467). The mean is taken in float32 at least.
+    Differs from `nn.RMSNorm` in that eps is the same in every dtype.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        require(dim > 0, "dim", dim, "positive")
+        require(eps > 0, "eps", eps, "positive")
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 1 or x.shape[-1] != len(self.weight):
+            raise ValueError(f"x: dim must be {len(self.weight)}, got shape {tuple(x.shape)}")
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

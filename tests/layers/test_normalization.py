@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from layers.normalization import SyncedBatchNorm2d, synchronise_norms
-from layers.testing import Contract, Twin, fill, tensor
+from layers.normalization import RMSNorm, SyncedBatchNorm2d, synchronise_norms
+from layers.testing import Contract, Twin, fill, permutation_equivariant, tensor
 from layers.weights import WeightMap
 
 synced = Contract(
@@ -28,11 +29,10 @@ synced = Contract(
 
 
 PROCESS = """
-import os, sys
 import torch
 import torch.distributed as dist
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"file://{os.getcwd()}/store", rank=rank, world_size=2)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
 model, images, gradients = torch.load("work.pt", weights_only=False)
 x = images[rank].clone().requires_grad_()
 output = model(x)
@@ -55,8 +55,9 @@ def test_two_processes_compute_what_one_does(tmp_path, shares, momentum):
     expected = whole(x)
     expected.backward(gradient)
     torch.save((model, images.split(shares), gradient.split(shares)), tmp_path / "work.pt")
-    processes = [subprocess.Popen([sys.executable, "-c", PROCESS, rank], cwd=tmp_path) for rank in "01"]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    (tmp_path / "process.py").write_text(PROCESS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launcher, "process.py"], cwd=tmp_path, check=True, timeout=120)
     first, second = (torch.load(tmp_path / f"results{rank}.pt") for rank in "01")
     close = dict(rtol=1e-11, atol=1e-11)  # the mean is 100 standard deviations from 0
     torch.testing.assert_close(torch.cat([first[0], second[0]]), expected.detach(), **close)
@@ -65,3 +66,35 @@ def test_two_processes_compute_what_one_does(tmp_path, shares, momentum):
     torch.testing.assert_close(first[3] + second[3], whole[0].bias.grad, **close)
     for state in (first[4], second[4]):
         torch.testing.assert_close(state, dict(whole.state_dict()), **close)
+
+
+def llama(a):
+    """Llama's norm computes in float32 whatever it is given: in float64 it is held to the formula below instead."""
+    return LlamaRMSNorm(a.dim, a.eps)
+
+
+class Formula(nn.Module):
+    def __init__(self, a):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(a.dim)), a.eps
+
+    def forward(self, x):
+        return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight
+
+
+rms_norm = Contract(
+    RMSNorm,
+    arguments=dict(dim=st.integers(2, 6), eps=st.sampled_from([1e-6, 1e-2])),
+    inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    twins=[
+        Twin("formula", build=Formula, weights=WeightMap(("", ""))),
+        Twin("torch", build=lambda a: nn.RMSNorm(a.dim, a.eps), weights=WeightMap(("", ""))),
+        Twin(
+            "llama", build=llama, weights=WeightMap(("", "")),
+            single_precision="models/llama/modeling_llama.py, LlamaRMSNorm.forward: hidden_states.to(torch.float32)",
+        ),
+    ],
+    holds=[permutation_equivariant("x", "n", 1)],
+    invalid=[(dict(dim=0), "dim"), (dict(eps=0.0), "eps")],
+)  # fmt: skip

@@ -1,0 +1,205 @@
+"""Scaled dot-product attention: softmax(q k^T / sqrt(head_dim) + bias) v, over several heads at once.
+
+    multi-head          grouped-query       multi-query         `heads` queries share `kv_heads` keys and values:
+    q q q q  heads=4    q q q q  heads=4    q q q q  heads=4    neighbouring queries share one, so that all keys and
+    k k k k  kv_heads=4  k   k   kv_heads=2    k     kv_heads=1 values fit into less memory
+
+Vaswani et al., "Attention Is All You Need", 2017 (arXiv 1706.03762); Ainslie et al., "GQA", 2023 (arXiv 2305.13245).
+
+Differs from `nn.MultiheadAttention`: True in a mask means "may attend", a query that may attend to nothing gets zeros where
+others get NaN, what a mask hides from all queries may hold NaN, and positions, norms and biases are modules that are passed in.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layers import masks
+from layers.cache import Cache, CrossCache
+from layers.checks import require, require_axes
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+    return_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """query (b, h, q, d), key and value (b, h, k, d) -> output (b, h, q, d), and weights (b, h, q, k) if asked for.
+
+    mask:    boolean, broadcastable to (b, h, q, k). Queries that may attend to nothing give zeros.
+    bias:    float, added to the scores, broadcastable to (b, h, q, k).
+    causal:  each query up to its own position, the last query being at the last key.
+    dropout: probability with which a weight is dropped; the weights returned are those before.
+    return_weights: use the explicit backend, which writes the formula down, in place of the fused one of torch, which needs
+             memory for q + k rows, not q * k, unless there is a bias or dropout.
+    """
+    alone = mask is None and bias is None and query.shape[2] == key.shape[2] and not return_weights
+    if causal and not alone:
+        triangle = masks.causal(query.shape[2], key.shape[2], query.device)
+        mask = triangle if mask is None else mask & triangle
+    dead = None
+    if mask is not None:
+        dead = ~mask.any(-1, keepdim=True)  # such rows attend to everything instead, and are overwritten at the end
+        mask = mask | dead
+    if return_weights:
+        scores = query @ key.mT / query.shape[-1] ** 0.5
+        scores = scores if bias is None else scores + bias
+        scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(-1)
+        weights = weights if dead is None else weights.masked_fill(dead, 0.0)
+        return F.dropout(weights, dropout) @ value, weights
+    if bias is not None:
+        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+    output = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal and alone)
+    return (output if dead is None else output.masked_fill(dead, 0.0)), None
+
+
+class MultiHeadAttention(nn.Module):
+    """query (b, q, dim) attends to key (b, k, key_dim) and value (b, k, value_dim) -> (b, q, dim); alone, to itself.
+
+    kv_heads:  heads of keys and values, a divisor of `heads` (default: as many).
+    head_dim:  features of a head (default: dim / heads).
+    bias, output_bias: of the three projections that go in, and of the one that goes out (default: the same).
+    causal:    a query attends up to its own position, the last query being at the last key.
+    window:    only to positions less than this apart.
+    dropout:   of the attention weights, in training.
+    positions: module (x (b, h, n, head_dim), positions (n,)) -> x for queries and keys of a self-attention, such as `Rotary`.
+    query_norm, key_norm: modules over head_dim, before `positions`.
+    position_bias: module (query positions (q,), key positions (k,), dtype) -> (heads, q, k), such as `ALiBi`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        key_dim: int | None = None,
+        value_dim: int | None = None,
+        bias: bool = True,
+        output_bias: bool | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        dropout: float = 0.0,
+        positions: nn.Module | None = None,
+        query_norm: nn.Module | None = None,
+        key_norm: nn.Module | None = None,
+        position_bias: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        require(heads > 0, "heads", heads, "positive")
+        require(kv_heads > 0 and heads % kv_heads == 0, "kv_heads", kv_heads, f"a divisor of the {heads} heads")
+        require(head_dim is not None or dim % heads == 0, "heads", heads, f"a divisor of dim {dim}, unless head_dim is given")
+        require(head_dim is None or head_dim > 0, "head_dim", head_dim, "positive")
+        require(window is None or window > 0, "window", window, "positive")
+        require(0 <= dropout < 1, "dropout", dropout, "a probability below 1")
+        head_dim = dim // heads if head_dim is None else head_dim
+        self.dim, self.key_dim, self.value_dim = dim, key_dim or dim, value_dim or key_dim or dim
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.causal, self.window, self.dropout = causal, window, dropout
+        self.query = nn.Linear(dim, heads * head_dim, bias)
+        self.key = nn.Linear(self.key_dim, kv_heads * head_dim, bias)
+        self.value = nn.Linear(self.value_dim, kv_heads * head_dim, bias)
+        self.output = nn.Linear(heads * head_dim, dim, bias if output_bias is None else output_bias)
+        self.query_norm, self.key_norm, self.positions, self.position_bias = query_norm, key_norm, positions, position_bias
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        cache: Cache | CrossCache | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Output (b, q, dim), and the weights (b, heads, q, k) before dropout if `return_weights`.
+
+        key, value: default to `query` and to `key`.
+        mask:  boolean, True = may attend, broadcastable to (b, heads, q, k); k counts the positions in the cache too.
+        cache: a `Cache` or `RollingCache` for a causal self-attention, whose positions go on where it ends; a `CrossCache`.
+        Errors: `ValueError` for inputs of another size and for a mask that is not boolean or does not broadcast.
+        """
+        itself, own = key is None, cache if isinstance(cache, Cache) else None
+        key = query if key is None else key
+        value = key if value is None else value
+        self.check(query, key, value, mask, cache, itself)
+        start = key.shape[1] - query.shape[1] if own is None else own.length
+        at_query = torch.arange(query.shape[1], device=query.device) + start
+        at_key = at_query if itself else torch.arange(key.shape[1], device=query.device)
+
+        def keys_and_values() -> tuple[Tensor, Tensor]:
+            k, v = self.split(self.key(key), self.key_norm), self.split(self.value(value))
+            if mask is not None and (cache is None or mask.shape[-2] == 1):  # queries to come may see what others may not
+                return hide(mask if own is None else at(mask, at_key), k, v)
+            return k, v
+
+        q = self.split(self.query(query), self.query_norm)
+        k, v = cache.keep(keys_and_values) if isinstance(cache, CrossCache) else keys_and_values()
+        if self.positions is not None:
+            q, k = self.positions(q, at_query), self.positions(k, at_key)
+        if own is not None:
+            k, v, at_key = own.append(k, v)
+            written = (at_key >= 0) & (at_key <= at_query[:, None])
+            mask = written if mask is None else at(mask, at_key) & written
+        if self.window is not None:
+            near = (at_query[:, None] - at_key).abs() < self.window
+            mask = near if mask is None else mask & near
+        bias = None if self.position_bias is None else self.position_bias(at_query, at_key, q.dtype)
+        if self.kv_heads < self.heads:
+            k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
+        output, weights = attend(
+            q, k, v, mask, bias, causal=self.causal and own is None,
+            dropout=self.dropout if self.training else 0.0, return_weights=return_weights,
+        )  # fmt: skip
+        output = self.output(rearrange(output, "b h q d -> b q (h d)"))
+        return output if weights is None else (output, weights)
+
+    def split(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        x = rearrange(x, "b n (h d) -> b h n d", d=self.head_dim)
+        return x if norm is None else norm(x)
+
+    def check(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cache: Cache | CrossCache | None, itself: bool
+    ) -> None:
+        require_axes(query, "query", "batch queries dim", dim=self.dim)
+        require_axes(key, "key", "batch keys key_dim", key_dim=self.key_dim)
+        require_axes(value, "value", "batch keys value_dim", value_dim=self.value_dim)
+        if not itself and (self.positions is not None or isinstance(cache, Cache)):
+            raise ValueError("key must be None where there are positions or a Cache, which are for self-attention")
+        if isinstance(cache, Cache):
+            require(self.causal, "cache", type(cache).__name__, "None or a CrossCache unless the attention is causal")
+        if mask is not None:
+            require(mask.dtype == torch.bool and 2 <= mask.ndim <= 4, "mask", f"{mask.ndim} axes of {mask.dtype}",
+                    "boolean, with 2 to 4 axes that broadcast to (b, heads, q, k)")  # fmt: skip
+            if isinstance(cache, Cache):
+                keys = key.shape[1] + (0 if torch.compiler.is_compiling() else int(cache.length))
+                require(mask.shape[-1] == 1 or mask.shape[-1] >= keys, "mask", tuple(mask.shape),
+                        f"{keys} keys wide, those in the cache too")  # fmt: skip
+            else:
+                due = (query.shape[0], self.heads, query.shape[1], key.shape[1])[-mask.ndim :]
+                fits = all(n in (1, size) for n, size in zip(mask.shape, due, strict=True))
+                require(fits, "mask", tuple(mask.shape), f"broadcastable to {due}")
+
+
+def at(mask: Tensor, positions: Tensor) -> Tensor:
+    """The columns of a mask (..., k) for keys at these positions; those that do not exist yet get any."""
+    return mask if mask.shape[-1] == 1 else mask.index_select(-1, positions.clamp(0, mask.shape[-1] - 1))
+
+
+def hide(mask: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Zeros in place of keys and values that the mask hides from all queries and heads: 0 * NaN is NaN."""
+    seen = mask.any(-2, keepdim=True).mT
+    seen = seen.any(1, keepdim=True) if seen.ndim == 4 else seen
+    return key.masked_fill(~seen, 0.0), value.masked_fill(~seen, 0.0)

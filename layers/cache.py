@@ -1,0 +1,96 @@
+"""Keys and values that an attention has already computed, so that decoding computes each of them once.
+
+One cache belongs to one attention and one batch of sequences. It is filled in place, without gradients, and every tensor keeps
+its shape from the first call on, so that a decoding step compiles once. `keys` and `values` are (b, kv_heads, slots, head_dim).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from layers.checks import require
+
+
+class Cache:
+    """For a causal self-attention: room for `capacity` positions, allocated by the first call.
+
+    Errors: `ValueError` if more positions come than there is room for.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        require(capacity > 0, "capacity", capacity, "positive")
+        self.capacity = capacity
+        self.keys, self.values = torch.empty(0), torch.empty(0)  # until the first call
+        self.length = torch.zeros((), dtype=torch.long)
+        """Positions seen so far; a tensor, so that a compiled step need not be compiled again for the next one."""
+
+    def allocate(self, like: Tensor) -> None:
+        b, h, _, d = like.shape
+        self.keys, self.values = (like.new_zeros(b, h, self.capacity, d) for _ in range(2))
+        self.length = torch.zeros((), dtype=torch.long, device=like.device)
+
+    @torch.no_grad()
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Add the new keys and values (b, kv_heads, n, head_dim); returns all of them, and their positions (slots,).
+
+        Slots that are not written yet have positions that lie in the future, or below 0.
+        """
+        if self.keys.ndim == 1:
+            self.allocate(keys)
+        if not torch.compiler.is_compiling():
+            self.require_room(keys)
+        result = self.write(keys, values)
+        self.length += keys.shape[2]
+        return result
+
+    def require_room(self, keys: Tensor) -> None:
+        if int(self.length) + keys.shape[2] > self.capacity:
+            raise ValueError(f"cache has a capacity of {self.capacity}, got {int(self.length)} + {keys.shape[2]} positions")
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slots = self.length + torch.arange(keys.shape[2], device=keys.device)
+        self.keys.index_copy_(2, slots, keys)
+        self.values.index_copy_(2, slots, values)
+        return self.keys, self.values, torch.arange(self.capacity, device=keys.device)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these batch rows, in this order; a row may be taken several times."""
+        if self.keys.ndim > 1:
+            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+
+
+class RollingCache(Cache):
+    """For a causal self-attention with a sliding window: keeps the last `capacity` positions, which are the window's size."""
+
+    def require_room(self, keys: Tensor) -> None:
+        pass
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        new = keys.shape[2]
+        keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        positions = self.length - self.capacity + torch.arange(self.capacity + new, device=keys.device)
+        self.keys.copy_(keys[:, :, new:])
+        self.values.copy_(values[:, :, new:])
+        return keys, values, positions
+
+
+class CrossCache:
+    """For a cross-attention: the memory's keys and values, computed by the first call and kept."""
+
+    def __init__(self) -> None:
+        self.keys, self.values = torch.empty(0), torch.empty(0)
+
+    @torch.no_grad()
+    def keep(self, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What `compute` gives, (b, kv_heads, k, head_dim) each, the first time and ever after."""
+        if self.keys.ndim == 1:
+            self.keys, self.values = compute()
+        return self.keys, self.values
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these batch rows, in this order; a row may be taken several times."""
+        if self.keys.ndim > 1:
+            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)

@@ -1,0 +1,44 @@
+"""Token embeddings, and the same table as output layer.
+
+Press and Wolf, "Using the Output Embedding to Improve Language Models", 2016 (arXiv 1608.05859).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layers.checks import require
+
+
+class TokenEmbedding(nn.Module):
+    """tokens (...) of 0 .. vocab_size - 1 -> (..., dim); `logits` goes back with the same table.
+
+    scale:   factor of the embeddings, sqrt(dim) in the 2017 Transformer; `logits` does not use it.
+    padding: token whose row starts as zeros and gets no gradient from `forward`.
+    std:     standard deviation of the other rows at the start, dim^-0.5 unless given.
+    """
+
+    def __init__(
+        self, vocab_size: int, dim: int, *, scale: float = 1.0, padding: int | None = None, std: float | None = None
+    ) -> None:
+        super().__init__()
+        require(vocab_size > 0, "vocab_size", vocab_size, "positive")
+        require(dim > 0, "dim", dim, "positive")
+        require(padding is None or 0 <= padding < vocab_size, "padding", padding, f"a token from 0 to {vocab_size - 1}")
+        self.scale, self.padding, self.std = scale, padding, dim**-0.5 if std is None else std
+        self.table = nn.Embedding(vocab_size, dim, padding_idx=padding)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.table.weight, std=self.std)
+        if self.padding is not None:
+            nn.init.zeros_(self.table.weight[self.padding].detach())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        embedded = self.table(tokens)
+        return embedded if self.scale == 1 else embedded * self.scale
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., vocab_size)"""
+        return F.linear(x, self.table.weight)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+from layers.embedding import TokenEmbedding
+from layers.testing import Contract, Twin, initial_distribution, permutation_equivariant, tokens
+from layers.weights import WeightMap
+
+
+class Scaled(nn.Module):
+    def __init__(self, a):
+        super().__init__()
+        self.table = nn.Embedding(a.vocab_size, a.dim, getattr(a, "padding", None))
+        self.scale = a.scale
+
+    def forward(self, tokens):
+        return self.table(tokens) * self.scale
+
+
+embedding = Contract(
+    TokenEmbedding,
+    arguments=dict(
+        vocab_size=st.integers(20, 30),
+        dim=st.integers(6, 9),
+        scale=st.sampled_from([1.0, 2.5]),
+        std=st.sampled_from([None, 0.5]),
+    ),
+    inputs=lambda a: dict(tokens=tokens("batch n", a.vocab_size)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    twins=[Twin("torch", build=Scaled, weights=WeightMap(("", "")))],
+    holds=[permutation_equivariant("tokens", "n", 1)],
+    invalid=[(dict(vocab_size=0), "vocab_size"), (dict(dim=0), "dim"), (dict(padding=99), "padding")],
+    without={"bad_input": "any number of axes will do"},
+)
+
+padded_embedding = Contract(
+    TokenEmbedding,
+    arguments=dict(vocab_size=st.integers(20, 30), dim=st.integers(6, 9), scale=2.5, padding=st.sampled_from([0, 3])),
+    inputs=lambda a: dict(tokens=tokens("batch n", a.vocab_size)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    twins=[Twin("torch", build=Scaled, weights=WeightMap(("", "")))],
+    invalid=[(dict(padding=-1), "padding")],
+    without={
+        "bad_input": "any number of axes will do",
+        "gradcheck": "the row of the padding gets no gradient, as in nn.Embedding, though the output depends on it",
+    },
+    name="PaddedEmbedding",
+)
+
+fresh_embedding = Contract(
+    TokenEmbedding,
+    arguments=dict(vocab_size=st.integers(50, 60), dim=st.integers(6, 9), std=st.sampled_from([None, 0.5])),
+    inputs=lambda a: dict(tokens=tokens("batch n", a.vocab_size)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    holds=[initial_distribution(table__weight=lambda a, p: (0.0, a.dim**-0.5 if a.std is None else a.std))],
+    invalid=[(dict(dim=0), "dim")],
+    without={"bad_input": "any number of axes will do"},
+    name="FreshEmbedding",
+)
+
+
+def test_the_padding_row_starts_as_zeros_and_stays():
+    embedding = TokenEmbedding(10, 4, padding=3)
+    assert not embedding.table.weight[3].any()
+    assert embedding.table.weight[2].all()
+    embedding(torch.tensor([3, 2])).sum().backward()
+    assert not embedding.table.weight.grad[3].any()
+    assert embedding.table.weight.grad[2].all()
+
+
+def test_logits_use_the_same_table_without_its_scale():
+    embedding = TokenEmbedding(10, 4, scale=3.0)
+    x = torch.randn(2, 5, 4)
+    torch.testing.assert_close(embedding.logits(x), x @ embedding.table.weight.T)
+    assert [name for name, _ in embedding.named_parameters()] == ["table.weight"]
+
+
+@pytest.mark.parametrize("tokens", [torch.tensor(4), torch.zeros(2, 3, 5, dtype=torch.long)])
+def test_any_number_of_axes(tokens):
+    assert TokenEmbedding(10, 4)(tokens).shape == (*tokens.shape, 4)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.ops import StochasticDepth as TorchvisionDepth
+
+from layers.attention import MultiHeadAttention
+from layers.cache import Cache, RollingCache
+from layers.feedforward import FeedForward
+from layers.testing import Contract, Twin, cache_consistent, influence, padding_invariant, permutation_equivariant, tensor
+from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm, StochasticDepth
+from layers.weights import WeightMap
+
+WIRING = {"post": PostNorm, "pre": PreNorm}
+
+
+def encoder(dim, heads, hidden_dim, wiring, causal=False):
+    wrap, norm = WIRING[wiring], partial(nn.LayerNorm, dim)
+    attention = MultiHeadAttention(dim, heads, causal=causal)
+    return EncoderBlock(wrap(attention, norm()), wrap(FeedForward(dim, hidden_dim), norm()))
+
+
+def decoder(dim, heads, hidden_dim, wiring):
+    wrap, norm = WIRING[wiring], partial(nn.LayerNorm, dim)
+    own, cross = MultiHeadAttention(dim, heads, causal=True), MultiHeadAttention(dim, heads)
+    return DecoderBlock(wrap(own, norm()), wrap(cross, norm()), wrap(FeedForward(dim, hidden_dim), norm()))
+
+
+def projections(ours, theirs):
+    names = [f"{ours}.sublayer.{name}" for name in ("query", "key", "value")]
+    return [
+        (" ".join(f"{name}.weight" for name in names), f"{theirs}.in_proj_weight", "qkv o i -> (qkv o) i"),
+        (" ".join(f"{name}.bias" for name in names), f"{theirs}.in_proj_bias", "qkv o -> (qkv o)"),
+        (f"{ours}.sublayer.output", f"{theirs}.out_proj"),
+    ]
+
+
+FEEDFORWARD = (("feedforward.sublayer.up", "linear1"), ("feedforward.sublayer.down", "linear2"))
+ENCODER = WeightMap(
+    *projections("attention", "self_attn"), *FEEDFORWARD, ("attention.norm", "norm1"), ("feedforward.norm", "norm2")
+)
+DECODER = WeightMap(
+    *projections("attention", "self_attn"), *projections("cross_attention", "multihead_attn"), *FEEDFORWARD,
+    ("attention.norm", "norm1"), ("cross_attention.norm", "norm2"), ("feedforward.norm", "norm3"),
+)  # fmt: skip
+
+
+def theirs(kind):
+    return lambda a: kind(
+        a.dim, a.heads, a.hidden_dim, dropout=0.0, batch_first=True, norm_first=a.wiring == "pre"
+    )  # with gradients on, so that there is no fast path
+
+
+sizes = dict(
+    heads=st.integers(1, 3),
+    _head_dim=st.sampled_from([2, 4]),
+    dim=lambda a: a.heads * a._head_dim,
+    hidden_dim=st.integers(13, 15),
+    wiring=st.sampled_from(["post", "pre"]),
+)
+INVALID = [(dict(heads=0), "heads"), (dict(hidden_dim=0), "hidden_dim")]
+WITHOUT = {"bad_input": "the attention and the norms name their own inputs"}
+
+encoder_block = Contract(
+    encoder,
+    arguments=sizes,
+    inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    twins=[Twin("torch", build=theirs(nn.TransformerEncoderLayer), weights=ENCODER)],
+    holds=[permutation_equivariant("x", "n", 1), padding_invariant("x", "n", 1)],
+    invalid=INVALID,
+    without=WITHOUT,
+    name="EncoderBlock",
+)
+
+causal_block = Contract(
+    encoder,
+    arguments=sizes | dict(causal=True),
+    inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    twins=[
+        Twin(
+            "torch",
+            build=theirs(nn.TransformerEncoderLayer),
+            weights=ENCODER,
+            call=lambda m, i: m(i["x"], src_mask=torch.ones(i["x"].shape[1], i["x"].shape[1], dtype=torch.bool).triu(1)),
+        )
+    ],
+    holds=[
+        influence("causal", "x", "n", lambda a, i, o: i <= o, 1),
+        padding_invariant("x", "n", 1),
+        cache_consistent("x", "n", 1, lambda a, n: Cache(n)),
+    ],
+    invalid=INVALID,
+    without=WITHOUT,
+    name="CausalBlock",
+)
+
+decoder_block = Contract(
+    decoder,
+    arguments=sizes,
+    inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim), memory=tensor("batch k dim", dim=a.dim)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    twins=[
+        Twin(
+            "torch",
+            build=theirs(nn.TransformerDecoderLayer),
+            weights=DECODER,
+            call=lambda m, i: m(*i.values(), tgt_mask=torch.ones(i["x"].shape[1], i["x"].shape[1], dtype=torch.bool).triu(1)),
+        )
+    ],
+    holds=[influence("causal", "x", "n", lambda a, i, o: i <= o, 1)],
+    invalid=INVALID,
+    without=WITHOUT,
+    name="DecoderBlock",
+)
+
+stochastic_depth = Contract(
+    StochasticDepth,
+    arguments=dict(p=st.sampled_from([0.0, 0.25, 0.5])),
+    inputs=lambda a: dict(x=tensor("batch n dim")),
+    outputs=lambda a, s: ("batch", "n", "dim"),
+    twins=[Twin("torchvision", build=lambda a: TorchvisionDepth(a.p, "row"))],
+    trains_differently=lambda a: False,
+    stochastic=lambda a: a.p > 0,
+    invalid=[(dict(p=1.0), "p"), (dict(p=-0.1), "p")],
+    without={
+        "bad_input": "any shape will do",
+        "parameters_used": "there are none",
+        "weights": "there are none",
+        "per_sample_gradients": "there are no parameters",
+        "train_eval": "a draw may keep every row: see the statistics below",
+    },
+)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.7])
+def test_stochastic_depth_drops_rows_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(20_000, 3)
+    y = StochasticDepth(p).train()(x)
+    rows = y[:, 0]
+    assert (y == rows[:, None]).all()
+    assert set(rows.unique().tolist()) <= {0.0, torch.tensor(1 / (1 - p)).item()}
+    assert rows.mean().item() == pytest.approx(1.0, abs=0.05)
+    assert (rows == 0).double().mean().item() == pytest.approx(p, abs=0.02)
+
+
+def test_wiring_drops_the_sublayer_not_the_residual():
+    x, norm = torch.randn(2, 3, 4), nn.LayerNorm(4)
+    dropped = nn.Dropout(0.999999)
+    torch.manual_seed(0)
+    assert torch.equal(PreNorm(nn.Linear(4, 4), norm, dropped).train()(x), x)
+    assert torch.equal(PostNorm(nn.Linear(4, 4), norm, dropped).train()(x), norm(x))
+
+
+@pytest.mark.parametrize("capacity", [0, -1])
+@pytest.mark.parametrize("kind", [Cache, RollingCache])
+def test_bad_capacities_are_named(kind, capacity):
+    with pytest.raises(ValueError, match="capacity must be positive"):
+        kind(capacity)
