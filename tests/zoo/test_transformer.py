@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import nn
+from transformers import MarianConfig, MarianMTModel
+
+import zoo
+from layers.attention import MultiHeadAttention
+from layers.embedding import TokenEmbedding
+from layers.feedforward import SwiGLU
+from layers.normalization import RMSNorm
+from layers.positions import Rotary, Sinusoidal
+from layers.testing import Contract, Input, Twin, influence, tokens
+from layers.transformer import DecoderBlock, EncoderBlock, PreNorm
+from layers.weights import WeightMap
+from zoo.transformer import TORCH_ROWS, TORCH_TRANSFORMER, Transformer, build, decoder_block, encoder_block, marian
+
+
+def real_tokens(axes):
+    """(b, n), True for the real tokens of rows that are padded on the right; each has one at least."""
+
+    def sample(shape, g):
+        lengths = torch.randint(1, shape[1] + 1, (shape[0], 1), generator=g)
+        return torch.arange(shape[1]) < lengths
+
+    return Input(tuple(axes.split()), {}, sample)
+
+
+sizes = dict(
+    vocab_size=st.integers(12, 16),
+    heads=st.integers(1, 3),
+    _head_dim=st.sampled_from([2, 4]),
+    dim=lambda a: a.heads * a._head_dim,
+    hidden_dim=st.integers(17, 20),
+    layers=st.integers(1, 2),
+)
+shapes = dict(
+    inputs=lambda a: dict(
+        source=tokens("batch source_length", a.vocab_size),
+        target=tokens("batch target_length", a.vocab_size),
+        source_mask=real_tokens("batch source_length"),
+    ),
+    outputs=lambda a, s: ("batch", "target_length", a.vocab_size),
+    holds=[influence("causal", "target", "target_length", lambda a, i, o: i <= o, 1, cost=2)],
+    model=True,
+)
+FREE = {"bad_input": "sentences of any number and length will do"}
+
+
+# ------------------------------------------------------------------------------------------------------- Marian's
+
+
+def theirs(implementation):
+    def make(a):
+        config = MarianConfig(
+            vocab_size=a.vocab_size, d_model=a.dim, encoder_layers=a.layers, decoder_layers=a.layers,
+            encoder_attention_heads=a.heads, decoder_attention_heads=a.heads, encoder_ffn_dim=a.hidden_dim,
+            decoder_ffn_dim=a.hidden_dim, activation_function=a.activation, dropout=0.0, attention_dropout=0.0,
+            activation_dropout=0.0, scale_embedding=True, max_position_embeddings=16, pad_token_id=a.padding,
+            eos_token_id=1, decoder_start_token_id=a.padding, attn_implementation=implementation,
+        )  # fmt: skip
+        return MarianMTModel(config)
+
+    return make
+
+
+def call_marian(model, inputs):
+    source, target, mask = inputs["source"], inputs["target"], inputs["source_mask"]
+    return model(input_ids=source, attention_mask=mask.long(), decoder_input_ids=target).logits
+
+
+marian_model = Contract(
+    build,
+    arguments=sizes | dict(dropout=0.0, padding=st.integers(0, 11), interleaved=False, activation="silu", bias=True),
+    twins=[
+        Twin(f"marian_{how}", build=theirs(how), weights=lambda a: marian(16, a.dim), call=call_marian)
+        for how in ("eager", "sdpa")
+    ],
+    invalid=[(dict(activation="tanh"), "activation"), (dict(heads=0), "heads"), (dict(dropout=1.0), "dropout")],
+    name="MarianTransformer",
+    without=FREE | {"gradcheck": "the padding's embedding gets no gradient, as in nn.Embedding, though outputs depend on it"},
+    **shapes,
+)
+
+
+# ------------------------------------------------------------------------------------------------------- torch's
+
+
+def with_final_norms(vocab_size, dim, heads, hidden_dim, layers):
+    """`nn.Transformer` has a norm behind each stack, post-norm ones too."""
+    return Transformer(
+        [encoder_block(dim, heads, hidden_dim) for _ in range(layers)],
+        [decoder_block(dim, heads, hidden_dim) for _ in range(layers)],
+        TokenEmbedding(vocab_size, dim, scale=dim**0.5),
+        positions=Sinusoidal(dim),
+        encoder_norm=nn.LayerNorm(dim),
+        decoder_norm=nn.LayerNorm(dim),
+    )
+
+
+class TorchTransformer(nn.Transformer):
+    def __init__(self, a):
+        options = dict(d_model=a.dim, nhead=a.heads, dim_feedforward=a.hidden_dim, dropout=0.0, batch_first=True)
+        layer = nn.TransformerEncoderLayer(**options)
+        encoder = nn.TransformerEncoder(layer, a.layers, nn.LayerNorm(a.dim), enable_nested_tensor=False)
+        super().__init__(**options, num_decoder_layers=a.layers, custom_encoder=encoder)
+        self.embedding, self.places = TokenEmbedding(a.vocab_size, a.dim, scale=a.dim**0.5), Sinusoidal(a.dim)
+
+    def embed(self, tokens):
+        x = self.embedding(tokens)
+        return x + self.places(torch.arange(tokens.shape[1]), x.dtype)
+
+    def forward(self, source, target, source_mask):
+        later = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool).triu(1)
+        hidden = dict(src_key_padding_mask=~source_mask, memory_key_padding_mask=~source_mask, tgt_mask=later)
+        return self.embedding.logits(super().forward(self.embed(source), self.embed(target), **hidden))
+
+
+torch_model = Contract(
+    with_final_norms,
+    arguments=sizes,
+    twins=[Twin("torch", build=TorchTransformer, weights=WeightMap(*TORCH_ROWS, ("embedding", "embedding")))],
+    invalid=[(dict(heads=0), "heads")],
+    name="TorchTransformer",
+    without=FREE,
+    **shapes,
+)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_twin_on_its_fast_path():
+    """In eval mode without gradients nn.TransformerEncoder takes another path, which leaves zeros for padding."""
+    torch.manual_seed(0)
+    reference = nn.Transformer(16, 4, 2, 2, 32, dropout=0.0, batch_first=True).eval()
+    model = with_final_norms(20, 16, 4, 32, 2).eval()
+    TORCH_TRANSFORMER.load(model_blocks(model), reference.state_dict())
+    x, real = torch.randn(3, 6, 16), torch.arange(6) < torch.tensor([[6], [2], [4]])
+    with torch.no_grad():
+        expected = reference.encoder(x, src_key_padding_mask=~real)
+        for block in model.encoder:
+            x = block(x, mask=real[:, None, None])
+        torch.testing.assert_close(model.encoder_norm(x)[real], expected[:, : real.shape[1]][real])
+
+
+def model_blocks(model):
+    """The model without its embeddings, which nn.Transformer has not either."""
+    blocks = nn.Module()
+    blocks.encoder, blocks.decoder = model.encoder, model.decoder
+    blocks.encoder_norm, blocks.decoder_norm = model.encoder_norm, model.decoder_norm
+    return blocks
+
+
+# --------------------------------------------------------------------------------------- padding, decoding, variants
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build(19, dim=12, heads=3, hidden_dim=20, layers=2, dropout=0.3, bias=True).double().eval()
+
+
+def sentences(*shape):
+    return torch.randint(3, 19, shape)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_source_padding_does_not_matter_on_the_right_and_shifts_positions_on_the_left(model, side):
+    source, target, junk = sentences(2, 5), sentences(2, 4), sentences(2, 3)
+    real = torch.ones(2, 5, dtype=torch.bool)
+    padded = torch.cat([junk, source] if side == "left" else [source, junk], 1)
+    mask = torch.cat([~real[:, :3], real] if side == "left" else [real, ~real[:, :3]], 1)
+    found, expected = model(padded, target, mask), model(source, target)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12) == (side == "right")
+    assert not torch.allclose(model(padded, target), expected)
+
+
+def test_target_padding_on_the_right_does_not_matter(model):
+    source, target = sentences(2, 5), sentences(2, 6)
+    expected = model(source, target[:, :4])
+    torch.testing.assert_close(model(source, target)[:, :4], expected)
+    mask = torch.arange(6).expand(2, 6) < 4
+    torch.testing.assert_close(model(source, target, target_mask=mask)[:, :4], expected)
+
+
+def test_decoding_in_pieces_equals_the_whole(model):
+    """Every way to cut five target tokens, with sources of unequal length."""
+    source, target = sentences(3, 6), sentences(3, 5)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
+    with torch.no_grad():
+        whole = model(source, target, mask)
+    for cuts in range(16):
+        ends = [i + 1 for i in range(4) if cuts >> i & 1] + [5]
+        decoding, start = model.start(source, mask, capacity=5), 0
+        for end in ends:
+            torch.testing.assert_close(decoding(target[:, start:end]), whole[:, end - 1])
+            start = end
+
+
+@pytest.mark.parametrize("rows", [[2, 0, 1], [0, 0, 1, 1, 2, 2], [1], [0, 1, 2]])
+def test_rows_can_be_selected_while_decoding(model, rows):
+    source, target = sentences(3, 6), sentences(3, 5)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
+    decoding = model.start(source, mask, capacity=5)
+    decoding(target[:, :2])
+    decoding.select(torch.tensor(rows))
+    rest = sentences(len(rows), 2)
+    with torch.no_grad():
+        expected = model(source[rows], torch.cat([target[rows, :2], rest], 1), mask[rows])[:, -1]
+    torch.testing.assert_close(decoding(rest), expected)
+
+
+def test_two_decodings_do_not_disturb_each_other(model):
+    source, other, target = sentences(2, 5), sentences(2, 5), sentences(2, 3)
+    alone = model.start(source, capacity=3)
+    expected = [alone(target[:, i : i + 1]) for i in range(3)]
+    first, second = model.start(source, capacity=3), model.start(other, capacity=3)
+    for i in range(3):
+        assert torch.equal(first(target[:, i : i + 1]), expected[i])
+        assert not torch.equal(second(target[:, i : i + 1]), expected[i])
+
+
+def test_too_long_a_decoding_is_an_error(model):
+    decoding = model.start(sentences(2, 5), capacity=3)
+    with pytest.raises(ValueError, match="capacity of 3"):
+        decoding(sentences(2, 4))
+
+
+def test_modern_variants_are_compositions():
+    """Pre-norm, rotary positions, grouped queries, gated feed-forward: a few lines, and all of the decoding comes along."""
+    dim, norm = 12, partial(RMSNorm, 12)
+
+    def attention(**options):
+        return PreNorm(MultiHeadAttention(dim, 4, kv_heads=2, head_dim=4, bias=False, **options), norm())
+
+    def block(kind, *attentions):
+        return kind(*attentions, PreNorm(SwiGLU(dim, 20), norm()))
+
+    torch.manual_seed(0)
+    rotary = partial(Rotary, 4)
+    model = Transformer(
+        [block(EncoderBlock, attention(positions=rotary())) for _ in range(2)],
+        [block(DecoderBlock, attention(positions=rotary(), causal=True), attention()) for _ in range(2)],
+        TokenEmbedding(19, dim),
+        encoder_norm=norm(),
+        decoder_norm=norm(),
+    ).double()
+    source, target = sentences(2, 5), sentences(2, 4)
+    whole, decoding = model(source, target), model.start(source, capacity=4)
+    for i in range(4):
+        torch.testing.assert_close(decoding(target[:, i : i + 1]), whole[:, i].detach())
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("transformer_base", 63.1), ("transformer_big", 214.2), ("transformer_small", 5.7)]
+)
+def test_named_variants_have_the_papers_sizes(name, millions):
+    """The paper states 65 and 213 million, for about 37,000 tokens."""
+    with torch.device("meta"):
+        model = zoo.create(name, vocab_size=37_000)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_initial_values():
+    model = zoo.create("transformer_base", vocab_size=500, dim=128, hidden_dim=512)
+    linear = model.encoder[0].feedforward.sublayer.up
+    assert linear.weight.abs().max() <= (6 / (128 + 512)) ** 0.5
+    assert linear.weight.std().item() == pytest.approx((2 / (128 + 512)) ** 0.5, rel=0.02)
+    assert not linear.bias.any()
+    assert model.embedding.table.weight[1:].std().item() == pytest.approx(128**-0.5, rel=0.02)
+    assert not model.embedding.table.weight[0].any()
+
+
+def test_the_small_variant_decodes_as_it_is_trained():
+    """Rotary positions go on where the cache ends."""
+    torch.manual_seed(0)
+    model = zoo.create("transformer_small", vocab_size=19, dim=16).double().eval()
+    source, target = sentences(2, 5), sentences(2, 4)
+    whole, decoding = model(source, target), model.start(source, capacity=4)
+    for i in range(4):
+        torch.testing.assert_close(decoding(target[:, i : i + 1]), whole[:, i].detach())
+
+
+def test_a_saved_model_is_the_same(tmp_path):
+    model = zoo.create("transformer_small", vocab_size=30, layers=1).eval()
+    zoo.save(model, tmp_path)
+    source, target = sentences(2, 5), sentences(2, 4)
+    assert torch.equal(zoo.load(tmp_path)(source, target), model(source, target))

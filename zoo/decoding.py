@@ -1,0 +1,246 @@
+"""Decoding of autoregressive models: greedy, beam search, sampling, streaming; proven against Hugging Face's `generate`.
+
+A batch gives each row what the row gives alone. Prompts of unequal lengths come padded on the left, as the decoder was told when
+it was made. Results hold the new tokens only and are as long as the longest row; a shorter one ends with its stop token, then
+`pad`. `trim` turns them into lists. A stop token within the prompt stops nothing.
+
+Arguments that all have in common:
+    prompt:         (b, n), at least one token a row; an encoder-decoder's is its start token.
+    max_new_tokens: the most that are added to a prompt.
+    stop:           the tokens that end a row.
+    repetition_penalty, prompt_mask: those of `zoo.sampling.Repetition`. Beam search penalises log-probabilities, not logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from layers.checks import require, require_axes
+from zoo.sampling import Repetition, Sampler
+
+
+class Decoder(Protocol):
+    """A model in the middle of decoding: it remembers the past of each of its rows."""
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(rows, n) new tokens after each row's past -> (rows, vocab_size) logits for the next one."""
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; a row may be taken several times."""
+        ...
+
+
+def likeliest(logits: Tensor, step: int) -> Tensor:
+    """Greedy choice: logits (b, vocab_size) -> (b,); of equals, any."""
+    return logits.argmax(-1)
+
+
+def stream(
+    decoder: Decoder,
+    prompt: Tensor,
+    *,
+    max_new_tokens: int,
+    stop: Sequence[int] = (),
+    pad: int = 0,
+    repetition_penalty: float = 1.0,
+    prompt_mask: Tensor | None = None,
+    choose: Callable[[Tensor, int], Tensor] = likeliest,
+) -> Iterator[Tensor]:
+    """Yields the next tokens (b,), step by step, until all rows have stopped; rows that have stopped get `pad`.
+
+    choose: (logits (b, vocab_size), number of the step) -> tokens (b,), such as `likeliest` or a `zoo.sampling.Sampler`.
+    """
+    check(prompt, max_new_tokens, stop, pad, prompt_mask)
+    return steps(decoder, prompt, max_new_tokens, stop, pad, Repetition(repetition_penalty, prompt_mask), choose)
+
+
+@torch.no_grad()
+def steps(
+    decoder: Decoder,
+    tokens: Tensor,
+    max_new_tokens: int,
+    stop: Sequence[int],
+    pad: int,
+    repetition: Repetition,
+    choose: Callable[[Tensor, int], Tensor],
+) -> Iterator[Tensor]:
+    """The loop of `stream`, whose arguments are checked before the first step is asked for."""
+    stops = torch.tensor(stop, dtype=torch.long, device=tokens.device)
+    stopped = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    for step in range(max_new_tokens):
+        logits = decoder(tokens)
+        if step == 0:
+            check_logits(logits, len(tokens), stop, pad)
+        chosen = choose(repetition(logits, tokens), step)
+        if stop:
+            chosen = chosen.masked_fill(stopped, pad)
+            stopped = stopped | torch.isin(chosen, stops)
+        yield chosen
+        if stop and bool(stopped.all()):
+            return
+        tokens = chosen[:, None]
+
+
+def greedy(decoder: Decoder, prompt: Tensor, **options: Any) -> Tensor:
+    """(b, t): the likeliest token, again and again. Options: those of `stream`, but for `choose`."""
+    return torch.stack(list(stream(decoder, prompt, choose=likeliest, **options)), 1)
+
+
+def sample(
+    decoder: Decoder,
+    prompt: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """(b, t): drawn as `zoo.sampling.Sampler` says, seeds included. Other options: those of `stream`, but for `choose`."""
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    return torch.stack(list(stream(decoder, prompt, choose=sampler, **options)), 1)
+
+
+class Hypotheses(NamedTuple):
+    """What `beam` returns, the best first."""
+
+    tokens: Tensor
+    """(b, nbest, t)"""
+    scores: Tensor
+    """(b, nbest): sum of the tokens' log-probabilities / their number ** length_penalty; -inf where hypotheses ran out."""
+
+
+@torch.no_grad()
+def beam(
+    decoder: Decoder,
+    prompt: Tensor,
+    *,
+    beams: int = 4,
+    max_new_tokens: int,
+    length_penalty: float = 1.0,
+    early_stopping: bool | Literal["never"] = False,
+    nbest: int = 1,
+    stop: Sequence[int] = (),
+    pad: int = 0,
+    repetition_penalty: float = 1.0,
+    prompt_mask: Tensor | None = None,
+) -> Hypotheses:
+    """The best hypotheses of each row, finished by a stop token, which counts as one of its tokens, or by the last step.
+
+    Every step keeps the `beams` likeliest unfinished hypotheses. One that finishes as one of the `beams` likeliest continuations
+    is kept as long as its score is among the `beams` best. With beams=1 this is `greedy`.
+    length_penalty: above 0 favours long hypotheses, below 0 short ones.
+    early_stopping: when a row that has `beams` finished hypotheses is done. True: at once. False: when the likeliest unfinished
+        one, ended here, would score below them all. "never": when it would at every length to come, so that nothing is missed.
+    """
+    check(prompt, max_new_tokens, stop, pad, prompt_mask)
+    require(beams > 0, "beams", beams, "positive")
+    require(0 < nbest <= beams, "nbest", nbest, f"positive and at most the {beams} beams")
+    require(early_stopping in (True, False, "never"), "early_stopping", early_stopping, 'True, False or "never"')
+    require(abs(length_penalty) < float("inf"), "length_penalty", length_penalty, "finite")
+    repetition, b = Repetition(repetition_penalty, prompt_mask), len(prompt)
+    stops = torch.tensor(sorted(set(stop)), dtype=torch.long, device=prompt.device)
+    candidates = (1 + len(stops)) * beams  # at least `beams` of which go on
+
+    tokens, width = prompt, 1
+    logits = decoder(tokens)
+    check_logits(logits, b, stop, pad)
+    scores = torch.zeros(b, 1, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+    running = prompt.new_full((b, 1, max_new_tokens), -1)
+    finished = prompt.new_full((b, beams, max_new_tokens), -1)
+    finished_scores = scores.new_full((b, beams), float("-inf"))
+    done = torch.zeros(b, dtype=torch.bool, device=prompt.device)
+    first_rows = torch.arange(b, device=prompt.device)[:, None]
+
+    for length in range(1, max_new_tokens + 1):
+        if length > 1:
+            logits = decoder(tokens)
+        gains = repetition(logits.log_softmax(-1, dtype=scores.dtype), tokens)
+        totals = (gains.unflatten(0, (b, width)) + scores[:, :, None]).flatten(1)
+        totals, chosen = largest(totals, candidates)
+        parents, chosen = chosen // logits.shape[-1], chosen % logits.shape[-1]
+        histories = take(running, parents)
+        histories[:, :, length - 1] = chosen
+
+        ends = torch.isin(chosen, stops) if length < max_new_tokens else torch.ones_like(chosen, dtype=torch.bool)
+        new = (totals / length**length_penalty).masked_fill(~ends | done[:, None], float("-inf"))[:, :beams]
+        finished_scores, best = torch.cat([finished_scores, new], 1).topk(beams)
+        finished = take(torch.cat([finished, histories[:, :beams]], 1), best)
+
+        scores, kept = totals.masked_fill(ends, float("-inf")).topk(beams)
+        reach = max_new_tokens if early_stopping == "never" and length_penalty > 0 else length
+        hopeless = scores[:, 0] / reach**length_penalty <= finished_scores[:, -1]
+        full = finished_scores[:, -1] > float("-inf")
+        done = done | (full if early_stopping is True or beams == 1 else full & hopeless) | (scores[:, 0] == float("-inf"))
+        if bool(done.all()):
+            break
+        rows = (first_rows * width + parents.gather(1, kept)).flatten()
+        decoder.select(rows)
+        repetition.select(rows)
+        running, tokens, width = take(histories, kept), chosen.gather(1, kept).view(-1, 1), beams
+
+    finished = finished[:, :nbest]
+    longest = int((finished >= 0).sum(-1).max()) if b else 0
+    return Hypotheses(finished[:, :, :longest].where(finished[:, :, :longest] >= 0, pad), finished_scores[:, :nbest])
+
+
+def take(values: Tensor, at: Tensor) -> Tensor:
+    """values (b, m, t), at (b, k) -> (b, k, t)."""
+    return values.gather(1, at[:, :, None].expand(-1, -1, values.shape[-1]))
+
+
+def largest(values: Tensor, k: int, columns: int = 512) -> tuple[Tensor, Tensor]:
+    """The k largest of each row (b, n) and their places, in order; behind them -inf where there are fewer.
+
+    A vocabulary is folded into lines of `columns` values. The k largest are in the k columns with the largest maxima, or in the
+    rest that fills no line; looking only there takes a quarter of the time of `topk`.
+    """
+    n = values.shape[1]
+    if k > n:
+        values = F.pad(values, (0, k - n), value=float("-inf"))
+        top, places = values.topk(k)
+        return top, places.clamp(max=n - 1)
+    if k > columns or n < 4 * columns:
+        return tuple(values.topk(k))
+    lines = n // columns
+    best = values[:, : lines * columns].unflatten(1, (lines, columns)).amax(1).topk(k).indices
+    places = torch.arange(0, lines * columns, columns, device=values.device) + best[:, :, None]
+    rest = torch.arange(lines * columns, n, device=values.device).expand(len(values), -1)
+    places = torch.cat([places.flatten(1), rest], 1)
+    top, at = values.gather(1, places).topk(k)
+    return top, places.gather(1, at)
+
+
+def trim(tokens: Tensor, stop: Sequence[int] = ()) -> list[list[int]]:
+    """(rows, t) -> each row's tokens before its first stop token, as lists."""
+    ends = set(stop)
+    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in tokens.tolist()]
+
+
+def check(prompt: Tensor, max_new_tokens: int, stop: Sequence[int], pad: int, prompt_mask: Tensor | None) -> None:
+    """The errors that need no model: `ValueError` that names the argument."""
+    require_axes(prompt, "prompt", "batch tokens")
+    require(prompt.shape[1] > 0, "prompt", tuple(prompt.shape), "of one token a row at least, such as a start token")
+    require(prompt.dtype == torch.long, "prompt", prompt.dtype, "of dtype torch.int64")
+    require(max_new_tokens > 0, "max_new_tokens", max_new_tokens, "positive")
+    require(all(token >= 0 for token in stop), "stop", stop, "tokens, none of them negative")
+    require(pad >= 0, "pad", pad, "a token that the model takes, not negative")
+    if prompt_mask is not None:
+        require_axes(prompt_mask, "prompt_mask", "batch tokens", batch=prompt.shape[0], tokens=prompt.shape[1])
+        require(prompt_mask.dtype == torch.bool, "prompt_mask", prompt_mask.dtype, "of dtype torch.bool, True for real tokens")
+        require(bool(prompt_mask[:, -1].all()), "prompt_mask", prompt_mask, "True in the last column, for padding is on the left")
+
+
+def check_logits(logits: Tensor, rows: int, stop: Sequence[int], pad: int) -> None:
+    """The errors that need the vocabulary: `ValueError` that names the argument."""
+    require_axes(logits, "logits of the decoder", "rows vocab_size", rows=rows)
+    inside = f"below vocab_size, {logits.shape[1]}"
+    require(all(token < logits.shape[1] for token in stop), "stop", stop, inside)
+    require(pad < logits.shape[1], "pad", pad, inside)

@@ -1,0 +1,312 @@
+"""The Transformer: Vaswani et al., "Attention Is All You Need", 2017 (arXiv 1706.03762).
+
+An encoder reads the source; a decoder writes the target, each position attending to those before it and to the whole memory that
+the encoder leaves. Post-norm, sinusoidal positions, one embedding table for source, target and output, as in the paper; other
+wirings are other blocks, see the README. Proven against Hugging Face's Marian and `nn.Transformer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layers import masks
+from layers.attention import MultiHeadAttention
+from layers.cache import Cache, CrossCache
+from layers.checks import require, require_axes
+from layers.embedding import TokenEmbedding
+from layers.feedforward import FeedForward
+from layers.positions import Rotary, Sinusoidal
+from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm
+from layers.weights import WeightMap
+from zoo.model import Model
+
+Caches = Sequence[tuple[Cache, CrossCache]]
+
+
+class Transformer(Model):
+    """source tokens (b, n), target tokens (b, m) -> logits (b, m, vocab_size) for what follows each target token.
+
+    encoder, decoder: blocks (b, n, dim) -> (b, n, dim), such as those of `encoder_block` and `decoder_block`.
+    embedding: shared by source, target and output.
+    positions: module positions (n,) -> (n, dim), added to the embeddings; None where the attentions have their own.
+    encoder_norm, decoder_norm: behind the last blocks, for pre-norm stacks.
+    dropout:   of the sums of embeddings and positions.
+    bias:      whether the output has one.
+    """
+
+    def __init__(
+        self,
+        encoder: Sequence[nn.Module],
+        decoder: Sequence[nn.Module],
+        embedding: TokenEmbedding,
+        *,
+        positions: nn.Module | None = None,
+        encoder_norm: nn.Module | None = None,
+        decoder_norm: nn.Module | None = None,
+        dropout: float = 0.0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        require(0 <= dropout < 1, "dropout", dropout, "a probability below 1")
+        self.embedding, self.positions, self.dropout = embedding, positions, nn.Dropout(dropout)
+        self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
+        self.encoder_norm, self.decoder_norm = encoder_norm, decoder_norm
+        self.bias = nn.Parameter(torch.zeros(embedding.table.num_embeddings)) if bias else None
+
+    def embed(self, tokens: Tensor, start: Tensor | int = 0) -> Tensor:
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device) + start, x.dtype)
+        return self.dropout(x)
+
+    def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
+        """source (b, n), source_mask (b, n), True for real tokens -> memory (b, n, dim)."""
+        require_axes(source, "source", "batch source_length")
+        x, mask = self.embed(source), None if source_mask is None else masks.for_keys(source_mask)
+        for block in self.encoder:
+            x = block(x, mask=mask)
+        return x if self.encoder_norm is None else self.encoder_norm(x)
+
+    def decode(
+        self,
+        target: Tensor,
+        memory: Tensor,
+        target_mask: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        caches: Caches | None = None,
+    ) -> Tensor:
+        """target (b, m), memory (b, n, dim) -> (b, m, dim), ready for `logits`.
+
+        With caches, one pair a block, the target goes on where they end, and target_mask covers what is in them too.
+        """
+        require_axes(target, "target", "batch target_length")
+        x = self.embed(target, caches[0][0].length if caches else 0)
+        mask = None if target_mask is None else masks.for_keys(target_mask)
+        memory_mask = None if source_mask is None else masks.for_keys(source_mask)
+        for block, cache in zip(self.decoder, caches or [None] * len(self.decoder), strict=True):
+            x = block(x, memory, mask=mask, memory_mask=memory_mask, cache=cache)
+        return x if self.decoder_norm is None else self.decoder_norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., vocab_size)"""
+        return self.embedding.logits(x) if self.bias is None else self.embedding.logits(x) + self.bias
+
+    def forward(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
+    ) -> Tensor:
+        memory = self.encode(source, source_mask)
+        return self.logits(self.decode(target, memory, target_mask, source_mask))
+
+    def next_logits(self, tokens: Tensor, memory: Tensor, source_mask: Tensor | None, caches: Caches) -> Tensor:
+        """One step of decoding: tokens (b, n) behind what is in the caches -> logits (b, vocab_size) for the next one."""
+        return self.logits(self.decode(tokens, memory, source_mask=source_mask, caches=caches)[:, -1])
+
+    def start(self, source: Tensor, source_mask: Tensor | None = None, *, capacity: int) -> Decoding:
+        """Begin to decode up to `capacity` target tokens; see `zoo.decoding`."""
+        return Decoding(self, source, source_mask, capacity)
+
+
+class Decoding:
+    """A Transformer in the middle of decoding: it remembers the past of each of its rows. See `zoo.decoding.Decoder`."""
+
+    def __init__(self, model: Transformer, source: Tensor, source_mask: Tensor | None, capacity: int) -> None:
+        self.model, self.source_mask = model, source_mask
+        with torch.no_grad():
+            self.memory = model.encode(source, source_mask)
+        self.caches = [(Cache(capacity), CrossCache()) for _ in model.decoder]
+        self.sentences = torch.arange(len(source), device=source.device)  # the source of each row
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """tokens (rows, n), behind those of earlier calls -> logits (rows, vocab_size) for the next one."""
+        return self.model.next_logits(tokens, self.memory, self.source_mask, self.caches)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order. What belongs to the source moves only where rows change their source."""
+        for own, _ in self.caches:
+            own.select(rows)
+        before, self.sentences = self.sentences, self.sentences[rows]
+        if not torch.equal(before, self.sentences):
+            self.memory = self.memory[rows]
+            self.source_mask = None if self.source_mask is None else self.source_mask[rows]
+            for _, crossed in self.caches:
+                crossed.select(rows)
+
+
+def encoder_block(
+    dim: int, heads: int, hidden_dim: int, dropout: float = 0.0, activation: nn.Module | None = None
+) -> EncoderBlock:
+    """The paper's: self-attention and feed-forward network, each followed by dropout, the residual sum and a layer norm."""
+    return EncoderBlock(
+        PostNorm(MultiHeadAttention(dim, heads), nn.LayerNorm(dim), nn.Dropout(dropout)),
+        PostNorm(FeedForward(dim, hidden_dim, activation=activation), nn.LayerNorm(dim), nn.Dropout(dropout)),
+    )
+
+
+def decoder_block(
+    dim: int, heads: int, hidden_dim: int, dropout: float = 0.0, activation: nn.Module | None = None
+) -> DecoderBlock:
+    """The paper's: as the encoder's, the self-attention causal, with an attention to the memory between."""
+    return DecoderBlock(
+        PostNorm(MultiHeadAttention(dim, heads, causal=True), nn.LayerNorm(dim), nn.Dropout(dropout)),
+        PostNorm(MultiHeadAttention(dim, heads), nn.LayerNorm(dim), nn.Dropout(dropout)),
+        PostNorm(FeedForward(dim, hidden_dim, activation=activation), nn.LayerNorm(dim), nn.Dropout(dropout)),
+    )
+
+
+def build(
+    vocab_size: int,
+    *,
+    dim: int,
+    heads: int,
+    hidden_dim: int,
+    layers: int,
+    dropout: float = 0.1,
+    padding: int = 0,
+    interleaved: bool = True,
+    activation: str = "relu",
+    bias: bool = False,
+) -> Transformer:
+    """The named variants' common options.
+
+    padding:     token that fills up short rows; its embedding is zeros and is not trained by them.
+    interleaved: sines and cosines take turns, as in the paper; else the sines come first, as in Marian.
+    activation:  "relu", or "silu" as in Marian. bias: of the output, as in Marian.
+    """
+    require(activation in ACTIVATIONS, "activation", activation, f"one of {', '.join(ACTIVATIONS)}")
+    act = ACTIVATIONS[activation]
+    model = Transformer(
+        [encoder_block(dim, heads, hidden_dim, dropout, act()) for _ in range(layers)],
+        [decoder_block(dim, heads, hidden_dim, dropout, act()) for _ in range(layers)],
+        TokenEmbedding(vocab_size, dim, scale=dim**0.5, padding=padding),
+        positions=Sinusoidal(dim, interleaved=interleaved),
+        dropout=dropout,
+        bias=bias,
+    )
+    model.apply(init_xavier)
+    return model
+
+
+def init_xavier(module: nn.Module) -> None:
+    """Glorot's uniform law and zero biases for every linear layer, as in tensor2tensor and `nn.Transformer`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def transformer_base(vocab_size: int, **options: Any) -> Transformer:
+    """The paper's base model: 6 + 6 layers, dim 512, 63 million parameters at 37,000 tokens. Options: those of `build`."""
+    sizes: dict[str, Any] = {"dim": 512, "heads": 8, "hidden_dim": 2048, "layers": 6}
+    return build(vocab_size, **(sizes | options))
+
+
+def transformer_big(vocab_size: int, **options: Any) -> Transformer:
+    """The paper's big model: dim 1024, 16 heads, dropout 0.3, 214 million parameters."""
+    sizes: dict[str, Any] = {"dim": 1024, "heads": 16, "hidden_dim": 4096, "layers": 6, "dropout": 0.3}
+    return build(vocab_size, **(sizes | options))
+
+
+def transformer_small(
+    vocab_size: int,
+    *,
+    dim: int = 128,
+    heads: int = 4,
+    hidden_dim: int = 512,
+    layers: int = 2,
+    dropout: float = 0.0,
+    padding: int = 0,
+) -> Transformer:
+    """For small data and a CPU, wired as today: norms in front, rotary positions in place of sines. It learns twice as fast."""
+
+    def attention(rotary: bool = False, causal: bool = False) -> PreNorm:
+        positions = Rotary(dim // heads) if rotary else None
+        block = MultiHeadAttention(dim, heads, causal=causal, positions=positions)
+        return PreNorm(block, nn.LayerNorm(dim), nn.Dropout(dropout))
+
+    def feedforward() -> PreNorm:
+        return PreNorm(FeedForward(dim, hidden_dim), nn.LayerNorm(dim), nn.Dropout(dropout))
+
+    model = Transformer(
+        [EncoderBlock(attention(rotary=True), feedforward()) for _ in range(layers)],
+        [DecoderBlock(attention(rotary=True, causal=True), attention(), feedforward()) for _ in range(layers)],
+        TokenEmbedding(vocab_size, dim, scale=dim**0.5, padding=padding),
+        encoder_norm=nn.LayerNorm(dim),
+        decoder_norm=nn.LayerNorm(dim),
+        dropout=dropout,
+    )
+    model.apply(init_xavier)
+    return model
+
+
+VARIANTS = (transformer_base, transformer_big, transformer_small)
+
+
+def attention_rows(ours: str, theirs: str) -> list[tuple[str, str]]:
+    return [
+        (f"{ours}.{a}", f"{theirs}.{b}") for a, b in zip(("query", "key", "value", "output"), MARIAN_PROJECTIONS, strict=True)
+    ]
+
+
+MARIAN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def marian(max_positions: int, dim: int) -> WeightMap:
+    """Our names and those of `transformers.MarianMTModel`; the model needs a `bias` and positions that are not interleaved.
+
+    max_positions: length of the table of sines that they keep.
+    """
+    rows: list[tuple[str, str]] = []
+    for side in ("encoder", "decoder"):
+        block = f"model.{side}.layers.{{i}}"
+        rows += attention_rows(f"{side}.{{i}}.attention.sublayer", f"{block}.self_attn")
+        rows += [
+            (f"{side}.{{i}}.attention.norm", f"{block}.self_attn_layer_norm"),
+            (f"{side}.{{i}}.feedforward.sublayer.up", f"{block}.fc1"),
+            (f"{side}.{{i}}.feedforward.sublayer.down", f"{block}.fc2"),
+            (f"{side}.{{i}}.feedforward.norm", f"{block}.final_layer_norm"),
+        ]
+    rows += attention_rows("decoder.{i}.cross_attention.sublayer", "model.decoder.layers.{i}.encoder_attn")
+    table = Sinusoidal(dim, interleaved=False)(torch.arange(max_positions), torch.float64)
+    tables = {f"model.{side}.embed_positions.weight": table for side in ("encoder", "decoder")}
+    shared = " ".join(f"model.{name}.weight" for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"))
+    return WeightMap(
+        *rows,
+        ("decoder.{i}.cross_attention.norm", "model.decoder.layers.{i}.encoder_attn_layer_norm"),
+        ("embedding.table.weight", f"{shared} lm_head.weight"),
+        ("bias", "final_logits_bias", "v -> 1 v"),
+        derived=tables,
+    )
+
+
+def torch_rows(ours: str, theirs: str) -> list[tuple[str, ...]]:
+    """A `MultiHeadAttention` and an `nn.MultiheadAttention` of one width."""
+    return [
+        (" ".join(f"{ours}.{n}.weight" for n in ("query", "key", "value")), f"{theirs}.in_proj_weight", "qkv o i -> (qkv o) i"),
+        (" ".join(f"{ours}.{n}.bias" for n in ("query", "key", "value")), f"{theirs}.in_proj_bias", "qkv o -> (qkv o)"),
+        (f"{ours}.output", f"{theirs}.out_proj"),
+    ]
+
+
+TORCH_ROWS = (
+    *(row for side in ("encoder", "decoder")
+      for row in torch_rows(f"{side}.{{i}}.attention.sublayer", f"{side}.layers.{{i}}.self_attn")),
+    *torch_rows("decoder.{i}.cross_attention.sublayer", "decoder.layers.{i}.multihead_attn"),
+    *((f"{side}.{{i}}.feedforward.sublayer.{ours}", f"{side}.layers.{{i}}.{theirs}")
+      for side in ("encoder", "decoder") for ours, theirs in (("up", "linear1"), ("down", "linear2"))),
+    *((f"{side}.{{i}}.attention.norm", f"{side}.layers.{{i}}.norm1") for side in ("encoder", "decoder")),
+    ("encoder.{i}.feedforward.norm", "encoder.layers.{i}.norm2"),
+    ("decoder.{i}.cross_attention.norm", "decoder.layers.{i}.norm2"),
+    ("decoder.{i}.feedforward.norm", "decoder.layers.{i}.norm3"),
+    ("encoder_norm", "encoder.norm"),
+    ("decoder_norm", "decoder.norm"),
+)  # fmt: skip
+TORCH_TRANSFORMER = WeightMap(*TORCH_ROWS)
+"""The blocks of a `Transformer` and an `nn.Transformer`, which has norms behind both stacks and no embeddings."""
