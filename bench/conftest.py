@@ -15,7 +15,7 @@ import torch
 
 @pytest.fixture
 def side_by_side(benchmark) -> Callable[..., None]:
-    """``side_by_side(ours, reference, rounds)`` times both alternately; the quickest of each, and their ratio, go into `extra_info`."""
+    """``side_by_side(ours, reference, rounds)`` times both in turn; the quickest of each and their ratio go into `extra_info`."""
 
     def run(ours: Callable[[], Any], reference: Callable[[], Any], rounds: int, device: str = "cpu") -> None:
         synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None

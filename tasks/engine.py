@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import zoo
 from layers.normalization import synchronise_norms
-from tasks.data import epoch_order, seed_of
+from tasks.data import seed_of
 from tasks.optimizers import learning_rate, make_optimizer, update_average
 from tasks.options import EngineOptions, UserError
 from tasks.runs import Diverged
@@ -36,8 +36,14 @@ from zoo import files
 class Task(Protocol):
     """What a task brings to the loop."""
 
+    unit: str
+    """What the examples are called: "images"."""
     train_size: int
     test_size: int
+
+    def batches(self, epoch: int | None) -> Sequence[Tensor]:
+        """Indices of the training examples in every step of that epoch, a pure function of it; of the test set if None."""
+        ...
 
     def batch(self, indices: Tensor, epoch: int | None) -> Any:
         """Those training examples, augmented for that epoch; of the test set if `epoch` is None."""
@@ -49,6 +55,10 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the loss over the units, and sums of metrics over them, such as {"accuracy": number of correct ones}."""
+        ...
+
+    def score(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of the test set that are no sums over it, such as BLEU."""
         ...
 
 
@@ -70,11 +80,11 @@ class Run:
         self.average = copy.deepcopy(self.model).requires_grad_(False) if options.ema else None
         compiled = torch.compile(self.model) if options.compile else self.model
         self.wrapped, self.optimizer = self.accelerator.prepare(compiled, make_optimizer(self.model, options))
-        self.step, self.epoch, self.position = 0, 0, 0  # optimizer steps; epoch; examples of this epoch already seen
+        self.step, self.epoch, self.position = 0, 0, 0  # optimizer steps; epoch; steps of this epoch already done
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self.steps_per_epoch = math.ceil(task.train_size / options.batch_size)
+        self.steps_per_epoch = len(task.batches(0))
 
     # ------------------------------------------------------------------------------------------------ one step
 
@@ -130,7 +140,7 @@ class Run:
         """Mean loss and metrics over the test set; every example counts once, whatever the number of processes."""
         model = (self.average or self.model).eval()
         sums: dict[str, Tensor] = {}
-        for indices in torch.arange(self.task.test_size).split(max(self.options.batch_size, 64)):
+        for indices in self.task.batches(None):
             share = indices.tensor_split(self.world)[self.accelerator.process_index]
             batch = self.to_device(self.task.batch(share, None))  # may be empty: all processes sum up the same names
             with self.accelerator.autocast():
@@ -139,7 +149,8 @@ class Run:
             for name, value in {"loss": loss, **metrics, "units": units}.items():
                 sums[name] = sums.get(name, 0) + value.double()
         everything = {name: self.total(value).item() for name, value in sums.items()}
-        return {name: value / everything["units"] for name, value in everything.items() if name != "units"}
+        means = {name: value / everything["units"] for name, value in everything.items() if name != "units"}
+        return means | self.task.score(model)
 
     # --------------------------------------------------------------------------------------------- checkpoints
 
@@ -218,7 +229,7 @@ class Run:
             "best_epoch": best["epoch"],
             "epochs": self.epoch,
             "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.epoch * self.task.train_size / max(self.seconds, 1e-9), 1),
+            f"{self.task.unit}_per_second": round(self.epoch * self.task.train_size / max(self.seconds, 1e-9), 1),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
         if self.main:
@@ -231,25 +242,23 @@ class Run:
         return max(self.history, key=lambda row: row[f"test_{self.primary}"])
 
     def train_epoch(self, begun: float) -> None:
-        options, size = self.options, self.task.train_size
-        order = epoch_order(size, options.seed, self.epoch)
+        options, batches = self.options, self.task.batches(self.epoch)
         live = self.main and sys.stderr.isatty()
         bar = tqdm(
-            total=size,
-            initial=self.position,
-            unit="img",
+            total=self.task.train_size,
+            initial=sum(map(len, batches[: self.position])),
+            unit=self.task.unit[:3],
             desc=f"epoch {self.epoch + 1}/{options.epochs}",
             disable=not live,
         )
         with bar:
-            while self.position < size:
-                indices = order[self.position : self.position + options.batch_size]
+            for indices in batches[self.position :]:
                 for name, value in self.train_step(indices).items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
-                self.position += len(indices)
+                self.position += 1
                 bar.update(len(indices))
                 bar.set_postfix({n: f"{v / self.sums['units']:.4f}" for n, v in self.sums.items() if n != "units"}, refresh=False)
-                if options.checkpoint_every and self.step % options.checkpoint_every == 0 and self.position < size:
+                if options.checkpoint_every and self.step % options.checkpoint_every == 0 and self.position < len(batches):
                     self.seconds = time.perf_counter() - begun
                     self.save()
         tested = self.evaluate()
@@ -271,6 +280,6 @@ class Run:
             print(
                 f"epoch {row['epoch']}/{options.epochs}  "
                 + "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k.startswith(("train_", "test_")))
-                + f"  {self.epoch * size / self.seconds:.0f} images/s  {left:.0f} s left",
+                + f"  {self.epoch * self.task.train_size / self.seconds:.0f} {self.task.unit}/s  {left:.0f} s left",
                 flush=True,
             )

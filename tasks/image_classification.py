@@ -30,6 +30,7 @@ class DataOptions:
 @dataclass
 class TrainOptions(EngineOptions, DataOptions):
     model: str = option("vgg11_bn", "a name that zoo.names() knows")
+    batch_size: int = option(64, "images in one optimizer step, over all processes and micro-batches")
     dropout: float | None = option(None, "in the model's head (default: the head's own)")
     init: str = option("", "start from the weights of this run or .safetensors file")
     augment: str | None = option(
@@ -66,12 +67,23 @@ COMMANDS = {
 class Classification:
     """The task for `tasks.engine`: cross entropy, and accuracy."""
 
-    def __init__(self, data: ImageData, augment: str, label_smoothing: float, seed: int) -> None:
+    unit = "images"
+
+    def __init__(self, data: ImageData, augment: str, label_smoothing: float, seed: int, batch_size: int) -> None:
         from tasks.data.images import AUGMENTATIONS
 
-        self.data, self.seed, self.label_smoothing = data, seed, label_smoothing
+        self.data, self.seed, self.label_smoothing, self.batch_size = data, seed, label_smoothing, batch_size
         self.augmentation = AUGMENTATIONS[augment]
         self.train_size, self.test_size = len(data.train), len(data.test)
+
+    def batches(self, epoch: int | None) -> Sequence[Tensor]:
+        import torch
+
+        from tasks.data import epoch_order
+
+        if epoch is None:
+            return torch.arange(self.test_size).split(max(self.batch_size, 64))
+        return epoch_order(self.train_size, self.seed, epoch).split(self.batch_size)
 
     def batch(self, indices: Tensor, epoch: int | None) -> tuple[Tensor, Tensor]:
         if epoch is None:
@@ -91,6 +103,9 @@ class Classification:
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
         return loss, {"accuracy": (logits.argmax(-1) == labels).sum()}
 
+    def score(self, model: nn.Module) -> dict[str, float]:
+        return {}
+
 
 def train(given: dict[str, Any]) -> None:
     import torch
@@ -106,6 +121,8 @@ def train(given: dict[str, Any]) -> None:
 
     with checking_input():
         options, folder = open_folder(TrainOptions, given, named)
+        if options.batch_size < 1:
+            raise UserError(f"--batch_size must be 1 or more, got {options.batch_size}")
         if not 0 <= options.label_smoothing < 1:
             raise UserError(f"--label_smoothing must be at least 0 and below 1, got {options.label_smoothing}")
         data = load_images(options.data, Path(options.data_root), options.image_size, options.skip_bad)
@@ -119,7 +136,7 @@ def train(given: dict[str, Any]) -> None:
         model.config |= {"preprocess": data.preprocess(), "classes": data.classes}
         if options.init:
             zoo.load_state(model, saved_file(options.init))
-    task = Classification(data, options.augment or data.augment, options.label_smoothing, options.seed)
+    task = Classification(data, options.augment or data.augment, options.label_smoothing, options.seed, options.batch_size)
     run = Run(task, model, options, folder)
     if run.main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,12 +167,12 @@ def train(given: dict[str, Any]) -> None:
         print(f"test accuracy {summary['test_accuracy']:.4f} (best {best_accuracy}), {seconds:.1f} s of training; see {folder}")
 
 
-def predictions(model: nn.Module, task: Classification, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+def predictions(model: nn.Module, task: Classification) -> tuple[Tensor, Tensor]:
     """Class probabilities (n, classes) and labels (n,) of the test set."""
     import torch
 
     with torch.inference_mode():
-        batches = [task.batch(indices, None) for indices in torch.arange(task.test_size).split(batch_size)]
+        batches = [task.batch(indices, None) for indices in task.batches(None)]
         return torch.cat([model(x).softmax(-1) for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
@@ -188,7 +205,7 @@ def evaluate(given: dict[str, Any]) -> None:
     from torch.nn import functional as F
 
     data.test.mean, data.test.std = torch.tensor(preprocess["mean"]), torch.tensor(preprocess["std"])
-    probabilities, labels = predictions(model, Classification(data, "none", 0.0, 0), options.batch_size)
+    probabilities, labels = predictions(model, Classification(data, "none", 0.0, 0, options.batch_size))
     loss = F.nll_loss(probabilities.clamp(min=1e-30).log(), labels)
     accuracy = (probabilities.argmax(-1) == labels).double().mean()
     print(f"{path}: test accuracy {accuracy:.4f}, loss {loss:.4f} on {len(labels):,} images of {source}")

@@ -16,10 +16,11 @@ def learning_rate(options: EngineOptions, step: int, steps_per_epoch: int) -> fl
     warmup, total = options.warmup * steps_per_epoch, options.epochs * steps_per_epoch
     if step < warmup:
         return options.lr * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1.0, total - warmup)
+    done = min(1.0, (step - warmup) / max(1.0, total - warmup))
     factor = {
         "cosine": (1 + math.cos(math.pi * done)) / 2,
         "step": 0.1 ** ((done >= 0.5) + (done >= 0.75)),
+        "rsqrt": ((warmup + 1) / (step + 1)) ** 0.5,
         "constant": 1.0,
     }
     return options.lr * factor[options.schedule]

@@ -60,14 +60,15 @@ class EngineOptions:
     """How to train, whatever the task."""
 
     epochs: int = option(10, "passes over the training data")
-    batch_size: int = option(64, "examples in one optimizer step, over all processes and micro-batches")
     optimizer: str = option("adamw", "sgd has Nesterov momentum 0.9", choices=("adamw", "adam", "sgd"))
-    lr: float | None = option(None, "peak learning rate (default: 0.001, for sgd 0.02)")
+    lr: float = option(None, "peak learning rate (default: 0.001, for sgd 0.02)")
     schedule: str = option(
-        "cosine", "cosine falls to zero; step divides by ten at 1/2 and 3/4", choices=("cosine", "step", "constant")
+        "cosine",
+        "cosine falls to zero; step divides by ten at 1/2 and 3/4; rsqrt falls as 1 / sqrt(step)",
+        choices=("cosine", "step", "rsqrt", "constant"),
     )
     warmup: float = option(1.0, "epochs in which the learning rate rises from zero")
-    weight_decay: float | None = option(
+    weight_decay: float = option(
         None, "on matrices and kernels only, not on norms and biases (default: 0.05 for adamw, 0 for adam, 0.0005 for sgd)"
     )
     ema: float = option(0.0, "decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off")

@@ -89,3 +89,14 @@ def mistakes(pixels: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
             fontsize=8,
         )
     write(figure, path)
+
+
+def attention(weights: Tensor, source: Sequence[str], target: Sequence[str], path: Path) -> None:
+    """Weights (target, source) between 0 and 1: a row for each token that was written, a column for each that was read."""
+    figure = Figure(figsize=(2 + 0.35 * len(source), 1.5 + 0.35 * len(target)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(source)), [short(token) for token in source], rotation=90)
+    axes.set_yticks(range(len(target)), [short(token) for token in target])
+    axes.set(xlabel="source", ylabel="written")
+    write(figure, path)

@@ -28,7 +28,6 @@ def check_options(options: EngineOptions) -> None:
     """Errors: `UserError` that names the first option out of range."""
     least = {
         "epochs": 1,
-        "batch_size": 1,
         "accumulate": 1,
         "warmup": 0,
         "weight_decay": 0,

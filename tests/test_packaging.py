@@ -103,7 +103,8 @@ def test_imports_run_one_way(package):
 
 def test_tasks_import_what_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {line.partition(">=")[0] for line in project["dependencies"]}
+    extras = (project["optional-dependencies"][name] for name in ("translation", "hub"))
+    declared = {line.partition(">=")[0] for lines in [project["dependencies"], *extras] for line in lines}
     modules = {"scikit-learn": "sklearn", "pillow": "PIL"}
     allowed = {modules.get(name, name) for name in declared} | set(PACKAGES) | sys.stdlib_module_names
     found = {(p.name, name) for p in (ROOT / "tasks").rglob("*.py") for name in imported(p)}
@@ -126,9 +127,12 @@ def test_layers_load_without_the_other_rooms_and_the_kit():
 
 
 def test_help_is_quick_because_it_loads_nothing_heavy():
-    names = loaded("from tasks.image_classification import main", "try: main(['--help'])", "except SystemExit: pass")
+    tasks = "from tasks import image_classification, translation"
+    names = loaded(
+        tasks, *(f"try: {task}.main(['--help'])\nexcept SystemExit: pass" for task in ("image_classification", "translation"))
+    )
     assert "tasks" in names
-    assert names.isdisjoint({"torch", "torchvision", "sklearn", "matplotlib", "accelerate"})
+    assert names.isdisjoint({"torch", "torchvision", "sklearn", "matplotlib", "accelerate", "tokenizers"})
 
 
 # -------------------------------------------------------------------------------------------------------- an intruder

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 TASK = "tasks.image_classification"
 
 BOMB = """
-# argv: place, count, then the command's own; strikes at the count-th step, or write or rename of last.safetensors
+# argv: place, count, task, then the command's own; strikes at the count-th step, or write or rename of last.safetensors
 import os, resource, runpy, signal, sys
 from tasks import engine
 from zoo import files
@@ -41,7 +41,7 @@ def strike(*arguments):
     return original(*arguments)
 
 setattr(owner, name, strike)
-runpy.run_module("tasks.image_classification", run_name="__main__", alter_sys=True)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 
 
@@ -88,7 +88,7 @@ def launch() -> Command:
 @pytest.fixture(scope="session")
 def bombed(launch: Command) -> Command:
     """The command, killed at the count-th "step", "write" (half done) or "rename", or its "disk" full from a step on."""
-    return lambda place, count, *arguments: launch(*arguments, launcher=("-c", BOMB, place, count))
+    return lambda place, count, *arguments, task=TASK: launch(*arguments, launcher=("-c", BOMB, place, count, task))
 
 
 @pytest.fixture(scope="session")

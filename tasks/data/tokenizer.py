@@ -1,0 +1,152 @@
+"""Text into token ids and back: BPE, Unigram, words or characters, trained or given, kept in one tokenizer.json.
+
+    bpe, unigram   pieces of the text's UTF-8 bytes, every digit one of its own: any text is written and read back as it was
+    word           what stands between spaces, such as phonemes; other words are <unk>
+    char           characters; those that were not seen in training are <unk>
+
+Ids 0 to 3 are <pad>, <s>, </s> and <unk>. A text that happens to contain "</s>" means these four characters, not the token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tasks.data import DataError
+from tasks.data.text import optional
+from zoo import files
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+PAD, BOS, EOS, UNK = range(4)
+LEVELS = ("bpe", "unigram", "word", "char")
+LEAST = len(SPECIAL) + 256
+"""Tokens that BPE and Unigram have at least: every byte is one."""
+
+
+class TextTokenizer:
+    """A `tokenizers.Tokenizer` whose special tokens are ours; `path` is told in complaints."""
+
+    def __init__(self, inner: Any, path: Path | None = None) -> None:
+        self.inner, self.path = inner, path
+        if [inner.token_to_id(token) for token in SPECIAL] != list(range(4)):
+            found = ", ".join(str(inner.id_to_token(n)) for n in range(4))
+            raise DataError(f"{path or 'the tokenizer'} must have {', '.join(SPECIAL)} at ids 0 to 3, got {found}")
+        inner.no_padding()
+        inner.no_truncation()
+        inner.encode_special_tokens = True  # as plain text; the file does not keep this setting
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.get_vocab_size()
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells two tokenizers apart."""
+        return blake2b(self.inner.to_str().encode(), digest_size=8).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without <s> and </s>."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        found = self.inner.encode_batch(list(texts), add_special_tokens=False)
+        # a word or character that is spelled like a special token is an unknown one
+        return [[token if token > UNK else UNK for token in encoding.ids] for encoding in found]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text up to the first </s>; <pad> and <s> are left out."""
+        ids = list(ids)
+        ids = ids[: ids.index(EOS)] if EOS in ids else ids
+        return self.inner.decode([token for token in ids if token not in (PAD, BOS)], skip_special_tokens=False)
+
+    def decode_batch(self, rows: Iterable[Iterable[int]]) -> list[str]:
+        return [self.decode(row) for row in rows]
+
+    def require_vocab_size(self, vocab_size: int) -> None:
+        """`DataError` unless a model with that many tokens is one for this tokenizer."""
+        if vocab_size != self.vocab_size:
+            raise DataError(
+                f"{self.path or 'the tokenizer'} has {self.vocab_size} tokens, but the model's vocab_size is {vocab_size}: "
+                "give the tokenizer that the model was trained with"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write a tokenizer.json, whole or not at all."""
+        files.write_bytes(Path(path), self.inner.to_str(pretty=True).encode())
+
+
+def load_tokenizer(path: str | Path) -> TextTokenizer:
+    """A tokenizer.json, or the one in a folder. Errors: `DataError` if it is missing, damaged, or has other special tokens."""
+    path = Path(path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    tokenizers = optional("tokenizers")
+    if not path.is_file():
+        raise DataError(f"{path} is not there: a tokenizer.json is due")
+    try:
+        inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"{path} is truncated or damaged, not a tokenizer.json ({error})") from error
+    return TextTokenizer(inner, path)
+
+
+def train_tokenizer(texts: Iterable[str], level: str = "bpe", vocab_size: int = 8000) -> TextTokenizer:
+    """A tokenizer of at most `vocab_size` tokens, fewer where the texts do not give as many.
+
+    Errors: `DataError` for an unknown level, for a `vocab_size` too small for the special tokens and bytes, and without texts.
+    """
+    least = LEAST if level in ("bpe", "unigram") else len(SPECIAL) + 1
+    if level not in LEVELS:
+        raise DataError(f"level must be {', '.join(LEVELS)}, got {level!r}")
+    if vocab_size < least:
+        raise DataError(f"vocab_size must be {least} or more for {level}, got {vocab_size}")
+    texts = iter(texts)
+    if (first := next((text for text in texts if text.strip()), None)) is None:
+        raise DataError("there is no text to train the tokenizer on")
+    inner, trainer = blank(level, vocab_size)
+    inner.encode_special_tokens = True
+    inner.train_from_iterator(chain([first], texts), trainer)
+    return TextTokenizer(settled(inner) if level == "unigram" else inner)
+
+
+def settled(inner: Any) -> Any:
+    """The same tokenizer for the same texts: the trainer leaves last digits, and the order of bytes it has not seen, to chance.
+
+    Those bytes come last and differ by 0.0001 from one to the next; they all get the least score.
+    """
+    content = json.loads(inner.to_str())
+    special, pieces = (content["model"]["vocab"][part] for part in (slice(len(SPECIAL)), slice(len(SPECIAL), None)))
+    pieces.sort(key=lambda row: -row[1])
+    unseen = len(pieces) - max((n for n, (piece, _) in enumerate(pieces, 1) if len(piece) > 1), default=0)
+    scores = [round(score, 6) for _, score in pieces[: len(pieces) - unseen]] + [round(pieces[-1][1], 6)] * unseen
+    settled = [[piece, score] for (piece, _), score in zip(pieces, scores, strict=True)]
+    content["model"]["vocab"] = special + sorted(settled, key=lambda row: (-row[1], row[0]))
+    return optional("tokenizers").Tokenizer.from_str(json.dumps(content))
+
+
+def blank(level: str, vocab_size: int) -> tuple[Any, Any]:
+    """A tokenizer that knows nothing yet, and its trainer."""
+    tokenizers = optional("tokenizers")
+    models, trainers = tokenizers.models, tokenizers.trainers
+    before, after = tokenizers.pre_tokenizers, tokenizers.decoders
+    options: dict[str, Any] = dict(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
+    if level in ("bpe", "unigram"):
+        options["initial_alphabet"] = before.ByteLevel.alphabet()
+        if level == "bpe":
+            inner, trainer = tokenizers.Tokenizer(models.BPE()), trainers.BpeTrainer(**options)
+        else:
+            inner, trainer = tokenizers.Tokenizer(models.Unigram()), trainers.UnigramTrainer(unk_token="<unk>", **options)
+        digits = before.Digits(individual_digits=True)
+        inner.pre_tokenizer = before.Sequence([digits, before.ByteLevel(add_prefix_space=False)])
+        inner.decoder = after.ByteLevel()
+        return inner, trainer
+    inner, trainer = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>")), trainers.WordLevelTrainer(**options)
+    if level == "word":
+        inner.pre_tokenizer = before.WhitespaceSplit()  # without a decoder, words are joined by spaces
+    else:
+        inner.pre_tokenizer = before.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        inner.decoder = after.Fuse()
+    return inner, trainer

@@ -1,0 +1,273 @@
+"""Prepared folders and batches: the same ids as in memory, whole or not at all, every example once, and every complaint."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.data import DataError, corpus
+from tasks.data.cldr import pair
+from tasks.data.corpus import Corpus, batches, collate, lengths_of, prepare, prepared_tokenizers, tokenised
+from tasks.data.text import Counts, read
+from tasks.data.tokenizer import BOS, EOS, PAD, TextTokenizer, train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+PAIRS = [pair("de", "en", 0, n) for n in range(300)]
+
+
+@pytest.fixture(scope="module")
+def pieces() -> TextTokenizer:
+    return train_tokenizer((text for row in PAIRS for text in row), "bpe", 500)
+
+
+@pytest.fixture(scope="module")
+def words() -> TextTokenizer:
+    return train_tokenizer((target for _, target in PAIRS), "word", 5000)
+
+
+def complaint(call: Callable, *arguments: object) -> str:
+    with pytest.raises(DataError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------- prepared folders
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 299, 300, 4096])
+def test_a_prepared_folder_holds_what_was_tokenised(
+    pieces: TextTokenizer, words: TextTokenizer, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corpus, "CHUNK", chunk)
+    counts = prepare(tmp_path / "new" / "data", {"train": iter(PAIRS), "test": PAIRS[:9]}, pieces, words)
+    assert counts == {"train": Counts(300), "test": Counts(9)}
+    train, test = Corpus(tmp_path / "new" / "data"), Corpus(tmp_path / "new" / "data", "test")
+    due = [(pieces.encode(source), words.encode(target)) for source, target in PAIRS]
+    assert [tuple(side.tolist() for side in train[n]) for n in range(len(train))] == due
+    assert [tuple(map(list, example)) for example in train] == due  # a sequence, which ends
+    assert len(test) == 9
+    assert torch.equal(train.lengths, lengths_of(due))
+    assert train.lengths[:, 0].tolist() == [len(source) + 1 for source, _ in due]
+    assert all(torch.equal(a, b) for a, b in zip(collate([train[n] for n in (5, 2)]), collate([due[5], due[2]]), strict=True))
+    again = prepared_tokenizers(tmp_path / "new" / "data")
+    assert [t.fingerprint for t in again] == [pieces.fingerprint, words.fingerprint]
+    with pytest.raises(IndexError):
+        train[300]
+
+
+def test_ids_take_four_bytes_only_where_two_are_too_few(pieces: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prepare(tmp_path / "small", {"train": PAIRS}, pieces, pieces)
+    assert Corpus(tmp_path / "small").tokens[0].dtype == np.uint16
+    monkeypatch.setattr(TextTokenizer, "vocab_size", 2**16)
+    assert corpus.token_type(pieces) == np.uint16  # ids up to 65,535
+    monkeypatch.setattr(TextTokenizer, "vocab_size", 2**16 + 1)
+    prepare(tmp_path / "large", {"train": PAIRS}, pieces, pieces)
+    assert Corpus(tmp_path / "large").tokens[0].dtype == np.uint32
+    small, large = Corpus(tmp_path / "small"), Corpus(tmp_path / "large")
+    assert all(np.array_equal(small[n][side], large[n][side]) for n in range(300) for side in (0, 1))
+
+
+def test_what_is_skipped_is_counted(words: TextTokenizer, tmp_path: Path):
+    pairs = [("a b c", "a"), ("", "a"), ("a b c d", "a"), ("a", "a b c d e"), ("a", " "), ("a", "a b c")]
+    counts = prepare(tmp_path / "data", {"train": pairs}, words, words, 4)
+    assert counts["train"] == Counts(kept=2, empty=2, long=2)  # three words and </s> are the most
+    assert Corpus(tmp_path / "data").counts == counts["train"]
+    assert int(Corpus(tmp_path / "data").lengths.max()) == 4
+    mine = Counts()
+    assert len(list(tokenised(pairs, words, words, 4, mine))) == 2
+    assert mine == counts["train"]
+
+
+def test_a_failed_prepare_leaves_nothing(pieces: TextTokenizer, tmp_path: Path):
+    (tmp_path / "good").write_bytes(b"a\n" * 50)
+    (tmp_path / "bad").write_bytes(b"a\n" * 49 + b"\xff\n")
+    with pytest.raises(DataError, match="line 50"):
+        prepare(tmp_path / "data", {"train": read([tmp_path / "good", tmp_path / "bad"])}, pieces, pieces)
+    message = complaint(prepare, tmp_path / "data", {"train": PAIRS, "test": [("", "a")]}, pieces, pieces)
+    assert message == "no pairs are left for test: 0 pairs; skipped 1 with an empty side and 0 over-long ones"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "good"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tasks.data import corpus
+from tasks.data.cldr import pair
+from tasks.data.tokenizer import train_tokenizer
+from zoo import files
+
+place, folder = sys.argv[1:]
+corpus.CHUNK = 10
+
+def pairs():
+    for n in range(100):
+        if place == "middle" and n == 60:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield pair("de", "en", 0, n)
+
+original = files.write_json
+def write_json(path, data):
+    if place == "before meta":
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(path, data)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+files.write_json = write_json
+tokenizer = train_tokenizer((text for n in range(50) for text in pair("de", "en", 0, n)), "bpe", 300)
+corpus.prepare(folder, {"train": pairs()}, tokenizer, tokenizer)
+"""
+
+
+@pytest.mark.parametrize("place", ["middle", "before meta", "before the rename"])
+def test_a_killed_prepare_looks_unfinished_and_the_next_one_sweeps_up(pieces: TextTokenizer, place: str, tmp_path: Path):
+    folder = tmp_path / "data"
+    command = [sys.executable, "-c", KILLED, place, str(folder)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not folder.exists()
+    assert len(list(tmp_path.iterdir())) == 1  # or it was killed too early to tell
+    assert f"{folder} is no prepared folder" in complaint(Corpus, folder)
+    prepare(folder, {"train": PAIRS}, pieces, pieces)
+    assert list(tmp_path.iterdir()) == [folder]
+    assert len(Corpus(folder)) == 300
+
+
+def test_memory_does_not_grow_with_the_corpus(words: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus, "CHUNK", 100)
+    text = " ".join(target for _, target in PAIRS[:20])
+
+    def peak(pairs: int) -> int:
+        tracemalloc.start()
+        prepare(tmp_path / str(pairs), {"train": ((text, text) for _ in range(pairs))}, words, words)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    few, many = peak(300), peak(6000)
+    size = sum(file.stat().st_size for file in (tmp_path / "6000").iterdir())
+    assert many < 1.5 * few
+    assert many < size  # or it could have been held in memory
+    train = Corpus(tmp_path / "6000")
+    tracemalloc.start()
+    assert train[5999][0].tolist() == words.encode(text)
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
+def test_complaints(pieces: TextTokenizer, tmp_path: Path):
+    folder = tmp_path / "data"
+    prepare(folder, {"train": PAIRS}, pieces, pieces)
+    assert f"{folder} exists already" in complaint(prepare, folder, {"train": PAIRS}, pieces, pieces)
+    assert complaint(Corpus, folder, "dev") == f"{folder} has no split dev, only train"
+    for name, part in (("train.source.tokens", 10), ("train.target.offsets", 8)):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-part])
+        assert f"{folder / name} is missing or truncated: {len(content)} bytes are due" in complaint(Corpus, folder)
+        (folder / name).unlink()
+        assert f"{folder / name} is missing or truncated" in complaint(Corpus, folder)
+        (folder / name).write_bytes(content)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"format": "later"}))
+    assert "its format is 'later'" in complaint(Corpus, folder)
+    (tmp_path / "file").write_text("")
+    assert "exists already" in complaint(prepare, tmp_path / "file", {"train": PAIRS}, pieces, pieces)
+
+
+# ------------------------------------------------------------------------------------------------------------------- batches
+
+
+def sizes() -> st.SearchStrategy[torch.Tensor]:
+    rows = st.integers(1, 2).flatmap(
+        lambda sides: st.lists(st.lists(st.integers(1, 20), min_size=sides, max_size=sides), max_size=60)
+    )
+    return rows.map(lambda rows: torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1 if rows else 2))
+
+
+@given(lengths=sizes(), max_tokens=st.integers(20, 90), seed=st.integers(0, 3), window=st.sampled_from([1, 7, 100]))
+def test_every_example_is_in_one_batch_that_fits(lengths: torch.Tensor, max_tokens: int, seed: int, window: int):
+    found = batches(lengths, max_tokens, seed, 0, window)
+    assert sorted(index for batch in found for index in batch.tolist()) == list(range(len(lengths)))
+    assert all(len(batch) * int(lengths[batch].max()) <= max_tokens for batch in found)
+    assert all(len(batch) for batch in found)
+    assert all(torch.equal(a, b) for a, b in zip(found, batches(lengths, max_tokens, seed, 0, window), strict=True))
+
+
+@pytest.fixture(scope="module")
+def many() -> torch.Tensor:
+    return torch.randint(2, 60, (5000, 2), generator=torch.Generator().manual_seed(0))
+
+
+def test_epochs_and_seeds_differ(many: torch.Tensor):
+    def order(seed: int, epoch: int) -> tuple[int, ...]:
+        return tuple(torch.cat(batches(many, 1000, seed, epoch)).tolist())
+
+    torch.manual_seed(5)
+    assert order(0, 0) == order(0, 0)
+    assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_batches_are_full_and_in_random_order(many: torch.Tensor):
+    found = batches(many[:, 0], 1000, 0, 0)
+    padded = sum(len(batch) * int(many[batch, 0].max()) for batch in found)
+    assert int(many[:, 0].sum()) > 0.97 * padded  # like lengths together
+    assert padded > 0.9 * 1000 * len(found)
+    longest = torch.tensor([int(many[batch, 0].max()) for batch in found]).float()
+    neighbours = torch.corrcoef(torch.stack([longest[1:], longest[:-1]]))[0, 1]
+    assert abs(neighbours) < 0.3
+    both = batches(many, 1000, 0, 0)
+    assert int(many.sum()) > 0.7 * sum(batch.numel() * int(many[batch, side].max()) for batch in both for side in (0, 1))
+
+
+def test_windows_mix_neighbours(many: torch.Tensor):
+    """Who shares a batch is drawn anew in every epoch, also among equal lengths."""
+    same = torch.full((1000,), 5)
+    first, second = ({frozenset(batch.tolist()) for batch in batches(same, 50, 0, epoch)} for epoch in (0, 1))
+    assert not first & second
+    assert len(first) == 100
+
+
+def test_an_example_longer_than_a_batch_is_named():
+    lengths = torch.tensor([[3, 4], [2, 11], [12, 1]])
+    assert complaint(batches, lengths, 10, 0, 0) == "example 2 has 12 tokens, more than the 10 of a whole batch"
+    assert len(batches(lengths, 12, 0, 0)) > 1
+    assert batches(torch.zeros(0, 2, dtype=torch.int64), 10, 0, 0) == []
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_collation_pads_on_the_right(kind: Callable):
+    source, target_in, target_out = collate([(kind([5, 6]), kind([7, 8, 9])), (kind([5, 6, 7, 8]), kind([10]))])
+    assert source.tolist() == [[5, 6, EOS, PAD, PAD], [5, 6, 7, 8, EOS]]
+    assert target_in.tolist() == [[BOS, 7, 8, 9], [BOS, 10, PAD, PAD]]
+    assert target_out.tolist() == [[7, 8, 9, EOS], [10, EOS, PAD, PAD]]
+    assert {x.dtype for x in (source, target_in, target_out)} == {torch.int64}
+
+
+def test_no_examples_are_a_batch_of_none():
+    assert [tuple(x.shape) for x in collate([])] == [(0, 1)] * 3
+    assert lengths_of([]).shape == (0, 2)
+
+
+def endless() -> Iterator[tuple[str, str]]:
+    number = 0
+    while True:
+        yield f"{number}", "x"
+        number += 1
+
+
+def test_tokenising_is_lazy(pieces: TextTokenizer):
+    found = tokenised(endless(), pieces, pieces, 99, Counts())
+    assert pieces.decode(next(found)[0]) == "0"
+    assert pieces.decode(next(found)[0]) == "1"

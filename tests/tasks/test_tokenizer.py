@@ -1,0 +1,153 @@
+"""Tokenizers: what is written comes back, special tokens stay apart from text, and every complaint."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.data import DataError
+from tasks.data.cldr import pair
+from tasks.data.tokenizer import BOS, EOS, LEAST, LEVELS, PAD, SPECIAL, UNK, TextTokenizer, load_tokenizer, train_tokenizer
+
+TEXTS = [text for n in range(1500) for text in pair("de", "en", 0, n)]
+PHONEMES = ["HH AH0 L OW1", "T AH0 M EY1 T OW2", "W ER1 L D"]
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, TextTokenizer]:
+    return {level: train_tokenizer(TEXTS, level, 600) for level in LEVELS}
+
+
+AWKWARD = [
+    "",
+    " ",
+    "  a  b ",
+    "\n\t\r\n",
+    "\x00",
+    "\u2028\u0085",
+    "🙂‍🙂",
+    "日本語",
+    "<s>",
+    "a</s>b <pad><unk>",
+    "ĠHalloĊ",
+    "e\u0301é",
+    "1234,50",
+]
+
+
+@pytest.mark.parametrize("level", ["bpe", "unigram"])
+def test_any_text_comes_back(trained: dict[str, TextTokenizer], level: str):
+    @given(st.one_of(st.text(), st.sampled_from(AWKWARD), st.lists(st.sampled_from([*SPECIAL, " ", "ä", "\u0120"])).map("".join)))
+    def check(text: str) -> None:
+        ids = trained[level].encode(text)
+        assert trained[level].decode(ids) == text
+        assert min(ids, default=4) > UNK
+        assert max(ids, default=0) < trained[level].vocab_size
+
+    check()
+    for text in AWKWARD:
+        assert trained[level].decode(trained[level].encode(text)) == text
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_special_tokens_are_the_first_four(trained: dict[str, TextTokenizer], level: str):
+    assert [trained[level].inner.token_to_id(token) for token in SPECIAL] == [PAD, BOS, EOS, UNK] == [0, 1, 2, 3]
+    assert trained[level].vocab_size <= 600
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_saved_one_is_the_same(trained: dict[str, TextTokenizer], level: str, tmp_path: Path):
+    trained[level].save(tmp_path / "tokenizer.json")
+    loaded = load_tokenizer(tmp_path)
+    texts = [*TEXTS[:200], *AWKWARD]
+    assert loaded.encode_batch(texts) == trained[level].encode_batch(texts) == [trained[level].encode(text) for text in texts]
+    assert loaded.fingerprint == trained[level].fingerprint
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_training_is_deterministic(trained: dict[str, TextTokenizer], level: str):
+    again = train_tokenizer(iter(TEXTS), level, 600)
+    assert again.fingerprint == trained[level].fingerprint
+    assert train_tokenizer(TEXTS[:100], level, 600).fingerprint != trained[level].fingerprint
+
+
+@pytest.mark.parametrize("level", ["bpe", "unigram"])
+def test_pieces_are_learned_and_digits_stay_single(trained: dict[str, TextTokenizer], level: str):
+    ids = trained[level].encode("Montag, 12. September 2024")
+    assert len(ids) < 18  # of 26 characters
+    assert len(trained[level].encode("2024" * 5)) == 20
+
+
+def test_words(trained: dict[str, TextTokenizer]):
+    words = train_tokenizer(PHONEMES, "word", 100)
+    assert words.vocab_size == 4 + len({phoneme for line in PHONEMES for phoneme in line.split()})
+    assert words.decode(words.encode("  W OW2  L ")) == "W OW2 L"
+    assert words.encode("W </s> XX")[1:] == [UNK, UNK]  # text is no special token, known or not
+    assert words.decode([BOS, *words.encode("HH XX"), EOS, 7, PAD]) == "HH <unk>"
+
+
+def test_characters():
+    characters = train_tokenizer(["hello world\n", "tomato"], "char", 100)
+    assert characters.vocab_size == 4 + len(set("hello world\ntomato"))
+    assert characters.decode(characters.encode(" to\nher ")) == " to\nher "
+    assert characters.encode("x<s>") == [UNK, UNK, UNK if "s" not in "hello world" else 0, UNK]
+
+
+def test_decoding_ends_where_the_sentence_does(trained: dict[str, TextTokenizer]):
+    ids = trained["bpe"].encode("Montag")
+    assert trained["bpe"].decode([PAD, BOS, *ids, EOS, *ids, EOS, PAD]) == "Montag"
+    assert trained["bpe"].decode_batch([[*ids, EOS], [EOS, *ids], []]) == ["Montag", "", ""]
+
+
+def test_padding_and_truncation_of_a_given_file_are_undone(trained: dict[str, TextTokenizer], tmp_path: Path):
+    inner = load_again(trained["bpe"])
+    inner.enable_padding()
+    inner.enable_truncation(3)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode_batch(["a", TEXTS[0]]) == trained["bpe"].encode_batch(["a", TEXTS[0]])
+
+
+def load_again(tokenizer: TextTokenizer):
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(tokenizer.inner.to_str())
+
+
+def test_complaints(trained: dict[str, TextTokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def complaint(call, *arguments) -> str:
+        with pytest.raises(DataError) as caught:
+            call(*arguments)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert complaint(load_tokenizer, tmp_path) == f"{tmp_path / 'tokenizer.json'} is not there: a tokenizer.json is due"
+    (tmp_path / "tokenizer.json").write_text(trained["bpe"].inner.to_str()[:500])
+    assert "truncated or damaged" in complaint(load_tokenizer, tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe")
+    assert "truncated or damaged" in complaint(load_tokenizer, tmp_path)
+    foreign = json.loads(trained["word"].inner.to_str())
+    foreign["added_tokens"] = []
+    foreign["model"]["vocab"] = {"<unk>": 0, "a": 1}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(foreign))
+    assert "must have <pad>, <s>, </s>, <unk> at ids 0 to 3, got <unk>, a, None, None" in complaint(load_tokenizer, tmp_path)
+    assert "level must be bpe, unigram, word, char, got 'bytes'" in complaint(train_tokenizer, TEXTS, "bytes")
+    assert f"vocab_size must be {LEAST} or more for bpe, got {LEAST - 1}" in complaint(train_tokenizer, TEXTS, "bpe", LEAST - 1)
+    assert "vocab_size must be 5 or more for word" in complaint(train_tokenizer, TEXTS, "word", 4)
+    assert "no text" in complaint(train_tokenizer, iter(["", " "]), "unigram")
+    trained["bpe"].require_vocab_size(trained["bpe"].vocab_size)
+    assert "has 600 tokens, but the model's vocab_size is 8000" in complaint(trained["bpe"].require_vocab_size, 8000)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert 'tokenizers is not installed: pip install "zooproof[translation]"' in complaint(train_tokenizer, TEXTS)
+
+
+@pytest.mark.parametrize("level", ["bpe", "unigram"])
+@pytest.mark.parametrize("texts", [["a"], ["ab"] * 3, ["日本"], ["x" * 5000]])
+def test_tiny_and_odd_texts_suffice(level: str, texts: list[str]):
+    tokenizer = train_tokenizer(texts, level, 300)
+    assert tokenizer.decode(tokenizer.encode("Grüße, " + texts[0])) == "Grüße, " + texts[0]

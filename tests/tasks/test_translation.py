@@ -1,0 +1,222 @@
+"""The translator as its users meet it: train, kill, resume, translate in order, and every complaint."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import zoo
+from tasks.data.parallel import Held, ParallelData
+from tasks.data.tokenizer import PAD, load_tokenizer, train_tokenizer
+from tasks.translation import Translation, main, scores, translate
+from zoo import files
+
+TASK = "tasks.translation"
+PAIRS = [("eins", "one"), ("zwei", "two"), ("drei", "three"), ("eins zwei", "one two"), ("zwei drei", "two three")]
+
+
+def small(runs: Path, name: str = "a") -> list[str]:
+    """A few batches of numbers in words, with dropout on."""
+    return f"--dataset_path {runs / 'corpus'} --batch_tokens 24 --epochs 2 --device cpu --runs_dir {runs} --name {name}".split()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A corpus of two languages, and a run "a" that was trained on it."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "corpus").mkdir()
+    for split, pairs in (("train", PAIRS * 5), ("valid", PAIRS[:4]), ("test", PAIRS[1:])):
+        for side, language in enumerate(("de", "en")):
+            (folder / "corpus" / f"{split}.{language}").write_text("".join(f"{pair[side]}\n" for pair in pairs))
+    assert main(["train", *small(folder)]) == 0
+    return folder
+
+
+def complaint(capsys, *arguments) -> str:
+    """The one line that a command ends with."""
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def test_a_run_leaves_what_the_readme_says(runs):
+    folder = runs / "a"
+    summary = files.read_json(folder / "summary.json")
+    assert {"exact_match", "bleu", "chrf", "seconds", "sentences_per_second", "test_loss", "test_bleu"} <= summary.keys()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+    for name in ("best.safetensors", "last.safetensors", "config.json", "options.json", "tokenizer.json", "curves.png"):
+        assert (folder / name).stat().st_size > 0, name
+    assert zoo.load(folder).config["tokenizer"] == load_tokenizer(folder).fingerprint
+
+
+def test_a_killed_run_resumes_to_the_same_bits(runs, launch, bombed):
+    options = [*small(runs, "killed"), "--checkpoint_every", "2"]
+    for step in (4, 3):
+        died = bombed("step", step, "train", *options, *(["--resume"] if step == 3 else []), task=TASK)
+        assert died.returncode == -9, died.stderr
+    done = launch("train", *options, "--resume", launcher=("-m", TASK))
+    assert done.returncode == 0, done.stderr
+    again = launch("train", *small(runs, "whole"), "--checkpoint_every", "2", launcher=("-m", TASK))
+    assert again.returncode == 0, again.stderr
+    for name in ("last.safetensors", "best.safetensors"):
+        one, other = (files.read_tensors(runs / run / name) for run in ("killed", "whole"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def test_two_processes_give_the_metrics_of_one(runs, launch):
+    found = []
+    for name, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))):
+        options = [*small(runs, name), "--dropout", "0", "--ema", "0.9", "--optimizer", "sgd", "--lr", "0.01"]
+        done = launch("train", *options, launcher=(*launcher, "-m", TASK))
+        assert done.returncode == 0, done.stderr
+        rows = (runs / name / "metrics.jsonl").read_text().splitlines()
+        found.append([value for row in map(json.loads, rows) for value in row.values()])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def task(smoothing: float = 0.1) -> Translation:
+    tokenizer = train_tokenizer((text for pair in PAIRS for text in pair), "bpe", 300)
+    encoded = [tuple(tokenizer.encode_batch(pair)) for pair in PAIRS]
+    return Translation(ParallelData(encoded, Held.of(PAIRS), Held.of(PAIRS), tokenizer), smoothing, 40, 0, 50)
+
+
+def test_padding_takes_no_part_in_the_loss():
+    """The sum over a padded batch is the sum over its rows alone, label smoothing included."""
+    work = task()
+    torch.manual_seed(0)
+    model = zoo.create("transformer_small", vocab_size=work.data.tokenizer.vocab_size, dropout=0.0).double().train()
+    batch = work.batch(torch.arange(5), 0)
+    whole, metrics = work.loss(model, batch)
+    rows = [work.batch(torch.tensor([i]), 0) for i in range(5)]
+    assert (batch[2] == PAD).any()
+    parts = [work.loss(model, row) for row in rows]
+    assert whole.item() == pytest.approx(sum(loss.item() for loss, _ in parts), rel=1e-6)
+    assert metrics["token_accuracy"] == sum(m["token_accuracy"] for _, m in parts)
+    assert work.units(batch) == sum(map(work.units, rows)) == sum(len(ids) + 1 for _, ids in work.data.train)
+    assert whole.item() / work.units(batch) == pytest.approx(math.log(model.embedding.table.num_embeddings), rel=0.5)
+    source, target, labels = rows[0]
+    smooth = F.cross_entropy(model(source, target)[0], labels[0], reduction="sum", label_smoothing=0.1)
+    assert parts[0][0].item() == pytest.approx(smooth.item(), rel=1e-6)
+
+
+def test_every_pair_is_seen_once_an_epoch_in_another_order():
+    work = task()
+    epochs = [[i for batch in work.batches(epoch) for i in batch.tolist()] for epoch in (0, 1, 0)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(5))
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+def test_scores_take_any_reference():
+    found = scores(["a b c d", "x"], [["z", "a b c d"], ["y"]])
+    assert found["exact_match"] == 0.5
+    assert found["bleu"] > 50
+    assert scores(["a b c d"], [["a b c d"]]) == pytest.approx({"exact_match": 1.0, "bleu": 100.0, "chrf": 100.0})
+
+
+# ------------------------------------------------------------------------------------------------------------ using it
+
+
+def test_translations_come_in_order_whatever_the_batches(runs):
+    model, tokenizer = zoo.load(runs / "a"), load_tokenizer(runs / "a")
+    sentences = ["drei", "eins zwei drei eins", "zwei", "", "eins zwei"]
+    alone = [translate(model, tokenizer, [s])[0] for s in sentences]
+    for batch_size in (1, 2, 64):
+        assert translate(model, tokenizer, sentences, batch_size=batch_size) == alone
+    assert translate(model, tokenizer, sentences, beam=3) == [translate(model, tokenizer, [s], beam=3)[0] for s in sentences]
+
+
+def test_lines_in_lines_out(runs, tmp_path, capsys, monkeypatch):
+    lines, out, picture = tmp_path / "lines.de", tmp_path / "out.en", tmp_path / "attention.png"
+    lines.write_text("eins\n\nzwei drei\n")
+    options = ["translate", "--name", "a", "--runs_dir", runs, "--beam", "2"]
+    assert main([str(a) for a in [*options, "--input", lines, "--output", out, "--attention", picture]]) == 0
+    written = out.read_text()
+    assert written.count("\n") == 3
+    assert written.split("\n")[1] == ""
+    assert picture.stat().st_size > 1000
+    capsys.readouterr()
+    assert main([str(a) for a in [*options, "--input", lines]]) == 0
+    assert capsys.readouterr().out == written
+
+
+def test_evaluate_tells_its_signature(runs, capsys):
+    assert main(["evaluate", "--name", "a", "--runs_dir", str(runs)]) == 0
+    told = capsys.readouterr().out
+    summary = files.read_json(runs / "a" / "summary.json")
+    assert f"bleu {summary['bleu']:.4f}" in told
+    assert "nrefs:1|case:mixed" in told
+
+
+def test_a_prepared_folder_trains_the_same(runs, tmp_path, capsys):
+    out = tmp_path / "prepared"
+    assert main(["prepare", "--dataset_path", str(runs / "corpus"), "--out", str(out)]) == 0
+    assert "train: 25 pairs" in capsys.readouterr().out
+    options = [*small(runs, "prepared")[2:], "--prepared", str(out)]
+    assert main(["train", *options]) == 0
+    one, other = (files.read_tensors(runs / run / "last.safetensors") for run in ("a", "prepared"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# ----------------------------------------------------------------------------------------------------------- complaints
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--label_smoothing", "1"], "--label_smoothing"),
+        (["--batch_tokens", "0"], "--batch_tokens"),
+        (["--batch_tokens", "2"], "more than the 2 of a whole batch"),
+        (["--target", "de"], "--target must differ"),
+        (["--source", "gremlin"], "corpus"),
+        (["--model", "transformer_smal"], "did you mean 'transformer_small'"),
+        (["--data", "shells", "--dataset_path", ""], "--data must be"),
+        (["--data", "cldr", "--dataset_path", "", "--source", "xx"], "unknown locale"),
+        (["--tokenizer", "nowhere.json"], "nowhere.json"),
+        (["--name", "a"], "exists already"),
+    ],
+)
+def test_bad_options_are_one_line(runs, capsys, options, words):
+    before = sorted(path.name for path in runs.iterdir())
+    assert words in complaint(capsys, "train", *small(runs, "bad"), *options)
+    assert sorted(path.name for path in runs.iterdir()) == before
+
+
+def test_files_of_unequal_length_give_both_counts(runs, tmp_path, capsys):
+    (tmp_path / "a.de").write_text("eins\nzwei\n")
+    (tmp_path / "a.en").write_text("one\n")
+    both = [tmp_path / "a.de", tmp_path / "a.en"]
+    error = complaint(capsys, "train", "--train", *both, "--valid", *both, "--runs_dir", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    assert "2 lines" in error
+    assert "1" in error
+
+
+def test_a_foreign_tokenizer_is_refused(runs, tmp_path, capsys):
+    for name in ("best.safetensors", "config.json", "options.json"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_bytes((runs / "a" / name).read_bytes())
+    (tmp_path / "in").write_text("eins\n")
+    options = ["translate", "--name", "run", "--runs_dir", tmp_path, "--input", tmp_path / "in"]
+    size = load_tokenizer(runs / "a").vocab_size
+    train_tokenizer(["ein anderer Text"] * 3, "bpe", size + 100).save(tmp_path / "run" / "tokenizer.json")
+    assert "vocab_size" in complaint(capsys, *options) or "trained with" in complaint(capsys, *options)
+
+
+def test_an_over_long_line_is_named(runs, tmp_path, capsys):
+    (tmp_path / "in").write_text("eins\n" + "eins " * 400 + "\n")
+    error = complaint(capsys, "translate", "--name", "a", "--runs_dir", runs, "--input", tmp_path / "in")
+    assert "line 2" in error
+    assert main(["translate", "--name", "a", "--runs_dir", str(runs), "--input", str(tmp_path / "none")]) == 2
