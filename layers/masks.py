@@ -10,6 +10,7 @@ The converters at the foot name both meanings: an *allowed* mask is ours, *forbi
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from layers.checks import require, require_axes
@@ -36,7 +37,7 @@ def window(queries: int, size: int, keys: int | None = None, device: torch.devic
 def for_keys(valid: Tensor) -> Tensor:
     """(b, k), True for real tokens -> (b, 1, 1, k): no query attends to the others."""
     require_axes(valid, "valid", "batch keys")
-    return valid[:, None, None, :]
+    return rearrange(valid, "b k -> b 1 1 k")
 
 
 def padding(lengths: Tensor, size: int, side: str = "right") -> Tensor:
@@ -47,7 +48,7 @@ def padding(lengths: Tensor, size: int, side: str = "right") -> Tensor:
 def packed(documents: Tensor) -> Tensor:
     """(b, n), the number of the document that each token belongs to -> (b, 1, n, n): each attends within its own."""
     require_axes(documents, "documents", "batch tokens")
-    return (documents[:, :, None] == documents[:, None, :])[:, None]
+    return rearrange(documents, "b q -> b 1 q 1") == rearrange(documents, "b k -> b 1 1 k")
 
 
 # ---------------------------------------------------------------------------------------------------------- converters

@@ -83,4 +83,5 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != len(self.weight):
             raise ValueError(f"x: dim must be {len(self.weight)}, got shape {tuple(x.shape)}")
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        wide = torch.promote_types(x.dtype, self.weight.dtype)  # under autocast they may differ
+        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)

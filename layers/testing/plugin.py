@@ -156,7 +156,8 @@ def examples(
         check = hypothesis.reproduce_failure(hypothesis.__version__, blob.encode())(check)
     budget = settings.default.max_examples if settings.default else 100
     cost = prop.cost * (4 if contract.model else 1)
-    phases = [phase for phase in settings().phases if shrink or phase is not Phase.shrink]
+    skipped = {Phase.explain} | (set() if shrink else {Phase.shrink})  # explaining traces every line, compilers' too
+    phases = [phase for phase in settings().phases if phase not in skipped]
     check = settings(max_examples=max(1, budget // cost), phases=phases, **_COMMON)(check)
 
     def run() -> None:
