@@ -11,7 +11,7 @@ import torch
 
 
 def rows(results: dict[str, Any]) -> list[str]:
-    lines = ["| what | case | ours | torchvision | ratio |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| what | case | ours | reference | ratio |", "| --- | --- | --- | --- | --- |"]
     for entry in results["benchmarks"]:
         info = entry["extra_info"]
         case = entry["name"].partition("[")[2].rstrip("]").replace("-infer", "").replace("-train step", "")

@@ -1,12 +1,19 @@
 """The small translation model (4 + 4 layers, dim 256, 8 heads, vocabulary 8,000), ours against Marian's with the same weights.
 
-Forward, train step and decoding, padding included, against `transformers`, and the blocks against `nn.Transformer`.
+Forward, train step and decoding, padding included, against `transformers`, and the blocks against `nn.Transformer`; decoding
+against CTranslate2 too.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from ctranslate2.converters.transformers import BartLoader
 from torch.nn import functional as F
 from transformers import MarianConfig, MarianMTModel
 
@@ -62,7 +69,7 @@ def sentences():
 def test_forward(benchmark, side_by_side, models, sentences):
     ours, theirs = (model.eval() for model in models)
     source, mask, target = sentences
-    benchmark.group = "Transformer, infer, eager, Marian"
+    benchmark.group = "Transformer, infer, eager"
 
     def call_ours():
         with torch.inference_mode():
@@ -79,7 +86,7 @@ def test_forward(benchmark, side_by_side, models, sentences):
 def test_train_step(benchmark, side_by_side, models, sentences):
     ours, theirs = (model.train() for model in models)
     source, mask, target = sentences
-    benchmark.group = "Transformer, train step, eager, Marian"
+    benchmark.group = "Transformer, train step, eager"
 
     def step(model, call):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
@@ -108,7 +115,7 @@ def test_forward_of_torch(benchmark, side_by_side, sentences):
     ours = build(VOCABULARY, dim=DIM, heads=HEADS, hidden_dim=HIDDEN, layers=LAYERS, dropout=0.0)
     x, y = torch.randn(64, 32, DIM), torch.randn(64, 32, DIM)
     later = torch.ones(32, 32, dtype=torch.bool).triu(1)
-    benchmark.group = "Transformer blocks, forward and backward, nn.Transformer"
+    benchmark.group = "Transformer blocks, forward and backward, eager"
 
     def call_ours():
         memory = x
@@ -134,28 +141,63 @@ def source():
     return torch.randint(3, VOCABULARY, (16, 20), generator=torch.Generator().manual_seed(1))
 
 
-def ours_decodes(model, source, beams):
-    fast = zoo.optimize(model.eval(), source)
+@pytest.fixture(scope="module")
+def ours_decodes(models, source):
+    """beams -> tokens (16, NEW)"""
+    fast = zoo.optimize(models[0].eval(), source)
+    start, options = torch.full((len(source), 1), START), dict(max_new_tokens=NEW, stop=(EOS,), pad=PAD)
 
-    def run():
-        decoder = fast.start(source, capacity=NEW + 1)
-        prompt, options = torch.full((16, 1), START), dict(max_new_tokens=NEW, stop=(EOS,), pad=PAD)
+    def decode(beams):
+        steps = fast.start(source, capacity=NEW + 1)
         if beams == 1:
-            return decoding.greedy(decoder, prompt, **options)
-        return decoding.beam(decoder, prompt, beams=beams, **options).tokens[:, 0]
+            return decoding.greedy(steps, start, **options)
+        return decoding.beam(steps, start, beams=beams, **options).tokens[:, 0]
 
-    return run
-
-
-def theirs_decodes(model, source, beams):
-    model.eval()
-    options = dict(max_new_tokens=NEW, num_beams=beams, do_sample=False, use_cache=True)
-    return lambda: model.generate(input_ids=source, attention_mask=torch.ones_like(source), **options)[:, 1:]
+    return decode
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_decoding(benchmark, side_by_side, models, source, beams):
-    ours, theirs = ours_decodes(models[0], source, beams), theirs_decodes(models[1], source, beams)
-    assert torch.equal(ours(), theirs())
-    benchmark.group = f"Transformer, decoding, {'greedy' if beams == 1 else f'beam {beams}'}, HF generate"
-    side_by_side(ours, theirs, rounds=7)
+def test_decoding(benchmark, side_by_side, models, ours_decodes, source, beams):
+    theirs, mask = models[1].eval(), torch.ones_like(source)
+
+    def generate():
+        options = dict(max_new_tokens=NEW, num_beams=beams, do_sample=False)
+        return theirs.generate(input_ids=source, attention_mask=mask, **options)[:, 1:]
+
+    assert torch.equal(ours_decodes(beams), generate())
+    benchmark.group = f"Transformer, {'greedy' if beams == 1 else f'beam {beams}'}, HF generate"
+    side_by_side(lambda: ours_decodes(beams), generate, rounds=15)
+
+
+@pytest.fixture(scope="module")
+def ctranslate2_folder(models, tmp_path_factory):
+    """Our weights, by way of Marian's."""
+    theirs, names = models[1].eval(), [str(token) for token in range(VOCABULARY)]
+    theirs.config.normalize_before = theirs.config.normalize_embedding = False
+    spec = BartLoader().get_model_spec(theirs)
+    spec.register_source_vocabulary(names)
+    spec.register_target_vocabulary(names)
+    spec.config.eos_token, spec.config.unk_token, spec.config.decoder_start_token = str(EOS), str(PAD), str(START)
+    spec.validate()
+    spec.optimize(quantization=None)
+    folder = tmp_path_factory.mktemp("ctranslate2")
+    spec.save(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("workers", [1, 2], ids=["2 threads for a batch", "2 batches, a thread for each"])
+def test_decoding_of_ctranslate2(benchmark, side_by_side, ours_decodes, ctranslate2_folder, source, beams, workers, tmp_path):
+    sentences = tmp_path / "sentences.json"
+    sentences.write_text(json.dumps([[str(token) for token in row] for row in source.tolist()]))
+    script = Path(__file__).with_name("ctranslate2_server.py")
+    command = [sys.executable, script, ctranslate2_folder, str(workers), str(2 // workers), sentences]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
+
+        def translate():
+            server.stdin.write(f"{beams}\n")
+            return torch.tensor([[int(token) for token in row] for row in json.loads(server.stdout.readline())])
+
+        assert torch.equal(ours_decodes(beams), translate())
+        benchmark.group = f"Transformer, {'greedy' if beams == 1 else f'beam {beams}'}, CTranslate2"
+        side_by_side(lambda: ours_decodes(beams), translate, rounds=9, settle=True)

@@ -41,7 +41,10 @@ def attend(
     dropout: probability with which a weight is dropped; the weights returned are those before.
     return_weights: use the explicit backend, which writes the formula down, in place of the fused one of torch, which needs
              memory for q + k rows, not q * k, unless there is a bias or dropout.
+
+    Where a compiler for the CPU sees a single query, as in decoding, it gets the explicit formula too, and makes one loop of it.
     """
+    single = query.shape[2] == 1 and query.device.type == "cpu" and torch.compiler.is_compiling()
     alone = mask is None and bias is None and query.shape[2] == key.shape[2] and not return_weights
     if causal and not alone:
         triangle = masks.causal(query.shape[2], key.shape[2], query.device)
@@ -50,13 +53,16 @@ def attend(
     if mask is not None:
         dead = ~mask.any(-1, keepdim=True)  # such rows attend to everything instead, and are overwritten at the end
         mask = mask | dead
-    if return_weights:
-        scores = query @ key.mT / query.shape[-1] ** 0.5
+    if return_weights or single:
+        scores = (query * key).sum(-1)[:, :, None] if single else query @ key.mT
+        scores = scores / query.shape[-1] ** 0.5
         scores = scores if bias is None else scores + bias
         scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
         weights = scores.softmax(-1)
         weights = weights if dead is None else weights.masked_fill(dead, 0.0)
-        return F.dropout(weights, dropout) @ value, weights
+        kept = F.dropout(weights, dropout)
+        output = (kept.mT * value).sum(2, keepdim=True) if single else kept @ value
+        return output, weights if return_weights else None
     if bias is not None:
         mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
     output = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal and alone)
@@ -140,10 +146,12 @@ class MultiHeadAttention(nn.Module):
         at_key = at_query if itself else torch.arange(key.shape[1], device=query.device)
 
         def keys_and_values() -> tuple[Tensor, Tensor]:
-            k, v = self.split(self.key(key), self.key_norm), self.split(self.value(value))
+            x, y = key, value
             if mask is not None and (cache is None or mask.shape[-2] == 1):  # queries to come may see what others may not
-                return hide(mask if own is None else at(mask, at_key), k, v)
-            return k, v
+                hidden = hidden_by(mask if own is None else at(mask, at_key))
+                x = key.masked_fill(hidden, 0.0)  # for 0 * NaN is NaN
+                y = x if value is key else value.masked_fill(hidden, 0.0)
+            return self.split(self.key(x), self.key_norm), self.split(self.value(y))
 
         q = self.split(self.query(query), self.query_norm)
         k, v = cache.keep(keys_and_values) if isinstance(cache, CrossCache) else keys_and_values()
@@ -198,8 +206,7 @@ def at(mask: Tensor, positions: Tensor) -> Tensor:
     return mask if mask.shape[-1] == 1 else mask.index_select(-1, positions.clamp(0, mask.shape[-1] - 1))
 
 
-def hide(mask: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Zeros in place of keys and values that the mask hides from all queries and heads: 0 * NaN is NaN."""
-    seen = mask.any(-2, keepdim=True).mT
-    seen = seen.any(1, keepdim=True) if seen.ndim == 4 else seen
-    return key.masked_fill(~seen, 0.0), value.masked_fill(~seen, 0.0)
+def hidden_by(mask: Tensor) -> Tensor:
+    """Mask (..., q, k) -> (b, k, 1) or (k, 1): True for keys that no query of any head may attend to."""
+    seen = mask.any(-2) if mask.ndim == 2 else mask.any(-2).any(-2)
+    return ~rearrange(seen, "... k -> ... k 1")

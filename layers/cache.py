@@ -41,14 +41,14 @@ class Cache:
         if self.keys.ndim == 1:
             self.allocate(keys)
         if not torch.compiler.is_compiling():
-            self.require_room(keys)
+            self.require_room(keys.shape[2])
         result = self.write(keys, values)
         self.length += keys.shape[2]
         return result
 
-    def require_room(self, keys: Tensor) -> None:
-        if int(self.length) + keys.shape[2] > self.capacity:
-            raise ValueError(f"cache has a capacity of {self.capacity}, got {int(self.length)} + {keys.shape[2]} positions")
+    def require_room(self, new: int) -> None:
+        if int(self.length) + new > self.capacity:
+            raise ValueError(f"cache has a capacity of {self.capacity}, got {int(self.length)} + {new} positions")
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         slots = self.length + torch.arange(keys.shape[2], device=keys.device)
@@ -65,7 +65,7 @@ class Cache:
 class RollingCache(Cache):
     """For a causal self-attention with a sliding window: keeps the last `capacity` positions, which are the window's size."""
 
-    def require_room(self, keys: Tensor) -> None:
+    def require_room(self, new: int) -> None:
         pass
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

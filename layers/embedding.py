@@ -39,6 +39,6 @@ class TokenEmbedding(nn.Module):
         embedded = self.table(tokens)
         return embedded if self.scale == 1 else embedded * self.scale
 
-    def logits(self, x: Tensor) -> Tensor:
-        """x (..., dim) -> (..., vocab_size)"""
-        return F.linear(x, self.table.weight)
+    def logits(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (..., dim), bias (vocab_size,) -> (..., vocab_size)"""
+        return F.linear(x, self.table.weight, bias)

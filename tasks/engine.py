@@ -135,10 +135,15 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------- evaluation
 
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and kept."""
+        return self.average or self.model
+
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, model: nn.Module | None = None) -> dict[str, float]:
         """Mean loss and metrics over the test set; every example counts once, whatever the number of processes."""
-        model = (self.average or self.model).eval()
+        model = (model or self.result).eval()
         sums: dict[str, Tensor] = {}
         for indices in self.task.batches(None):
             share = indices.tensor_split(self.world)[self.accelerator.process_index]
@@ -217,7 +222,7 @@ class Run:
             self.accelerator.init_trackers("tensorboard")
         begun = time.perf_counter() - self.seconds
         try:
-            while self.epoch < self.options.epochs:
+            while not self.finished:
                 self.train_epoch(begun)
         except Diverged as error:
             path = self.folder / "last.safetensors"
@@ -227,6 +232,7 @@ class Run:
         summary = {name: value for name, value in last.items() if name.startswith(("train_", "test_"))} | {
             f"best_test_{self.primary}": best[f"test_{self.primary}"],
             "best_epoch": best["epoch"],
+            **(self.average_epochs() if self.options.average else {}),
             "epochs": self.epoch,
             "seconds": round(self.seconds, 3),
             f"{self.task.unit}_per_second": round(self.epoch * self.task.train_size / max(self.seconds, 1e-9), 1),
@@ -236,6 +242,36 @@ class Run:
             files.write_json(self.folder / "summary.json", summary)
             self.accelerator.end_training()
         return summary
+
+    @property
+    def finished(self) -> bool:
+        """At the last epoch, or out of patience."""
+        patience = self.options.patience
+        tired = patience > 0 and len(self.history) > 0 and self.epoch - self.best()["epoch"] >= patience
+        return tired or self.epoch >= self.options.epochs
+
+    def epoch_file(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch}.safetensors"
+
+    def average_epochs(self) -> dict[str, Any]:
+        """The mean of the last epochs' weights (Vaswani et al., 2017, section 6.1), kept if it tests no worse than the best.
+
+        Counters are the last epoch's.
+        """
+        self.accelerator.wait_for_everyone()  # until the last file is written
+        paths = [self.epoch_file(epoch + 1) for epoch in range(max(0, self.epoch - self.options.average), self.epoch)]
+        states = [files.read_tensors(path) for path in paths]
+        mean = {
+            name: torch.stack([state[name].double() for state in states]).mean(0).to(x.dtype) if x.is_floating_point() else x
+            for name, x in states[-1].items()
+        }
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(mean)
+        tested = self.evaluate(model)
+        kept = tested[self.primary] >= self.best()[f"test_{self.primary}"]
+        if self.main and kept:
+            zoo.save(model, self.folder, "best.safetensors")
+        return {f"average_test_{name}": value for name, value in tested.items()} | {"average_kept": kept}
 
     def best(self) -> dict[str, Any]:
         """The row of the epoch with the best primary metric, the first of equals."""
@@ -271,9 +307,13 @@ class Run:
         self.epoch, self.position, self.sums = self.epoch + 1, 0, {}
         self.require_finite()
         if self.main and self.best() is row:  # before the checkpoint that knows of it: a kill in between repeats the epoch
-            zoo.save(self.average or self.model, self.folder, "best.safetensors")
+            zoo.save(self.result, self.folder, "best.safetensors")
+        if self.main and options.average:
+            zoo.save(self.result, self.folder, self.epoch_file(self.epoch).name)
         self.save()
         if self.main:
+            if options.average:
+                self.epoch_file(self.epoch - options.average).unlink(missing_ok=True)
             self.write_history()
             self.accelerator.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=self.step)
             left = self.seconds / self.epoch * (options.epochs - self.epoch)

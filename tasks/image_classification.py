@@ -153,7 +153,7 @@ def train(given: dict[str, Any]) -> None:
     if options.resume:
         with checking_input():
             run.restore()
-    if run.epoch >= options.epochs and (folder / "mistakes.png").exists():
+    if run.finished and (folder / "mistakes.png").exists():
         run.accelerator.print(f"{folder} is finished: nothing left to do")
         return
     summary = run.fit()

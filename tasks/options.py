@@ -72,6 +72,8 @@ class EngineOptions:
         None, "on matrices and kernels only, not on norms and biases (default: 0.05 for adamw, 0 for adam, 0.0005 for sgd)"
     )
     ema: float = option(0.0, "decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off")
+    average: int = option(0, "average the weights of so many epochs, the last ones, and keep that if it is better; 0 is off")
+    patience: int = option(0, "stop after so many epochs without a better model; 0 is off")
     accumulate: int = option(1, "micro-batches that make up a step, for less memory")
     clip: float = option(0.0, "largest gradient norm; 0 is off")
     precision: str = option("fp32", "fp16 needs a GPU", choices=("fp32", "bf16", "fp16"))

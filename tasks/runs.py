@@ -32,6 +32,8 @@ def check_options(options: EngineOptions) -> None:
         "warmup": 0,
         "weight_decay": 0,
         "clip": 0,
+        "average": 0,
+        "patience": 0,
         "checkpoint_every": 0,
         "seed": 0,
     }

@@ -39,7 +39,7 @@ class DataOptions:
 class TrainOptions(EngineOptions, DataOptions):
     prepared: str = option("", "folder that `prepare` has left, in place of --data")
     model: str = option("transformer_small", "a name that zoo.names() knows")
-    epochs: int = option(5, "passes over the training data")
+    epochs: int = option(None, "passes over the training data (default: 5, for cmudict 8)")
     lr: float = option(0.004, "peak learning rate; the large models want less, about 0.0005")
     warmup: float = option(0.2, "epochs in which the learning rate rises from zero")
     clip: float = option(1.0, "largest gradient norm; 0 is off")
@@ -47,6 +47,11 @@ class TrainOptions(EngineOptions, DataOptions):
     batch_tokens: int = option(1024, "most tokens of a side in one optimizer step, padding included")
     label_smoothing: float = option(0.1, "part of the target that is spread over all tokens")
     init: str = option("", "start from the weights of this run or .safetensors file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs is None:
+            self.epochs = 8 if self.data == "cmudict" else 5
 
 
 @dataclass
@@ -89,11 +94,10 @@ class Translation:
 
     unit = "sentences"
 
-    def __init__(self, data: ParallelData, label_smoothing: float, batch_tokens: int, seed: int, longest: int) -> None:
+    def __init__(self, data: ParallelData, options: TrainOptions) -> None:
         from tasks.data.corpus import Corpus, lengths_of
 
-        self.data, self.label_smoothing, self.batch_tokens, self.seed = data, label_smoothing, batch_tokens, seed
-        self.longest = longest
+        self.data, self.options = data, options
         self.lengths = data.train.lengths if isinstance(data.train, Corpus) else lengths_of(data.train)
         self.valid = [tuple(data.tokenizer.encode_batch(pair)) for pair in data.valid.pairs()]
         self.train_size, self.test_size = len(data.train), len(self.valid)
@@ -106,7 +110,7 @@ class Translation:
         return (
             torch.arange(self.test_size).split(64)
             if epoch is None
-            else batches(self.lengths, self.batch_tokens, self.seed, epoch)
+            else batches(self.lengths, self.options.batch_tokens, self.options.seed, epoch)
         )
 
     def batch(self, indices: Tensor, epoch: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,13 +131,14 @@ class Translation:
 
         source, target, labels = batch
         logits, labels = model(source, target, source != PAD).float().flatten(0, 1), labels.flatten()
-        smoothing = self.label_smoothing if model.training else 0.0
+        smoothing = self.options.label_smoothing if model.training else 0.0
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=PAD, label_smoothing=smoothing)
         return loss, {"token_accuracy": ((logits.argmax(-1) == labels) & (labels != PAD)).sum()}
 
     def score(self, model: nn.Module) -> dict[str, float]:
         held = self.data.valid
-        return scores(translate(model, self.data.tokenizer, held.sources, longest=self.longest), held.references)
+        found = translate(model, self.data.tokenizer, held.sources, longest=self.options.max_length)
+        return scores(found, held.references, self.options.data)
 
 
 def translate(
@@ -166,12 +171,15 @@ def translate(
     return [found[i] for i in range(len(encoded))]
 
 
-def scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Exact match (against any reference, from 0 to 1), BLEU and chrF of sacrebleu (from 0 to 100)."""
+def scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]], data: str = "") -> dict[str, float]:
+    """Exact match (with any reference, 0 to 1), BLEU and chrF of sacrebleu (0 to 100); of cmudict error rates instead."""
     from tasks.data.text import optional
 
-    sacrebleu = optional("sacrebleu")
     exact = sum(h in r for h, r in zip(hypotheses, references, strict=True)) / max(1, len(hypotheses))
+    if data == "cmudict":
+        rate = phoneme_error_rate(hypotheses, references)
+        return {"exact_match": exact, "phoneme_error_rate": rate, "word_error_rate": 1 - exact}
+    sacrebleu = optional("sacrebleu")
     most = max(map(len, references), default=1)
     columns = [[r[n] if n < len(r) else None for r in references] for n in range(most)]
     return {
@@ -179,6 +187,19 @@ def scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> di
         "bleu": sacrebleu.corpus_bleu(list(hypotheses), columns).score,
         "chrf": sacrebleu.corpus_chrf(list(hypotheses), columns).score,
     }
+
+
+def phoneme_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Phonemes to insert, delete or replace, over all that are due; a word spoken in several ways is held against the nearest."""
+    from tasks.data.text import optional
+
+    distance = optional("rapidfuzz.distance").Levenshtein.distance
+    errors = due = 0
+    for hypothesis, variants in zip(hypotheses, references, strict=True):
+        found, rights = hypothesis.split(), [variant.split() for variant in variants]
+        right = min(rights, key=lambda right: distance(found, right))
+        errors, due = errors + distance(found, right), due + len(right)
+    return errors / max(1, due)
 
 
 def train(given: dict[str, Any]) -> None:
@@ -204,9 +225,11 @@ def train(given: dict[str, Any]) -> None:
         model.config |= {"languages": [options.source, options.target], "tokenizer": data.tokenizer.fingerprint}
         if options.init:
             zoo.load_state(model, options.init)
-        task = Translation(data, options.label_smoothing, options.batch_tokens, options.seed, options.max_length)
-        task.batches(0)  # an example that no batch can hold is an error now
-    run = Run(task, model, options, folder, primary="exact_match" if options.data == "cldr" else "bleu")
+        task = Translation(data, options)
+        task.batches(0)  # an example that no batch can hold is an error now, and so is a missing package
+        scores(["a"], [["a"]], options.data)
+    corpus = options.train or options.dataset_path or options.prepared or options.data.startswith("hf:")
+    run = Run(task, model, options, folder, primary="bleu" if corpus else "exact_match")
     if run.main:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(folder / "options.json", asdict(options) | {"resume": False, "name": folder.name})
@@ -219,23 +242,23 @@ def train(given: dict[str, Any]) -> None:
     if options.resume:
         with checking_input():
             run.restore()
-    if run.epoch >= options.epochs and (folder / "curves.png").exists():
+    if run.finished and (folder / "curves.png").exists():
         run.accelerator.print(f"{folder} is finished: nothing left to do")
         return
     summary = run.fit()
     if run.main:
-        report(folder, run.history, summary, data)
+        report(folder, run.history, summary, task)
 
 
-def report(folder: Path, history: list[dict[str, Any]], summary: dict[str, Any], data: ParallelData) -> None:
+def report(folder: Path, history: list[dict[str, Any]], summary: dict[str, Any], task: Translation) -> None:
     """Measure the best model on the test set, show what it writes, draw the curves."""
     import zoo
     from tasks import plots
     from zoo import files
 
-    model = zoo.load(folder / "best.safetensors")
-    found = translate(model, data.tokenizer, data.test.sources)
-    measured = scores(found, data.test.references)
+    model, data, options = zoo.load(folder / "best.safetensors"), task.data, task.options
+    found = translate(model, data.tokenizer, data.test.sources, longest=options.max_length)
+    measured = scores(found, data.test.references, options.data)
     files.write_json(folder / "summary.json", summary | measured)
     plots.curves(history, folder / "curves.png")
     for source, got, due in list(zip(data.test.sources, found, data.test.references, strict=True))[:8]:
@@ -311,8 +334,10 @@ def evaluate(given: dict[str, Any]) -> None:
         trained.tokenizer = str(folder / "tokenizer.json")
         held = load_parallel(trained).test
     found = translated(model, tokenizer, held.sources, options)
-    for name, value in scores(found, held.references).items():
+    for name, value in scores(found, held.references, trained.data).items():
         print(f"{name} {value:.4f}")
+    if trained.data == "cmudict":
+        return
     bleu = optional("sacrebleu.metrics").BLEU()
     bleu.corpus_score(found, [[targets[0] for targets in held.references]])
     print(f"{len(found):,} sentences, BLEU signature {bleu.get_signature()}")

@@ -93,7 +93,7 @@ class Transformer(Model):
 
     def logits(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., vocab_size)"""
-        return self.embedding.logits(x) if self.bias is None else self.embedding.logits(x) + self.bias
+        return self.embedding.logits(x, self.bias)
 
     def forward(
         self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
@@ -107,18 +107,17 @@ class Transformer(Model):
 
     def start(self, source: Tensor, source_mask: Tensor | None = None, *, capacity: int) -> Decoding:
         """Begin to decode up to `capacity` target tokens; see `zoo.decoding`."""
-        return Decoding(self, source, source_mask, capacity)
+        with torch.no_grad():
+            return Decoding(self, self.encode(source, source_mask), source_mask, capacity)
 
 
 class Decoding:
     """A Transformer in the middle of decoding: it remembers the past of each of its rows. See `zoo.decoding.Decoder`."""
 
-    def __init__(self, model: Transformer, source: Tensor, source_mask: Tensor | None, capacity: int) -> None:
-        self.model, self.source_mask = model, source_mask
-        with torch.no_grad():
-            self.memory = model.encode(source, source_mask)
+    def __init__(self, model: Transformer, memory: Tensor, source_mask: Tensor | None, capacity: int) -> None:
+        self.model, self.memory, self.source_mask = model, memory, source_mask
         self.caches = [(Cache(capacity), CrossCache()) for _ in model.decoder]
-        self.sentences = torch.arange(len(source), device=source.device)  # the source of each row
+        self.sentences = torch.arange(memory.shape[0], device=memory.device)  # the source of each row
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:

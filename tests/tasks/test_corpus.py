@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,26 +146,41 @@ def test_a_killed_prepare_looks_unfinished_and_the_next_one_sweeps_up(pieces: Te
     assert len(Corpus(folder)) == 300
 
 
-def test_memory_does_not_grow_with_the_corpus(words: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(corpus, "CHUNK", 100)
-    text = " ".join(target for _, target in PAIRS[:20])
+class Line(str):
+    """A string that can be watched."""
 
-    def peak(pairs: int) -> int:
-        tracemalloc.start()
-        prepare(tmp_path / str(pairs), {"train": ((text, text) for _ in range(pairs))}, words, words)
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
 
-    few, many = peak(300), peak(6000)
-    size = sum(file.stat().st_size for file in (tmp_path / "6000").iterdir())
-    assert many < 1.5 * few
-    assert many < size  # or it could have been held in memory
-    train = Corpus(tmp_path / "6000")
-    tracemalloc.start()
-    assert train[5999][0].tolist() == words.encode(text)
-    assert tracemalloc.get_traced_memory()[1] < 100_000
-    tracemalloc.stop()
+class Ids(list):
+    """Token ids that can be watched."""
+
+
+def test_a_corpus_larger_than_memory(words: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """However long the corpus is, only the lines and ids of a few chunks exist at any time; and it is read by mapping it."""
+    monkeypatch.setattr(corpus, "CHUNK", 10)
+    alive = most = 0
+
+    def watched(thing: Any) -> Any:
+        nonlocal alive, most
+        alive += 1
+        most = max(most, alive)
+        weakref.finalize(thing, gone)
+        return thing
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def pairs() -> Iterator[tuple[str, str]]:
+        for n in range(1000):
+            yield watched(Line(f"{n} Tage")), watched(Line(f"{n} days"))
+
+    encode = words.encode_batch
+    monkeypatch.setattr(words, "encode_batch", lambda texts: [watched(Ids(ids)) for ids in encode(texts)])
+    prepare(tmp_path / "data", {"train": pairs()}, words, words)
+    assert 4 * 10 <= most <= 3 * 4 * 10  # lines and ids of both sides, of a few chunks
+    train = Corpus(tmp_path / "data")
+    assert len(train) == 1000
+    assert all(isinstance(array, np.memmap) and isinstance(array[:2], np.memmap) for array in (*train.tokens, *train.offsets))
 
 
 def test_complaints(pieces: TextTokenizer, tmp_path: Path):

@@ -237,6 +237,72 @@ def test_average_of_decay_zero_is_the_model_and_of_others_the_law():
         torch.testing.assert_close(average.state_dict()[name], due, msg=lambda text, name=name: f"{name}: {text}")
 
 
+# ----------------------------------------------------------------------------------- the mean of the last epochs, patience
+
+
+def saveable() -> nn.Module:
+    model = network()
+    model.config = {"model": "toy", "arguments": {}}
+    return model
+
+
+@pytest.mark.parametrize("average", [1, 2, 9])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_mean_of_the_last_epochs(start, tmp_path, average, interrupted):
+    options = {"epochs": 3, "average": average, "lr": 0.1, "schedule": "constant"}
+    run, states = start(model=saveable(), **options), []
+    for epoch in range(3):
+        if interrupted and epoch == 2:
+            run = start(model=saveable(), **options)
+            run.restore()
+        run.train_epoch(0.0)
+        states.append(weights(run))
+    summary = run.fit()
+    last = states[-average:]
+    mean = {name: torch.stack([state[name] for state in last]).mean(0) for name in states[0]}
+    due = network()
+    due.load_state_dict(mean)
+    tested = run.evaluate(due)
+    assert {name: summary[f"average_test_{name}"] for name in tested} == pytest.approx(tested, rel=1e-12)
+    assert sorted(path.name for path in tmp_path.glob("epoch-*")) == [f"epoch-{n}.safetensors" for n in (1, 2, 3)[-average:]]
+    best = max(row["test_accuracy"] for row in run.history)
+    assert summary["average_kept"] == (tested["accuracy"] >= best)
+    kept = files.read_tensors(tmp_path / "best.safetensors")
+    one = mean if summary["average_kept"] else states[run.best()["epoch"] - 1]
+    torch.testing.assert_close(kept, one)
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_a_mean_that_tests_worse_is_not_kept(start, tmp_path, better):
+    class Judged(Sentences):
+        def score(self, model):
+            self.asked = getattr(self, "asked", 0) + 1
+            return {"accuracy": {1: 0.5, 2: 0.7, 3: 0.7 if better else 0.6}[self.asked]}
+
+    run = start(Judged(), saveable(), epochs=2, average=2)
+    assert run.fit()["average_kept"] is better
+    mean = files.read_tensors(tmp_path / "best.safetensors")
+    assert torch.equal(mean["0.weight"], run.model[0].weight) is not better
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better(start):
+    course = [0.1, 0.3, 0.3, 0.2, 0.4, 0.4, 0.1, 0.4, 0.9]
+
+    class Judged(Sentences):
+        def score(self, model):
+            return {"accuracy": course[run.epoch]}
+
+    for patience, due in ((1, 3), (2, 4), (3, 8), (4, 9), (0, 9)):
+        run = start(Judged(), saveable(), epochs=9, patience=patience)
+        summary = run.fit()
+        assert (summary["epochs"], run.epoch) == (due, due), patience
+        assert summary["best_test_accuracy"] == max(course[:due])
+        back = start(Judged(), saveable(), epochs=9, patience=patience)
+        back.restore()
+        assert back.finished
+        assert back.fit()["epochs"] == due
+
+
 # ------------------------------------------------------------------------------------------------- checkpoints, two processes
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import zoo
 from tasks.data.parallel import Held, ParallelData
 from tasks.data.tokenizer import PAD, load_tokenizer, train_tokenizer
-from tasks.translation import Translation, main, scores, translate
+from tasks.translation import TrainOptions, Translation, main, scores, translate
 from zoo import files
 
 TASK = "tasks.translation"
@@ -90,7 +93,8 @@ def test_two_processes_give_the_metrics_of_one(runs, launch):
 def task(smoothing: float = 0.1) -> Translation:
     tokenizer = train_tokenizer((text for pair in PAIRS for text in pair), "bpe", 300)
     encoded = [tuple(tokenizer.encode_batch(pair)) for pair in PAIRS]
-    return Translation(ParallelData(encoded, Held.of(PAIRS), Held.of(PAIRS), tokenizer), smoothing, 40, 0, 50)
+    data = ParallelData(encoded, Held.of(PAIRS), Held.of(PAIRS), tokenizer)
+    return Translation(data, TrainOptions(label_smoothing=smoothing, batch_tokens=40, max_length=50))
 
 
 def test_padding_takes_no_part_in_the_loss():
@@ -124,6 +128,26 @@ def test_scores_take_any_reference():
     assert found["exact_match"] == 0.5
     assert found["bleu"] > 50
     assert scores(["a b c d"], [["a b c d"]]) == pytest.approx({"exact_match": 1.0, "bleu": 100.0, "chrf": 100.0})
+
+
+def edits(a: Sequence[str], b: Sequence[str]) -> int:
+    """Levenshtein's distance by its definition."""
+    if not a or not b:
+        return len(a) + len(b)
+    return min(edits(a[1:], b) + 1, edits(a, b[1:]) + 1, edits(a[1:], b[1:]) + (a[0] != b[0]))
+
+
+spoken = st.lists(st.sampled_from(["AH0", "AH1", "K", "T"]), min_size=1, max_size=5)
+
+
+@given(st.lists(st.tuples(st.one_of(spoken, st.just([])), st.lists(spoken, min_size=1, max_size=3)), min_size=1, max_size=3))
+def test_phoneme_errors_are_counted_against_the_nearest_pronunciation(words):
+    found = scores([" ".join(got) for got, _ in words], [[" ".join(right) for right in due] for _, due in words], "cmudict")
+    nearest = [min(due, key=lambda right, got=got: edits(got, right)) for got, due in words]
+    errors = sum(edits(got, right) for (got, _), right in zip(words, nearest, strict=True))
+    assert found["phoneme_error_rate"] == pytest.approx(errors / sum(map(len, nearest)))
+    wrong = sum(got not in due for got, due in words) / len(words)
+    assert found == pytest.approx({**found, "word_error_rate": wrong, "exact_match": 1 - wrong})
 
 
 # ------------------------------------------------------------------------------------------------------------ using it

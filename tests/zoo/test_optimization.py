@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 import zoo
+from layers.positions import LearnedPositions
+from zoo import decoding
+from zoo.transformer import Transformer, build
 
 
 def test_optimized_equals_eager_and_leaves_the_model_alone():
@@ -19,3 +23,68 @@ def test_optimized_equals_eager_and_leaves_the_model_alone():
             assert (got - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+# --------------------------------------------------------------------------------------------------------------- decoding
+
+VOCABULARY, LONGEST = 50, 12
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[Transformer, Transformer]:
+    """(model, its optimized copy), optimized for another size than any of those below."""
+    torch.manual_seed(0)
+    model = build(VOCABULARY, dim=16, heads=2, hidden_dim=24, layers=2, dropout=0.3)
+    model.positions = LearnedPositions(LONGEST, 16)
+    fast = zoo.optimize(model, torch.randint(VOCABULARY, (5, 7)))
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    return model, fast
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_step_of_an_optimized_transformer_equals_the_models(models, rows, length, masked):
+    model, fast = models[0].eval(), models[1]
+    source = torch.randint(VOCABULARY, (length, rows)).mT  # not contiguous
+    mask = torch.rand(rows, length) < 0.7 if masked else None
+    theirs, ours = (m.start(source, mask, capacity=9) for m in (model, fast))
+    for tokens, kept in ((1, None), (1, [0, 0, rows - 1]), (3, None), (1, [2]), (1, [0, 0]), (1, None)):
+        new = torch.randint(VOCABULARY, (tokens, len(theirs.sentences))).mT
+        expected, got = theirs(new), ours(new)
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
+        if kept is not None:
+            theirs.select(torch.tensor(kept))
+            ours.select(torch.tensor(kept))
+
+
+def test_an_optimized_transformer_decodes_as_the_model(models):
+    model, fast = models[0].eval(), models[1]
+    source, start = torch.randint(VOCABULARY, (6, 5)), torch.ones(6, 1, dtype=torch.long)
+    options = {"max_new_tokens": 8, "stop": (2,)}
+    assert torch.equal(*(decoding.greedy(m.start(source, capacity=9), start, **options) for m in (model, fast)))
+    theirs, ours = (decoding.beam(m.start(source, capacity=9), start, beams=3, nbest=2, **options) for m in (model, fast))
+    assert torch.equal(theirs.tokens, ours.tokens)
+    torch.testing.assert_close(theirs.scores, ours.scores)
+    assert fast.start(source[:0], capacity=3)(start[:0]).shape == (0, VOCABULARY)
+
+
+def test_an_optimized_transformer_complains_as_the_model_does(models):
+    fast, source = models[1], torch.randint(VOCABULARY, (2, 4))
+    with pytest.raises(ValueError, match=f"source must be tokens from 0 to {VOCABULARY - 1}, got {VOCABULARY}"):
+        fast.start(torch.full((2, 4), VOCABULARY), capacity=3)
+    with pytest.raises(ValueError, match="source_mask: source_length must be 4, got 5"):
+        fast.start(source, torch.ones(2, 5, dtype=torch.bool), capacity=3)
+    with pytest.raises(ValueError, match=f"source and capacity must be {LONGEST} at most, got {LONGEST + 1}"):
+        fast.start(source, capacity=LONGEST + 1)
+    steps = fast.start(source, capacity=2)
+    with pytest.raises(ValueError, match="tokens must be tokens from 0"):
+        steps(torch.full((2, 1), -1))
+    with pytest.raises(ValueError, match="tokens: batch must be 2, got 3"):
+        steps(torch.ones(3, 1, dtype=torch.long))
+    for _ in range(2):
+        steps(torch.ones(2, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match="cache has a capacity of 2, got 2 \\+ 1 positions"):
+        steps(torch.ones(2, 1, dtype=torch.long))
