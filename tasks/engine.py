@@ -268,14 +268,15 @@ class Run:
         model = copy.deepcopy(self.model)
         model.load_state_dict(mean)
         tested = self.evaluate(model)
-        kept = tested[self.primary] >= self.best()[f"test_{self.primary}"]
+        best = self.best()
+        kept = (tested[self.primary], -tested["loss"]) >= (best[f"test_{self.primary}"], -best["test_loss"])
         if self.main and kept:
             zoo.save(model, self.folder, "best.safetensors")
         return {f"average_test_{name}": value for name, value in tested.items()} | {"average_kept": kept}
 
     def best(self) -> dict[str, Any]:
-        """The row of the epoch with the best primary metric, the first of equals."""
-        return max(self.history, key=lambda row: row[f"test_{self.primary}"])
+        """The row of the epoch with the best primary metric, among equals the one with the least loss, the first of these."""
+        return max(self.history, key=lambda row: (row[f"test_{self.primary}"], -row["test_loss"]))
 
     def train_epoch(self, begun: float) -> None:
         options, batches = self.options, self.task.batches(self.epoch)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +69,7 @@ class SavedOptions:
     length_penalty: float = option(1.0, "above 0 favours long translations")
     batch_size: int = option(64, "sentences at a time")
     max_length: int = option(256, "most tokens of a sentence, and of its translation")
+    compile: bool = option(False, "make the model faster first, which takes half a minute: for thousands of sentences")
 
 
 @dataclass
@@ -154,20 +157,23 @@ def translate(
 
     device = next(model.parameters()).device
     encoded = [[*ids, EOS] for ids in tokenizer.encode_batch(sentences)]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     found: dict[int, str] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        source = padded([encoded[i] for i in rows]).to(device)
-        limit = min(longest, 3 * source.shape[1] + 20)
-        decoder = model.start(source, source != PAD, capacity=limit + 1)
-        options: dict[str, Any] = dict(max_new_tokens=limit, stop=(EOS,), pad=PAD)
-        prompt = torch.full((len(rows), 1), BOS, device=device)
-        if beam == 1:
-            tokens = decoding.greedy(decoder, prompt, **options)
-        else:
-            tokens = decoding.beam(decoder, prompt, beams=beam, length_penalty=length_penalty, **options).tokens[:, 0]
-        found.update(zip(rows, tokenizer.decode_batch(tokens.tolist()), strict=True))
+
+    def limit(row: int) -> int:
+        """Of the translation's tokens; alike for all sentences of a batch, and so never a matter of the others in it."""
+        return min(longest, 3 * 16 * math.ceil(len(encoded[row]) / 16) + 20)
+
+    for most, group in groupby(sorted(range(len(encoded)), key=lambda row: len(encoded[row])), limit):
+        while rows := list(islice(group, batch_size)):
+            source = padded([encoded[row] for row in rows]).to(device)
+            decoder = model.start(source, source != PAD, capacity=most + 1)
+            options: dict[str, Any] = dict(max_new_tokens=most, stop=(EOS,), pad=PAD)
+            prompt = torch.full((len(rows), 1), BOS, device=device)
+            if beam == 1:
+                tokens = decoding.greedy(decoder, prompt, **options)
+            else:
+                tokens = decoding.beam(decoder, prompt, beams=beam, length_penalty=length_penalty, **options).tokens[:, 0]
+            found.update(zip(rows, tokenizer.decode_batch(tokens.tolist()), strict=True))
     return [found[i] for i in range(len(encoded))]
 
 
@@ -314,6 +320,11 @@ def trained_on(folder: Path) -> dict[str, Any]:
 
 def translated(model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], options: SavedOptions) -> list[str]:
     """As `translate`; an empty sentence stays empty."""
+    import torch
+
+    import zoo
+
+    model = zoo.optimize(model, torch.zeros(2, 8, dtype=torch.long)) if options.compile else model
     full = [n for n, sentence in enumerate(sentences) if sentence]
     chosen = {"beam": options.beam, "length_penalty": options.length_penalty, "batch_size": options.batch_size}
     found = translate(model, tokenizer, [sentences[n] for n in full], longest=options.max_length, **chosen)

@@ -155,7 +155,7 @@ def test_phoneme_errors_are_counted_against_the_nearest_pronunciation(words):
 
 def test_translations_come_in_order_whatever_the_batches(runs):
     model, tokenizer = zoo.load(runs / "a"), load_tokenizer(runs / "a")
-    sentences = ["drei", "eins zwei drei eins", "zwei", "", "eins zwei"]
+    sentences = ["drei", "eins zwei drei eins", "zwei", "", "eins zwei", 40 * "eins drei "]
     alone = [translate(model, tokenizer, [s])[0] for s in sentences]
     for batch_size in (1, 2, 64):
         assert translate(model, tokenizer, sentences, batch_size=batch_size) == alone
@@ -172,7 +172,7 @@ def test_lines_in_lines_out(runs, tmp_path, capsys, monkeypatch):
     assert written.split("\n")[1] == ""
     assert picture.stat().st_size > 1000
     capsys.readouterr()
-    assert main([str(a) for a in [*options, "--input", lines]]) == 0
+    assert main([str(a) for a in [*options, "--input", lines, "--compile"]]) == 0
     assert capsys.readouterr().out == written
 
 
