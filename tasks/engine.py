@@ -284,7 +284,7 @@ class Run:
         bar = tqdm(
             total=self.task.train_size,
             initial=sum(map(len, batches[: self.position])),
-            unit=self.task.unit[:3],
+            unit=f" {self.task.unit}",
             desc=f"epoch {self.epoch + 1}/{options.epochs}",
             disable=not live,
         )
