@@ -235,7 +235,7 @@ def train(given: dict[str, Any]) -> None:
         task.batches(0)  # an example that no batch can hold is an error now, and so is a missing package
         scores(["a"], [["a"]], options.data)
     corpus = options.train or options.dataset_path or options.prepared or options.data.startswith("hf:")
-    run = Run(task, model, options, folder, primary="bleu" if corpus else "exact_match")
+    run = Run(task, model, options, folder, primary="bleu" if corpus and options.data != "cmudict" else "exact_match")
     if run.main:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(folder / "options.json", asdict(options) | {"resume": False, "name": folder.name})
@@ -400,6 +400,8 @@ def check(options: TrainOptions | PrepareOptions) -> None:
     for name in ("batch_tokens", "pairs", "max_length"):
         if getattr(options, name, 1) < 1:
             raise UserError(f"--{name} must be 1 or more, got {getattr(options, name)}")
+    if options.data != "cldr" and (options.train or options.dataset_path):
+        raise UserError(f"--data {options.data}: --train and --dataset_path take its place, give one of them")
     if options.source == options.target:
         raise UserError(f"--target must differ from --source, got {options.target} for both")
 

@@ -167,8 +167,7 @@ def start(
         )
     rows, (source, mask) = len(source), at_least_two(source, mask)
     memory, crossed = encode(source, mask)
-    decoding = OptimizedDecoding(model, memory, mask, max(2, capacity))
-    decoding.rows, decoding.step = rows, step
+    decoding = OptimizedDecoding(model, memory, mask, max(2, capacity), rows, step)
     for n, (own, cross) in enumerate(decoding.caches):
         own.allocate(keys[n].expand(len(source), -1, -1, -1))
         cross.keys, cross.values = (x.contiguous() for x in crossed[2 * n : 2 * n + 2])
@@ -183,11 +182,14 @@ def require_known(tokens: Tensor, name: str, model: Transformer) -> None:
 
 
 class OptimizedDecoding(Decoding):
-    """A `Decoding` whose steps of one token run a program; a longer prompt, or no rows at all, go through the model."""
+    """A `Decoding` whose steps of one token run a program; a longer prompt, or no rows at all, go through the model.
 
-    rows: int
-    """As many as the caller knows of; there may be one more."""
-    step: Program
+    rows: as many as the caller knows of; there may be one more.
+    """
+
+    def __init__(self, model: Transformer, memory: Tensor, mask: Tensor, capacity: int, rows: int, step: Program) -> None:
+        super().__init__(model, memory, mask, capacity)
+        self.rows, self.step = rows, step
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """As `Decoding`."""

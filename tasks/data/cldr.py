@@ -34,7 +34,7 @@ SHARE = 20
 PROBES = 24
 
 Form = Callable[[Any, Any], str]
-"""``form(value, locale)`` is the text; KeyError or ValueError if the locale lacks the form."""
+"""``form(value, locale)`` is the text; KeyError, ValueError or Babel's NotImplementedError if the locale lacks the form."""
 
 
 class Draw:

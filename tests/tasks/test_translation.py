@@ -209,6 +209,7 @@ def test_a_prepared_folder_trains_the_same(runs, tmp_path, capsys):
         (["--data", "shells", "--dataset_path", ""], "--data must be"),
         (["--data", "cldr", "--dataset_path", "", "--source", "xx"], "unknown locale"),
         (["--tokenizer", "nowhere.json"], "nowhere.json"),
+        (["--data", "cmudict"], "--train and --dataset_path take its place"),
         (["--name", "a"], "exists already"),
     ],
 )
