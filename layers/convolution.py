@@ -9,7 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from layers.checks import require, require_axes
@@ -87,6 +89,49 @@ class ConvStack(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pool(self.convs(images))
+
+
+class SqueezeExcite(nn.Module):
+    """Scales every channel by a gate that sees the mean of all: images (b, c, y, x) -> (b, c, y, x).
+
+    ``gate(up(activation(down(mean))))``, `down` to hidden_dim channels and `up` from there.
+    Hu et al., 2017 (arXiv 1709.01507). Proven against torchvision's `SqueezeExcitation`.
+    """
+
+    def __init__(self, channels: int, hidden_dim: int, *, gate: Callable[[Tensor], Tensor] = torch.sigmoid) -> None:
+        super().__init__()
+        require(channels > 0, "channels", channels, "positive")
+        require(hidden_dim > 0, "hidden_dim", hidden_dim, "positive")
+        self.channels, self.gate = channels, gate
+        self.down, self.up = nn.Conv2d(channels, hidden_dim, 1), nn.Conv2d(hidden_dim, channels, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        require_axes(images, "images", "batch channels height width", channels=self.channels)
+        mean = images.mean((2, 3), keepdim=True)
+        return images * self.gate(self.up(self.down(mean).relu_()))
+
+
+class BlurPool(nn.Module):
+    """Every `stride`-th pixel of the images weighted by 1 2 1 in both directions: images (b, c, y, x) -> (b, c, y', x').
+
+    y' = (y - 1) // stride + 1. Images are mirrored at their borders, so that they must have two rows and columns. A net that
+    downsamples this way hardly changes its mind when its input moves by a pixel.
+    Zhang, "Making Convolutional Networks Shift-Invariant Again", 2019 (arXiv 1904.11486). Proven against timm's `BlurPool2d`.
+    """
+
+    def __init__(self, channels: int, stride: int = 2) -> None:
+        super().__init__()
+        require(channels > 0, "channels", channels, "positive")
+        require(stride > 0, "stride", stride, "positive")
+        self.channels, self.stride = channels, stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        require_axes(images, "images", "batch channels height width", channels=self.channels)
+        if min(images.shape[-2:]) < 2:
+            raise ValueError(f"images must have at least 2 rows and columns, got {tuple(images.shape)}")
+        line = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
+        kernel = (line[:, None] * line).expand(self.channels, 1, 3, 3)
+        return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, stride=self.stride, groups=self.channels)
 
 
 def pair(size: Pair) -> tuple[int, int]:

@@ -19,11 +19,11 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import files, transformer, vgg
-from zoo.model import Model
+from zoo import files, resnet, transformer, vgg
+from zoo.model import ImageModel, Model
 from zoo.optimization import optimize
 
-FAMILIES = (vgg, transformer)
+FAMILIES = (vgg, resnet, transformer)
 MODELS: dict[str, Callable[..., Model]] = {f.__name__: f for family in FAMILIES for f in family.VARIANTS}
 
 TRAINING = "zooproof-training"
@@ -90,4 +90,4 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         raise ValueError(f"{path} holds another architecture or class count: {error}") from error
 
 
-__all__ = ["Model", "create", "load", "load_state", "names", "optimize", "save"]
+__all__ = ["ImageModel", "Model", "create", "load", "load_state", "names", "optimize", "save"]

@@ -12,21 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layers.checks import require, require_axes
+from layers.checks import require
 from layers.convolution import ConvStack
 from layers.weights import WeightMap
-from zoo.model import Model
+from zoo.model import ImageModel, LinearHead, init_he
 
 DEPTHS = {"A": (1, 1, 2, 2, 2), "B": (2, 2, 2, 2, 2), "D": (2, 2, 3, 3, 3), "E": (2, 2, 4, 4, 4)}
 """Convolutions in each stage; the letters are the columns of the paper's table 1."""
 WIDTHS = (64, 128, 256, 512, 512)
+HEAD_NAMES = [("head.hidden1", "classifier.0"), ("head.hidden2", "classifier.3"), ("head.output", "classifier.6")]
 
 
-class VGG(Model):
+class VGG(ImageModel):
     """images (b, c, y, x) -> logits (b, num_classes).
 
     depths: convolutions in each stage.
-    head:   module from the last stage's (b, widths[-1], y / 32, x / 32) to the logits: `ImageNetHead` or `SmallHead`.
+    head:   module from the last stage's (b, widths[-1], y / 32, x / 32) to the logits: `ImageNetHead` or `LinearHead`.
     norm:   channels -> module behind every convolution, or None as in the paper. Convolutions keep their bias, as in torchvision.
     init:   "torchvision" (He, fan-out) or "paper" (zero mean, variance 0.01, section 3.1).
     Errors: `ValueError` for other channels, or an image below 32 pixels, which five pools would halve to nothing.
@@ -48,26 +49,13 @@ class VGG(Model):
         self.in_channels, self.depths, self.normed = in_channels, tuple(depths), norm is not None
         self.smallest_image = 2 ** len(depths)
         channels = [in_channels, *widths]
+        self.stem = nn.Identity()
         self.stages = nn.ModuleList(
             ConvStack(i, o, depth, norm=norm, bias=True, pool=nn.MaxPool2d(2))
             for i, o, depth in zip(channels, widths, depths, strict=False)
         )
         self.head = head
         self.apply(INITS[init])
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Output of every stage, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's size."""
-        require_axes(images, "images", "batch channels height width", channels=self.in_channels)
-        if min(images.shape[-2:]) < self.smallest_image:
-            raise ValueError(f"images must have at least {self.smallest_image} rows and columns, got {tuple(images.shape)}")
-        outputs = []
-        for stage in self.stages:
-            images = stage(images)
-            outputs.append(images)
-        return outputs
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images)[-1])
 
     @property
     def torchvision(self) -> WeightMap:
@@ -80,13 +68,12 @@ class VGG(Model):
                     rows.append((f"stages.{s}.convs.{c}.norm", f"features.{n + 1}"))
                 n += 3 if self.normed else 2
             n += 1  # the pool
-        return WeightMap(*rows, *getattr(self.head, "torchvision", ()))
+        head = HEAD_NAMES if isinstance(self.head, ImageNetHead) else [("head.output", "classifier")]
+        return WeightMap(*rows, *head)
 
 
 class ImageNetHead(nn.Module):
     """The paper's three linear layers on a 7x7 grid, which an adaptive pool provides for every image size, as in torchvision."""
-
-    torchvision = (("head.hidden1", "classifier.0"), ("head.hidden2", "classifier.3"), ("head.output", "classifier.6"))
 
     def __init__(self, channels: int, num_classes: int, *, hidden_dim: int = 4096, dropout: float = 0.5) -> None:
         super().__init__()
@@ -105,33 +92,6 @@ class ImageNetHead(nn.Module):
         return self.output(x)
 
 
-class SmallHead(nn.Module):
-    """One linear layer on the mean over the grid: the usual head where images are as small as CIFAR's 32x32."""
-
-    torchvision = (("head.output", "classifier"),)
-
-    def __init__(self, channels: int, num_classes: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        require(num_classes > 0, "num_classes", num_classes, "positive")
-        require(0 <= dropout < 1, "dropout", dropout, "a probability below 1")
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(channels, num_classes)
-
-    def forward(self, grid: Tensor) -> Tensor:
-        return self.output(self.dropout(grid.mean((-2, -1))))
-
-
-@torch.no_grad()
-def init_torchvision(module: nn.Module) -> None:
-    """He's normal law with the fan-out for convolutions, N(0, 0.01^2) for linear layers, zero biases."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.01)
-    if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
 @torch.no_grad()
 def init_paper(module: nn.Module) -> None:
     """Zero mean, variance 10^-2, zero biases. The paper trains A this way and starts the deeper nets from A's layers."""
@@ -141,8 +101,8 @@ def init_paper(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-INITS = {"torchvision": init_torchvision, "paper": init_paper}
-HEADS: dict[str, Callable[..., nn.Module]] = {"imagenet": ImageNetHead, "small": SmallHead}
+INITS = {"torchvision": init_he, "paper": init_paper}
+HEADS: dict[str, Callable[..., nn.Module]] = {"imagenet": ImageNetHead, "small": LinearHead}
 
 
 def build(

@@ -8,7 +8,8 @@ from torch import nn
 
 import zoo
 from layers.testing import Contract, Twin, part, tensor
-from zoo.vgg import DEPTHS, VGG, WIDTHS, ImageNetHead, SmallHead
+from zoo.model import LinearHead
+from zoo.vgg import DEPTHS, VGG, WIDTHS, ImageNetHead
 
 
 def narrow(a):
@@ -39,7 +40,7 @@ vgg = Contract(
         head=lambda a: st.sampled_from(
             [
                 part(ImageNetHead, channels=a.widths[-1], num_classes=7, hidden_dim=8, dropout=a._dropout),
-                part(SmallHead, channels=a.widths[-1], num_classes=7, dropout=a._dropout),
+                part(LinearHead, channels=a.widths[-1], num_classes=7, dropout=a._dropout),
             ]
         ),
         init=st.sampled_from(["torchvision", "paper"]),
