@@ -19,11 +19,11 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import files, resnet, transformer, vgg
+from zoo import files, inception, mobilenet, resnet, transformer, vgg
 from zoo.model import ImageModel, Model
 from zoo.optimization import optimize
 
-FAMILIES = (vgg, resnet, transformer)
+FAMILIES = (vgg, resnet, inception, mobilenet, transformer)
 MODELS: dict[str, Callable[..., Model]] = {f.__name__: f for family in FAMILIES for f in family.VARIANTS}
 
 TRAINING = "zooproof-training"

@@ -20,8 +20,8 @@ class Model(nn.Module):
 
     @property
     def torchvision(self) -> WeightMap:
-        """Our names and torchvision's."""
-        raise AttributeError(f"{type(self).__name__} has no twin in torchvision")
+        """Our names and torchvision's. Errors: `ValueError` for a model that torchvision has no twin of."""
+        raise ValueError(f"{type(self).__name__} has no twin in torchvision")
 
 
 class ImageModel(Model):

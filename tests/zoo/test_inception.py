@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torchvision
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models import inception as of_v3
+from torchvision.models.googlenet import Inception, InceptionAux
+
+import zoo
+from layers.testing import Contract, Twin, tensor
+from zoo.inception import googlenet, inception_v3
+
+CLASSES = 7
+
+
+def images(smallest, largest):
+    def draw(a):
+        sizes = dict(height=st.integers(smallest, largest), width=st.integers(smallest, largest))
+        return dict(images=tensor("batch channels height width", channels=a.in_channels, **sizes))
+
+    return draw
+
+
+def narrow(step):
+    """torchvision's unit with a part of its channels."""
+
+    def conv(in_channels, out_channels, **options):
+        shown = in_channels if in_channels in (1, 3) else in_channels // step
+        return of_v3.BasicConv2d(shown, out_channels // step, **options)
+
+    return conv
+
+
+def with_channels(unit, a):
+    out = unit.conv.out_channels
+    kernel, stride, padding = unit.conv.kernel_size, unit.conv.stride, unit.conv.padding
+    unit.conv = nn.Conv2d(a.in_channels, out, kernel, stride, padding, bias=False)
+
+
+def their_googlenet(a):
+    unit = narrow(8)
+    blocks = [unit, partial(Inception, conv_block=unit), partial(InceptionAux, conv_block=unit)]
+    model = torchvision.models.GoogLeNet(
+        CLASSES, a.auxiliary, a.transform_input, init_weights=False, blocks=blocks, dropout=a.dropout, dropout_aux=0.0
+    )
+    with_channels(model.conv1, a)
+    model.fc = nn.Linear(128, CLASSES)
+    for head in (model.aux1, model.aux2) if a.auxiliary else ():
+        head.fc1 = nn.Linear(256, 1024)
+    return model
+
+
+def every_output(model, inputs):
+    """torchvision's logits and auxiliary ones, which it gives in training only; its layers stay in the mode that they are in."""
+    training, model.training = model.training, True
+    outputs = model(inputs["images"])
+    model.training = training
+    return (outputs[0], *outputs[:0:-1]) if isinstance(outputs, tuple) else (outputs,)
+
+
+COMMON = dict(num_classes=CLASSES, in_channels=st.sampled_from([1, 3]), dropout=st.sampled_from([0.0, 0.5]))
+TRANSFORM = dict(transform_input=lambda a: st.booleans() if a.in_channels == 3 else False)
+
+v1 = Contract(
+    googlenet,
+    arguments=dict(**COMMON, **TRANSFORM, width=1 / 8, auxiliary=st.booleans(), dropout_auxiliary=0.0),
+    inputs=images(33, 60),
+    outputs=lambda a, s: (("batch", CLASSES),) * (3 if a.auxiliary else 1),
+    twins=[
+        Twin("torchvision", build=their_googlenet, weights=lambda a: googlenet(**a.passed()).torchvision, call=every_output)
+    ],
+    call=lambda model, inputs: model.all_logits(**inputs),
+    invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
+    trains_differently=lambda a: True,
+    stochastic=lambda a: a.dropout > 0,
+    without={"compile": "torch.compile leaves a method alone; a test below compiles a training step"},
+    model=True,
+)  # fmt: skip
+
+
+def their_v3(a):
+    unit = narrow(16)
+    kinds = (of_v3.InceptionA, of_v3.InceptionB, of_v3.InceptionC, of_v3.InceptionD, of_v3.InceptionE, of_v3.InceptionAux)
+    blocks = [unit, *(partial(kind, conv_block=unit) for kind in kinds)]
+    model = torchvision.models.Inception3(CLASSES, False, a.transform_input, blocks, init_weights=False, dropout=a.dropout)
+    with_channels(model.Conv2d_1a_3x3, a)
+    model.fc = nn.Linear(128, CLASSES)
+    return model
+
+
+v3 = Contract(
+    inception_v3,
+    arguments=dict(**COMMON, **TRANSFORM, width=1 / 16, auxiliary=False),
+    inputs=images(107, 125),
+    outputs=lambda a, s: ("batch", CLASSES),
+    twins=[Twin("torchvision", build=their_v3, weights=lambda a: inception_v3(**a.passed()).torchvision)],
+    invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
+    trains_differently=lambda a: True,
+    stochastic=lambda a: a.dropout > 0,
+    model=True,
+)
+
+
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 15), ("inception_v3", 75), ("googlenet", 46), ("inception_v3", 120)])
+@pytest.mark.parametrize("transform", [False, True])
+def test_full_size_outputs_are_torchvisions(name, size, transform):
+    """Both ways, from the smallest image on."""
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(init_weights=False, transform_input=transform).eval()
+    ours = zoo.create(name, transform_input=transform).eval()
+    ours.torchvision.load(ours, theirs.state_dict())
+    state, exported = theirs.state_dict(), ours.torchvision.export(ours)
+    assert exported.keys() == state.keys()
+    assert all(torch.equal(exported[k], state[k]) for k in state)
+    images = torch.randn(2, 3, size, size + 9)
+    with torch.no_grad():
+        expected, got = theirs(images), ours(images)
+    assert (got - expected).abs().max() <= 1e-5 * expected.std()
+    for call, error in ((theirs, RuntimeError), (ours, ValueError)):
+        if size in (15, 75):
+            with pytest.raises(error, match=f"at least {size} rows" if error is ValueError else ""):
+                call(images[:, :, :-1])
+
+
+def test_auxiliary_head_of_v3_is_torchvisions():
+    """In training, on 299 pixels, the least that it works on."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.inception_v3(num_classes=CLASSES, init_weights=False, dropout=0.0).train()
+    ours = zoo.create("inception_v3", num_classes=CLASSES, dropout=0.0).train()
+    ours.torchvision.load(ours, theirs.state_dict())
+    images = torch.randn(2, 3, 299, 299)
+    (logits, auxiliary), expected = ours(images), theirs(images)
+    assert (logits - expected.logits).abs().max() <= 1e-4 * expected.logits.std()
+    assert (auxiliary - expected.aux_logits).abs().max() <= 1e-4 * expected.aux_logits.std()
+    exported, state = ours.torchvision.export(ours), theirs.state_dict()
+    for name, value in state.items():  # running statistics have moved alike
+        assert (exported[name].double() - value.double()).abs().max() <= 1e-4 * max(1, value.abs().max())
+    with pytest.raises(ValueError, match="at least 299 rows and columns"):
+        ours(images[:, :, 1:])
+
+
+def test_auxiliary_logits_come_in_training_only():
+    model = zoo.create("googlenet", num_classes=3, width=1 / 8)
+    images = torch.randn(2, 3, 40, 40)
+    assert [tuple(x.shape) for x in model.train()(images)] == [(2, 3)] * 3
+    assert model.eval()(images).shape == (2, 3)
+    assert torch.equal(model(images), model.all_logits(images)[0])
+    assert zoo.create("googlenet", num_classes=3, width=1 / 8, auxiliary=False).train()(images).shape == (2, 3)
+
+
+def test_a_training_step_compiles_to_one_graph():
+    torch.manual_seed(0)
+    model = zoo.create("googlenet", num_classes=3, width=1 / 8, dropout=0.0, dropout_auxiliary=0.0).double().train()
+    images, results = torch.randn(2, 3, 40, 40, dtype=torch.float64), []
+    for call in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        outputs = call(images)
+        results.append((*outputs, *torch.autograd.grad(sum(x.square().sum() for x in outputs), list(model.parameters()))))
+    for ours, eager in zip(*results, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-9, atol=1e-12)
+
+
+def test_initial_values():
+    """Cut off at two deviations, which leaves 0.88 of the deviation."""
+    for name, std in (("googlenet", 0.01), ("inception_v3", 0.1)):
+        weight = zoo.create(name, num_classes=10).stages[-1][-1].branches[0].conv.weight
+        assert weight.abs().max() <= 2 * std
+        assert weight.std().item() == pytest.approx(0.88 * std, rel=0.02)
+    side = zoo.create("inception_v3", num_classes=10).auxiliary["1"]
+    assert side[2].conv.weight.abs().max() <= 0.02
+    assert side[3].output.weight.abs().max() <= 0.002

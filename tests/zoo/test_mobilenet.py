@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+import timm
+import torch
+import torchvision
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
+
+import zoo
+from layers.testing import Contract, Twin, tensor
+from layers.weights import WeightMap
+from zoo.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v3, rounded
+
+CLASSES = 7
+COMMON = dict(num_classes=CLASSES, in_channels=st.sampled_from([1, 3]), dropout=st.sampled_from([0.0, 0.5]))
+
+
+def images(a):
+    # below 33 pixels the last stage has one value per channel, of which a single row cannot have batch statistics
+    sizes = dict(height=st.integers(33, 70), width=st.integers(33, 70))
+    return dict(images=tensor("batch channels height width", channels=a.in_channels, **sizes))
+
+
+def with_channels(model, a):
+    """torchvision's and timm's first convolution for as many channels as ours."""
+    parent = model.features[0] if hasattr(model, "features") else model
+    name = "0" if hasattr(model, "features") else "conv_stem"
+    old = getattr(parent, name)
+    setattr(parent, name, nn.Conv2d(a.in_channels, old.out_channels, 3, 2, 1, bias=False))
+    return model
+
+
+def hugging_face(a):
+    config = MobileNetV1Config(
+        num_channels=a.in_channels, depth_multiplier=a.width, min_depth=8, tf_padding=False, num_labels=CLASSES,
+        classifier_dropout_prob=a.dropout, layer_norm_eps=a.eps,
+    )  # fmt: skip
+    model = MobileNetV1ForImageClassification(config)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # theirs is TensorFlow's decay, 0.9997, which means the opposite
+    return model
+
+
+def names_of_hugging_face(a):
+    rows, n = [("stem.conv", "mobilenet_v1.conv_stem.convolution"), ("stem.norm", "mobilenet_v1.conv_stem.normalization")], 0
+    for s, depth in enumerate((1, 2, 2, 6, 2)):
+        for b in range(depth):
+            for part in ("depthwise", "pointwise"):
+                rows.append((f"stages.{s}.{b}.{part}.conv", f"mobilenet_v1.layer.{n}.convolution"))
+                rows.append((f"stages.{s}.{b}.{part}.norm", f"mobilenet_v1.layer.{n}.normalization"))
+                n += 1
+    return WeightMap(*rows, ("head.output", "classifier"))
+
+
+v1 = Contract(
+    mobilenet_v1,
+    arguments=dict(**COMMON, width=st.sampled_from([0.05, 0.1, 0.13]), eps=st.sampled_from([1e-3, 1e-5])),
+    inputs=images,
+    outputs=lambda a, s: ("batch", CLASSES),
+    twins=[
+        Twin(
+            "transformers",
+            build=hugging_face,
+            weights=names_of_hugging_face,
+            call=lambda m, i: m(pixel_values=i["images"]).logits,
+        )
+    ],
+    invalid=[(dict(width=0), "width"), (dict(stem="x"), "stem"), (dict(dropout=1.0), "dropout")],
+    trains_differently=lambda a: True,
+    stochastic=lambda a: a.dropout > 0,
+    model=True,
+)  # fmt: skip
+
+
+def their_v2(a):
+    return with_channels(torchvision.models.MobileNetV2(num_classes=CLASSES, width_mult=a.width, dropout=a.dropout), a)
+
+
+v2 = Contract(
+    mobilenet_v2,
+    arguments=dict(**COMMON, width=st.sampled_from([0.1, 0.2, 0.35])),
+    inputs=images,
+    outputs=lambda a, s: ("batch", CLASSES),
+    twins=[Twin("torchvision", build=their_v2, weights=lambda a: mobilenet_v2(**a.passed()).torchvision)],
+    invalid=[(dict(width=0), "width"), (dict(stem="x"), "stem")],
+    trains_differently=lambda a: True,
+    stochastic=lambda a: a.dropout > 0,
+    model=True,
+)
+
+
+TABLE = [
+    [(3, 16, 16, 0, 0, 1)],
+    [(3, 64, 24, 0, 0, 2), (3, 72, 24, 0, 0, 1)],
+    [(5, 72, 40, 1, 0, 2), (5, 120, 40, 1, 1, 1)],
+]
+"""Three stages with one block of each kind; the whole tables are tried at full size below."""
+
+
+def short_v3(stages, **options):
+    return mobilenet_v3(TABLE[:stages], 64, **options)
+
+
+def their_v3(a):
+    rows, before = [], 16
+    for kernel, hidden, channels, excited, swish, stride in chain(*TABLE[: a.stages]):
+        options = (before, kernel, hidden, channels, bool(excited), "HS" if swish else "RE", stride, 1, a.width)
+        rows.append(InvertedResidualConfig(*options))
+        before = channels
+    hidden_dim = InvertedResidualConfig.adjust_channels(64, a.width)
+    return with_channels(torchvision.models.MobileNetV3(rows, hidden_dim, num_classes=CLASSES, dropout=a.dropout), a)
+
+
+v3 = Contract(
+    short_v3,
+    arguments=dict(stages=st.sampled_from([2, 3]), **COMMON, width=st.sampled_from([0.1, 0.2, 0.35])),
+    inputs=images,
+    outputs=lambda a, s: ("batch", CLASSES),
+    twins=[Twin("torchvision", build=their_v3, weights=lambda a: short_v3(**a.passed()).torchvision)],
+    invalid=[(dict(width=0), "width"), (dict(dropout=1.0), "dropout"), (dict(num_classes=0), "num_classes")],
+    trains_differently=lambda a: True,
+    stochastic=lambda a: a.dropout > 0,
+    model=True,
+    name="mobilenet_v3",
+)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
+@pytest.mark.parametrize("width", [1.0, 0.35, 1.4])
+def test_full_size_outputs_are_torchvisions(name, width):
+    """Their weights into ours, ours back into theirs, the same bits and the same logits."""
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(width_mult=width).eval()
+    ours = zoo.create(name, width=width).eval()
+    ours.torchvision.load(ours, theirs.state_dict())
+    state, exported = theirs.state_dict(), ours.torchvision.export(ours)
+    assert exported.keys() == state.keys()
+    assert all(torch.equal(exported[k], state[k]) for k in state)
+    images = torch.randn(2, 3, 45, 38)
+    with torch.no_grad():
+        expected, got = theirs(images), ours(images)
+    assert (got - expected).abs().max() <= 1e-5 * expected.std()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_full_size_outputs_are_timms(version):
+    torch.manual_seed(0)
+    theirs = timm.create_model(f"mobilenetv{version}_100").eval()
+    ours = zoo.create(f"mobilenet_v{version}").eval()
+    ours.timm.load(ours, theirs.state_dict())
+    assert ours.timm.export(ours).keys() == theirs.state_dict().keys()
+    images = torch.randn(2, 3, 45, 38)
+    with torch.no_grad():
+        expected, got = theirs(images), ours(images)
+    assert (got - expected).abs().max() <= 1e-5 * expected.std()
+
+
+def test_v3_says_that_timms_differs():
+    with pytest.raises(ValueError, match="no twin in timm"):
+        zoo.create("mobilenet_v3_small").timm  # noqa: B018
+    with pytest.raises(ValueError, match="no twin in torchvision"):
+        zoo.create("mobilenet_v1").torchvision  # noqa: B018
+
+
+@pytest.mark.parametrize("divisor", [4, 8, 16])
+def test_channels_are_rounded_as_in_the_papers(divisor):
+    """A multiple, the nearest unless that takes off more than a tenth."""
+    for channels in range(1, 400):
+        found = rounded(channels * 0.75, divisor)
+        assert found == torchvision.models._utils._make_divisible(channels * 0.75, divisor)
+        assert found % divisor == 0
+        assert found >= 0.9 * channels * 0.75
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
+def test_an_image_of_one_pixel_is_enough(name):
+    model = zoo.create(name, num_classes=3).eval()
+    assert model(torch.randn(2, 3, 1, 1)).shape == (2, 3)
+    assert zoo.create(name, num_classes=3, stem="small").eval().features(torch.randn(1, 3, 32, 32))[0].shape[-1] in (16, 32)
+
+
+def test_initial_values():
+    model = zoo.create("mobilenet_v2")
+    assert model.head.output.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    conv = model.stages[4][-1].conv
+    assert conv.weight.std().item() == pytest.approx((2 / 1280) ** 0.5, rel=0.02)
