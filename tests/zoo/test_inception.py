@@ -54,30 +54,18 @@ def their_googlenet(a):
     return model
 
 
-def every_output(model, inputs):
-    """torchvision's logits and auxiliary ones, which it gives in training only; its layers stay in the mode that they are in."""
-    training, model.training = model.training, True
-    outputs = model(inputs["images"])
-    model.training = training
-    return (outputs[0], *outputs[:0:-1]) if isinstance(outputs, tuple) else (outputs,)
-
-
 COMMON = dict(num_classes=CLASSES, in_channels=st.sampled_from([1, 3]), dropout=st.sampled_from([0.0, 0.5]))
 TRANSFORM = dict(transform_input=lambda a: st.booleans() if a.in_channels == 3 else False)
 
 v1 = Contract(
     googlenet,
-    arguments=dict(**COMMON, **TRANSFORM, width=1 / 8, auxiliary=st.booleans(), dropout_auxiliary=0.0),
+    arguments=dict(**COMMON, **TRANSFORM, width=1 / 8, auxiliary=False),
     inputs=images(33, 60),
-    outputs=lambda a, s: (("batch", CLASSES),) * (3 if a.auxiliary else 1),
-    twins=[
-        Twin("torchvision", build=their_googlenet, weights=lambda a: googlenet(**a.passed()).torchvision, call=every_output)
-    ],
-    call=lambda model, inputs: model.all_logits(**inputs),
+    outputs=lambda a, s: ("batch", CLASSES),
+    twins=[Twin("torchvision", build=their_googlenet, weights=lambda a: googlenet(**a.passed()).torchvision)],
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
-    without={"compile": "torch.compile leaves a method alone; a test below compiles a training step"},
     model=True,
 )  # fmt: skip
 
@@ -120,27 +108,39 @@ def test_full_size_outputs_are_torchvisions(name, size, transform):
     with torch.no_grad():
         expected, got = theirs(images), ours(images)
     assert (got - expected).abs().max() <= 1e-5 * expected.std()
-    for call, error in ((theirs, RuntimeError), (ours, ValueError)):
-        if size in (15, 75):
-            with pytest.raises(error, match=f"at least {size} rows" if error is ValueError else ""):
-                call(images[:, :, :-1])
+    if size in (15, 75):
+        with pytest.raises(ValueError, match=f"at least {size} rows"):
+            ours(images[:, :, 1:])
+        with pytest.raises(RuntimeError, match="too small"):
+            theirs(images[:, :, 1:])
 
 
-def test_auxiliary_head_of_v3_is_torchvisions():
-    """In training, on 299 pixels, the least that it works on."""
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 40), ("inception_v3", 299)])
+def test_auxiliary_heads_are_torchvisions(name, size):
+    """In training: all logits, the gradients and the running statistics; v3 on the least that its head works on."""
     torch.manual_seed(0)
-    theirs = torchvision.models.inception_v3(num_classes=CLASSES, init_weights=False, dropout=0.0).train()
-    ours = zoo.create("inception_v3", num_classes=CLASSES, dropout=0.0).train()
+    off = {"dropout": 0.0} | ({"dropout_aux": 0.0} if name == "googlenet" else {})
+    theirs = getattr(torchvision.models, name)(num_classes=CLASSES, init_weights=False, **off).double().train()
+    ours = zoo.create(name, num_classes=CLASSES, **{k.replace("aux", "auxiliary"): v for k, v in off.items()}).double().train()
     ours.torchvision.load(ours, theirs.state_dict())
-    images = torch.randn(2, 3, 299, 299)
-    (logits, auxiliary), expected = ours(images), theirs(images)
-    assert (logits - expected.logits).abs().max() <= 1e-4 * expected.logits.std()
-    assert (auxiliary - expected.aux_logits).abs().max() <= 1e-4 * expected.aux_logits.std()
-    exported, state = ours.torchvision.export(ours), theirs.state_dict()
-    for name, value in state.items():  # running statistics have moved alike
-        assert (exported[name].double() - value.double()).abs().max() <= 1e-4 * max(1, value.abs().max())
-    with pytest.raises(ValueError, match="at least 299 rows and columns"):
-        ours(images[:, :, 1:])
+    images = torch.randn(3, 3, size, size, dtype=torch.float64)
+    found, expected = ours(images), theirs(images)
+    expected = (expected[0], *expected[:0:-1])  # torchvision has the second auxiliary head before the first
+    assert len(found) == (3 if name == "googlenet" else 2)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-10 * other.std()
+    for outputs in (found, expected):
+        sum((n + 1) * x.square().sum() for n, x in enumerate(outputs)).backward()
+    gradients = ours.torchvision.to_theirs({k: p.grad for k, p in ours.named_parameters()}, strict=False)
+    scale = max(p.grad.std() for p in theirs.parameters() if p.numel() > 1)
+    for key, parameter in theirs.named_parameters():
+        assert (gradients[key] - parameter.grad).abs().max() <= 1e-9 * max(parameter.grad.abs().max(), 1e-2 * scale), key
+    exported = ours.torchvision.export(ours)
+    for key, value in theirs.named_buffers():
+        torch.testing.assert_close(exported[key], value, rtol=1e-10, atol=1e-12)
+    if name == "inception_v3":
+        with pytest.raises(ValueError, match="at least 299 rows and columns"):
+            ours(images[:, :, 1:])
 
 
 def test_auxiliary_logits_come_in_training_only():
