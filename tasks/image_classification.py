@@ -55,12 +55,14 @@ class EvaluateOptions(DataOptions, SavedOptions):
 @dataclass
 class PredictOptions(SavedOptions):
     image: list[str] = option((), "pictures to classify", many=True)
+    explain: str = option("", "write each picture beside a map of what speaks for its class (Grad-CAM) into this PNG file")
+    features: str = option("", "write the first filters, and what every stage makes of the first --image, into this PNG file")
 
 
 COMMANDS = {
     "train": (TrainOptions, "train a model and leave a run in RUNS_DIR/NAME"),
     "evaluate": (EvaluateOptions, "measure a saved model on the test set"),
-    "predict": (PredictOptions, "the five likeliest classes of each --image"),
+    "predict": (PredictOptions, "the five likeliest classes of each --image, and why"),
 }
 
 
@@ -215,19 +217,62 @@ def predict(given: dict[str, Any]) -> None:
     import torch
 
     import zoo
-    from tasks.data.images import prepare
+    from tasks.data.images import prepare, read_pictures
 
     options = PredictOptions(**given)
     if not options.image:
         raise UserError("--image: give one picture or more")
+    require_png("--explain", options.explain)
+    require_png("--features", options.features)
     path = saved_path(options)
     model = zoo.load(path)
-    images = prepare(options.image, preprocess_of(model, path))
+    preprocess = preprocess_of(model, path)
+    pixels = read_pictures(options.image, preprocess)
+    images = prepare(pixels, preprocess)
     classes = model.config["classes"]
     with torch.inference_mode():
         probabilities, order = model(images).softmax(-1).topk(min(5, len(classes)))
     for name, row, indices in zip(options.image, probabilities.tolist(), order.tolist(), strict=True):
         print(f"{name}: " + ", ".join(f"{classes[i]} {p:.1%}" for p, i in zip(row, indices, strict=True)))
+    if options.explain:
+        answers = [(classes[i], p) for i, p in zip(order[:, 0].tolist(), probabilities[:, 0].tolist(), strict=True)]
+        draw_explanation(model, images, pixels, options.image, answers, Path(options.explain))
+    if options.features:
+        draw_features(model, images[:1], pixels[0], Path(options.features))
+
+
+def draw_explanation(
+    model: nn.Module, images: Tensor, pixels: Tensor, names: Sequence[str], answers: Sequence[tuple[str, float]], path: Path
+) -> None:
+    """A row for each picture: itself, and under the map of its likeliest class; `answers` are classes and probabilities."""
+    from torch.nn import functional as F
+
+    from tasks import plots
+    from tasks.explain import class_activation
+
+    maps, stage, stages = class_activation(model, images)
+    large = F.interpolate(maps[:, None], size=pixels.shape[-2:], mode="bilinear")[:, 0]
+    rows, columns = maps.shape[1:]
+    title = f"what speaks for the class, as stage {stage + 1} of {stages} sees it ({rows}x{columns})"
+    said = [f"{plots.short(name)}, {p:.1%}" for name, p in answers]
+    plots.explanations(pixels, large, [plots.short(Path(name).name) for name in names], said, title, path)
+
+
+def draw_features(model: Any, images: Tensor, pixels: Tensor, path: Path) -> None:
+    import torch
+
+    from tasks import plots
+    from tasks.explain import first_filters
+
+    with torch.inference_mode():
+        stages = [stage[0] for stage in model.features(images)]
+    plots.features(pixels, first_filters(model), stages, path)
+
+
+def require_png(name: str, path: str) -> None:
+    """Errors: `UserError` unless `path` is empty or a file ending in .png in a folder that exists."""
+    if path and (Path(path).suffix.lower() != ".png" or Path(path).is_dir() or not Path(path).parent.is_dir()):
+        raise UserError(f"{name} must be a .png file in a folder that exists, got {path}")
 
 
 def preprocess_of(model: nn.Module, path: Path) -> dict[str, Any]:

@@ -1,17 +1,22 @@
-"""Pictures of a run as PNG files: learning curves, confusion matrix, wrong predictions. No display, no global state."""
+"""Pictures of a run as PNG files: curves, confusion matrix, wrong predictions, explanations. No display, no global state."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from einops import rearrange, repeat
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
+from tasks.explain import strongest
 from zoo.files import write_bytes
 
 
@@ -82,13 +87,69 @@ def mistakes(pixels: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
     for axes in grid:
         axes.axis("off")
     for axes, i in zip(grid, shown.tolist(), strict=False):
-        image = pixels[i].permute(1, 2, 0).numpy()
-        axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        show(axes, pixels[i])
         axes.set_title(
             f"{short(classes[int(labels[i])])}, taken for\n{short(classes[int(predicted[i])])} ({sure[i]:.0%})",
             fontsize=8,
         )
     write(figure, path)
+
+
+def show(axes: Axes, pixels: Tensor) -> None:
+    """One picture (c, y, x), uint8, grey or in colours."""
+    image = pixels.permute(1, 2, 0).numpy()
+    axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+    axes.axis("off")
+
+
+def explanations(pixels: Tensor, maps: Tensor, names: Sequence[str], answers: Sequence[str], title: str, path: Path) -> None:
+    """A row for each picture (n, c, y, x): itself, and under its map (n, y, x), which is drawn from zero to its own maximum."""
+    figure = Figure(figsize=(5.2, 2.7 * len(pixels) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(len(pixels), 2, squeeze=False)
+    for row, picture, heat, *texts in zip(grid, pixels, maps, names, answers, strict=True):
+        for axes, text in zip(row, texts, strict=True):
+            show(axes, picture)
+            axes.set_title(text, fontsize=9)
+        row[1].imshow(heat.numpy(), cmap="jet", alpha=0.5, vmin=0, vmax=heat.max().item() or 1.0)
+    write(figure, path)
+
+
+def features(pixels: Tensor, filters: Tensor, stages: Sequence[Tensor], path: Path, limit: int = 36) -> None:
+    """A picture (c, y, x), the first layer's filters (n, c, y, x), and of every stage (c, y, x) the strongest channels.
+
+    Filters share one scale, on which grey is zero; three channels are drawn as colours, of others the mean. The channels of a
+    stage share one too, from the least value to the largest.
+    """
+    columns = min(3, len(stages) + 2)
+    rows = -(-(len(stages) + 2) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    show(grid[0], pixels)
+    grid[0].set_title(f"{pixels.shape[1]}x{pixels.shape[2]} pixels", fontsize=9)
+    colours = filters if filters.shape[1] == 3 else filters.mean(1, keepdim=True)
+    tiles = [(colours / (2 * colours.abs().max().clamp(min=1e-30)) + 0.5)[:limit]]
+    names = [f"first filters, {len(tiles[0])} of {len(filters)}"]
+    for n, stage in enumerate(stages):
+        found = strongest(stage, limit)
+        names.append(f"stage {n + 1}, {len(found)} of {len(stage)} channels, {stage.shape[1]}x{stage.shape[2]}")
+        low, high = found.min(), found.max()
+        tiles.append(((found - low) / (high - low).clamp(min=1e-30))[:, None])
+    for axes, tile, name, colour in zip(grid[1:], tiles, names, ["gray", *["viridis"] * len(stages)], strict=False):
+        axes.imshow(mosaic(tile).numpy(), cmap=colour, vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+    for axes in grid:
+        axes.axis("off")
+    write(figure, path)
+
+
+def mosaic(tiles: Tensor) -> Tensor:
+    """(n, c, y, x) in a square, row by row: a picture (rows, columns) of one channel, (rows, columns, 3) of three."""
+    side, grow = math.ceil(math.sqrt(len(tiles))), math.ceil(16 / min(tiles.shape[-2:]))
+    large = repeat(tiles, "n c y x -> n c (y g) (x h)", g=grow, h=grow)
+    between = 1.0 if tiles.shape[1] == 3 else math.nan  # white, both
+    padded = F.pad(large, (0, 2, 0, 2, 0, 0, 0, side * side - len(tiles)), value=between)
+    return rearrange(padded, "(r k) c y x -> (r y) (k x) c", r=side)[:-2, :-2].squeeze(-1)
 
 
 def attention(weights: Tensor, source: Sequence[str], target: Sequence[str], path: Path) -> None:

@@ -235,8 +235,12 @@ SETS: dict[str, Callable[[Path], tuple[Split, Split, list[str], str]]] = {
 }
 
 
-def prepare(paths: Sequence[str | Path], preprocess: dict[str, Any]) -> Tensor:
-    """Pictures as a batch for a model whose config has this `preprocess`."""
+def read_pictures(paths: Sequence[str | Path], preprocess: dict[str, Any]) -> Tensor:
+    """Pictures as uint8 (n, c, y, x), cut and sized for a model whose config has this `preprocess`."""
+    return torch.stack([read_image(Path(path), preprocess["image_size"], preprocess["channels"]) for path in paths])
+
+
+def prepare(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:
+    """Pictures (n, c, y, x) uint8 as a batch for that model."""
     mean, std = (torch.tensor(preprocess[name]) for name in ("mean", "std"))
-    images = [read_image(Path(path), preprocess["image_size"], preprocess["channels"]) for path in paths]
-    return normalise(torch.stack(images).float().div(255), mean, std)
+    return normalise(pixels.float().div(255), mean, std)

@@ -97,6 +97,28 @@ def test_evaluate_and_predict_use_the_run(finished, pictures, capsys):
     assert sum(map(float, re.findall(r"([\d.]+)%", lines[0]))) == pytest.approx(100, abs=0.2)
 
 
+def test_a_prediction_is_explained_in_pictures(finished, pictures, tmp_path, capsys):
+    folder, _ = finished
+    where = ["predict", "--runs_dir", str(folder.parent), "--name", "a", "--image"]
+    images = [str(pictures / "test" / name / "00.png") for name in ("dark", "light")]
+    assert main([*where, *images]) == 0
+    plain = capsys.readouterr().out
+    why, features = tmp_path / "why.png", tmp_path / "features.PNG"
+    assert main([*where, *images, "--explain", str(why), "--features", str(features)]) == 0
+    assert capsys.readouterr().out == plain
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["features.PNG", "why.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (why, features))
+    content = why.read_bytes()
+    assert main([*where, images[0], "--explain", str(why)]) == 0
+    assert content != why.read_bytes()
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    for option in ("--explain", "--features"):
+        for wrong in (tmp_path / "nowhere" / "a.png", tmp_path / "a.jpg", folder):
+            line = refused(capsys, tmp_path, *where, *images, option, wrong)
+            assert line == f"error: {option} must be a .png file in a folder that exists, got {wrong}"
+
+
 def test_init_starts_from_the_weights_of_a_run(finished, pictures, tmp_path, capsys):
     folder, _ = finished
     options = [*small(pictures, tmp_path), "--epochs", "1", "--lr", "1e-12", "--warmup", "0", "--weight_decay", "0"]

@@ -22,7 +22,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tasks.data import DataError, epoch_order, seed_of
-from tasks.data.images import AUGMENTATIONS, Augmentation, ImageData, Images, load_images, moments, prepare, read_image, warp
+from tasks.data.images import (
+    AUGMENTATIONS,
+    Augmentation,
+    ImageData,
+    Images,
+    load_images,
+    moments,
+    prepare,
+    read_image,
+    read_pictures,
+    warp,
+)
 
 NOWHERE = Path("nowhere")
 
@@ -254,12 +265,15 @@ def test_folders_default_to_224(tmp_path):
 
 
 def test_a_prediction_sees_what_training_saw(make_pictures, tmp_path):
-    """`prepare` with what the run keeps in config.json, against the test split's own batch."""
+    """`read_pictures` and `prepare` with what the run keeps in config.json, against the test split's own batch."""
     make_pictures(tmp_path / "train", {"dark": 3, "light": 3})
     make_pictures(tmp_path / "test", {"dark": 2, "light": 1}, seed=1)
     data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=20)
     paths = sorted((tmp_path / "test").rglob("*.png"))
-    images = prepare(paths, json.loads(json.dumps(data.preprocess())))
+    preprocess = json.loads(json.dumps(data.preprocess()))
+    pixels = read_pictures(paths, preprocess)
+    assert torch.equal(pixels, data.test.pixels)
+    images = prepare(pixels, preprocess)
     torch.testing.assert_close(images, data.test.batch(torch.arange(3))[0], rtol=0, atol=1e-6)
 
 

@@ -145,6 +145,71 @@ def test_a_single_epoch_has_a_tick_of_its_own(tmp_path, drawn):
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
 
 
+def shown(axes) -> torch.Tensor:
+    return torch.as_tensor(axes.images[-1].get_array().filled(-1.0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_explanations_lay_each_map_over_its_picture(tmp_path, drawn, channels):
+    pixels = torch.arange(2 * channels * 36).view(2, channels, 6, 6).remainder(251).byte()
+    maps = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([5.0, 0.0])[:, None, None]
+    plots.explanations(pixels, maps, ["a.png", "b.png"], ["ant, 90%", "bee, 60%"], "why", tmp_path / "why.png")
+    assert [axes.get_title() for axes in drawn[0].axes] == ["a.png", "ant, 90%", "b.png", "bee, 60%"]
+    for axes, index in zip(drawn[0].axes, (0, 0, 1, 1), strict=True):
+        image = torch.as_tensor(axes.images[0].get_array().data.copy())
+        assert torch.equal(image.reshape(6, 6, channels), pixels[index].permute(1, 2, 0))
+        assert axes.images[0].get_clim() == (0, 255)
+    over = [axes.images[1] for axes in drawn[0].axes[1::2]]
+    assert all(torch.equal(torch.as_tensor(image.get_array().data), heat) for image, heat in zip(over, maps, strict=True))
+    assert [image.get_clim() for image in over] == [(0, pytest.approx(maps[0].max().item())), (0, 1)]
+    assert [len(axes.images) for axes in drawn[0].axes] == [1, 2, 1, 2]
+    assert is_whole(tmp_path / "why.png")
+
+
+def test_a_mosaic_goes_row_by_row():
+    tiles = torch.arange(5.0)[:, None, None, None].expand(5, 1, 16, 16)
+    picture = plots.mosaic(tiles)
+    assert picture.shape == (3 * 16 + 2 * 2, 3 * 16 + 2 * 2)
+    centres = picture[8::18, 8::18]
+    assert centres.nan_to_num(-1).tolist() == [[0, 1, 2], [3, 4, -1], [-1, -1, -1]]
+    assert picture[16:18].isnan().all()
+    colours = plots.mosaic(torch.zeros(4, 3, 2, 2))
+    assert colours.shape == (34, 34, 3)
+    assert (colours[16:18] == 1).all(), "not white"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_features_show_filters_and_the_strongest_channels(tmp_path, drawn, channels):
+    draw = torch.Generator().manual_seed(0)
+    filters = torch.randn(5, channels, 3, 3, generator=draw)
+    stages = [torch.rand(40, 6, 6, generator=draw), torch.rand(3, 1, 1, generator=draw) - 0.5]
+    stages[0][7] += 2
+    plots.features(torch.zeros(1, 9, 8, dtype=torch.uint8), filters, stages, tmp_path / "f.png", limit=4)
+    used = [axes for axes in drawn[0].axes if axes.images]
+    assert [axes.get_title() for axes in used] == [
+        "9x8 pixels", "first filters, 4 of 5", "stage 1, 4 of 40 channels, 6x6", "stage 2, 3 of 3 channels, 1x1"
+    ]  # fmt: skip
+    assert all(axes.images[0].get_clim() == (0, 1) for axes in used[1:])
+    colours = filters if channels == 3 else filters.mean(1, keepdim=True)
+    first = shown(used[1]).reshape(38, 38, -1)[:18:6, :18:6]  # six times as large
+    due = (colours[0] / colours.abs().max() / 2 + 0.5).permute(1, 2, 0)
+    torch.testing.assert_close(first.float(), due)
+    low, high = (bound(stages[0][stages[0].mean((1, 2)).argsort()[-4:]]) for bound in (torch.min, torch.max))
+    torch.testing.assert_close(shown(used[2])[:18:3, :18:3].float(), (stages[0][7] - low) / (high - low))
+    assert is_whole(tmp_path / "f.png")
+
+
+def test_dead_layers_are_a_picture_too(tmp_path, drawn):
+    """All weights and all outputs zero: nothing is divided by zero."""
+    black = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    plots.features(black, torch.zeros(2, 1, 3, 3), [torch.zeros(2, 4, 4)], tmp_path / "features.png")
+    plots.explanations(black[None], torch.zeros(1, 4, 4), ["a"], ["b"], "c", tmp_path / "why.png")
+    assert is_whole(tmp_path / "features.png")
+    _, filters, stage = (shown(axes) for axes in drawn[0].axes)
+    assert set(filters.flatten().tolist()) == {0.5, -1.0}
+    assert set(stage.flatten().tolist()) == {0.0, -1.0}
+
+
 def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
     plots.curves(rows(2), path)
