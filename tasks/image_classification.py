@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -128,11 +129,11 @@ def train(given: dict[str, Any]) -> None:
         if not 0 <= options.label_smoothing < 1:
             raise UserError(f"--label_smoothing must be at least 0 and below 1, got {options.label_smoothing}")
         data = load_images(options.data, Path(options.data_root), options.image_size, options.skip_bad)
+        arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.channels}
+        arguments |= sized(options.model, data.image_size)
         torch.manual_seed(options.seed)
-        arguments = {"num_classes": len(data.classes), "in_channels": data.channels}
-        arguments |= {"head": "imagenet" if data.image_size >= 128 else "small"}
         arguments |= {} if options.dropout is None else {"dropout": options.dropout}
-        model = zoo.create(options.model, **arguments)
+        model: Any = zoo.create(options.model, **arguments)
         if data.image_size < model.smallest_image:
             raise UserError(f"--image_size must be {model.smallest_image} or more for {options.model}, got {data.image_size}")
         model.config |= {"preprocess": data.preprocess(), "classes": data.classes}
@@ -167,6 +168,20 @@ def train(given: dict[str, Any]) -> None:
         draw(folder, run.history, probabilities, data)
         best_accuracy, seconds = f"{summary['best_test_accuracy']:.4f} after epoch {summary['best_epoch']}", summary["seconds"]
         print(f"test accuracy {summary['test_accuracy']:.4f} (best {best_accuracy}), {seconds:.1f} s of training; see {folder}")
+
+
+def sized(model: str, image_size: int) -> dict[str, str]:
+    """Which head and stem suit images of so many pixels, of those that the model gives a choice of: {"stem": "small"}."""
+    import torch
+
+    import zoo
+
+    suitable = {}
+    for part in ("head", "stem"):
+        with contextlib.suppress(ValueError), torch.device("meta"):  # no choice: another argument, or a model that is not there
+            zoo.create(model, **(choice := {part: "imagenet" if image_size >= 128 else "small"}))
+            suitable |= choice
+    return suitable
 
 
 def predictions(model: nn.Module, task: Classification) -> tuple[Tensor, Tensor]:

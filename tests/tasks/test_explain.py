@@ -8,7 +8,9 @@ from torch import nn
 
 import zoo
 from tasks.explain import class_activation, first_filters, strongest
-from zoo.vgg import VGG, SmallHead
+from tasks.image_classification import sized
+from zoo.model import LinearHead
+from zoo.vgg import VGG
 
 IMAGE_MODELS = [name for name in zoo.names() if not name.startswith("transformer")]
 
@@ -25,7 +27,7 @@ def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
 @pytest.fixture
 def small() -> nn.Module:
     """Stages of 8x8 and 4x4 pixels of images of 16x16, and a linear head on the mean over the grid."""
-    return drawn(VGG((1, 2), SmallHead(7, num_classes=5), widths=(6, 7), norm=nn.BatchNorm2d))
+    return drawn(VGG((1, 2), LinearHead(7, num_classes=5), widths=(6, 7), norm=nn.BatchNorm2d))
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -79,7 +81,7 @@ def test_a_map_does_not_hang_on_its_companions_and_leaves_the_model_alone(small)
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_every_image_model_is_explained(name):
     """At 32 pixels, or the least that it takes: `features` and `head` are the model, and its maps are finite."""
-    model = zoo.create(name, num_classes=3, head="small").eval()
+    model = zoo.create(name, num_classes=3, **sized(name, 32)).eval()
     batch = images(2, 3, max(32, model.smallest_image), max(32, model.smallest_image)).float()
     with torch.no_grad():
         stages = model.features(batch)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import zoo
-from tasks.image_classification import main
+from tasks.image_classification import main, sized
 from zoo import files
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +95,15 @@ def test_evaluate_and_predict_use_the_run(finished, pictures, capsys):
     assert len(lines) == 2
     assert re.search(r"00\.png: (dark|light) [\d.]+%, (dark|light) [\d.]+%$", lines[0])
     assert sum(map(float, re.findall(r"([\d.]+)%", lines[0]))) == pytest.approx(100, abs=0.2)
+
+
+def test_heads_and_stems_suit_the_images():
+    """A choice where the model gives one; a name that is not there is no matter of its size."""
+    assert sized("vgg16", 32) == {"head": "small"}
+    assert sized("vgg16", 128) == {"head": "imagenet"}
+    assert sized("resnet18", 127) == {"stem": "small"}
+    assert sized("resnet50", 224) == {"stem": "imagenet"}
+    assert sized("resnet20", 32) == sized("resnet19", 32) == {}
 
 
 def test_a_prediction_is_explained_in_pictures(finished, pictures, tmp_path, capsys):

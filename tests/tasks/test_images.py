@@ -466,6 +466,21 @@ def test_fashion_mnist_is_read_in_both_layouts(tmp_path, fashion, folder, zipped
     assert (data.channels, len(data.classes), data.classes[9]) == (1, 10, "Ankle boot")
 
 
+@pytest.mark.parametrize("folder", [".", "FashionMNIST/raw"])
+def test_fashion_mnist_is_what_torchvision_reads(tmp_path, fashion, folder, offline):
+    """The published files as they are, against torchvision's own reader of a folder of its own."""
+    from torchvision.datasets import FashionMNIST
+
+    write_idx(tmp_path / "theirs" / "FashionMNIST" / "raw", fashion, zipped=False)
+    write_idx(tmp_path / "ours" / folder, fashion)
+    data = load_images("fashion_mnist", tmp_path / "ours", image_size=28)
+    for ours, train in ((data.train, True), (data.test, False)):
+        theirs = FashionMNIST(str(tmp_path / "theirs"), train=train)
+        assert torch.equal(ours.pixels[:, 0], theirs.data)
+        assert torch.equal(ours.labels, theirs.targets)
+        assert data.classes == theirs.classes
+
+
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda content: content[: len(content) // 2],
     "header only": lambda content: content[:6],
