@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +69,13 @@ COMMANDS = {
 
 
 class Classification:
-    """The task for `tasks.engine`: cross entropy, and accuracy."""
+    """The task for `tasks.engine`: cross entropy, and accuracy.
+
+    Of a model with auxiliary heads, their cross entropies are added, each times `auxiliary_weight`.
+    """
 
     unit = "images"
+    auxiliary_weight = 0.0
 
     def __init__(self, data: ImageData, augment: str, label_smoothing: float, seed: int, batch_size: int) -> None:
         from tasks.data.images import AUGMENTATIONS
@@ -101,9 +106,11 @@ class Classification:
         from torch.nn import functional as F
 
         images, labels = batch
-        logits = model(images.contiguous(memory_format=torch.channels_last)).float()
+        outputs = model(images.contiguous(memory_format=torch.channels_last))
+        logits, *auxiliary = (x.float() for x in (outputs if isinstance(outputs, tuple) else (outputs,)))
         smoothing = self.label_smoothing if model.training else 0.0
-        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        cost = partial(F.cross_entropy, target=labels, reduction="sum", label_smoothing=smoothing)
+        loss = cost(logits) + sum(self.auxiliary_weight * cost(x) for x in auxiliary)
         return loss, {"accuracy": (logits.argmax(-1) == labels).sum()}
 
     def score(self, model: nn.Module) -> dict[str, float]:
@@ -134,12 +141,14 @@ def train(given: dict[str, Any]) -> None:
         torch.manual_seed(options.seed)
         arguments |= {} if options.dropout is None else {"dropout": options.dropout}
         model: Any = zoo.create(options.model, **arguments)
-        if data.image_size < model.smallest_image:
-            raise UserError(f"--image_size must be {model.smallest_image} or more for {options.model}, got {data.image_size}")
+        smallest = max(model.smallest_image, getattr(model, "smallest_auxiliary", 0))
+        if data.image_size < smallest:
+            raise UserError(f"--image_size must be {smallest} or more for {options.model}, got {data.image_size}")
         model.config |= {"preprocess": data.preprocess(), "classes": data.classes}
         if options.init:
             zoo.load_state(model, saved_file(options.init))
     task = Classification(data, options.augment or data.augment, options.label_smoothing, options.seed, options.batch_size)
+    task.auxiliary_weight = getattr(model, "auxiliary_weight", 0.0)
     run = Run(task, model, options, folder)
     if run.main:
         folder.mkdir(parents=True, exist_ok=True)

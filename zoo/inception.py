@@ -229,9 +229,8 @@ def inception_v3(
         [inception_b(288, conv=conv), *(inception_c(768, hidden, conv=conv) for hidden in (128, 160, 160, 192))],
         [inception_d(768, conv=conv), inception_e(1280, conv=conv), inception_e(2048, conv=conv)],
     ]
-    side = nn.Sequential(
-        nn.AvgPool2d(5, stride=3), conv(768, 128, 1), conv(128, 768, 5, padding=0), LinearHead(scale(768), num_classes)
-    )
+    large, last = conv(128, 768, 5, padding=0), LinearHead(scale(768), num_classes)
+    side = nn.Sequential(nn.AvgPool2d(5, stride=3), conv(768, 128, 1), large, last)
     model = Inception(
         stem, stages, LinearHead(scale(2048), num_classes, dropout=dropout), {1: side} if auxiliary else {},
         in_channels=in_channels, auxiliary_weight=0.4, smallest_image=75, smallest_auxiliary=299 if auxiliary else 0,
@@ -241,8 +240,8 @@ def inception_v3(
         ],
         linears={"head.output": "fc", **({"auxiliary.1.3.output": "AuxLogits.fc"} if auxiliary else {})},
     ).apply(partial(init_truncated, std=0.1))  # fmt: skip
-    init_truncated(side[2].conv, std=0.01)
-    init_truncated(side[3].output, std=0.001)
+    large.apply(partial(init_truncated, std=0.01))
+    last.apply(partial(init_truncated, std=0.001))
     return model
 
 

@@ -31,7 +31,8 @@ class ImageModel(Model):
     smallest_image: int = 1
     """Rows and columns that the least image must have, in pixels."""
     stem: nn.Module
-    stages: nn.ModuleList
+    stages: Any
+    """`nn.ModuleList` of modules from images to images."""
     head: nn.Module
     frozen: tuple[str, ...] = ()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -55,8 +56,8 @@ class ResNet(ImageModel):
             if isinstance(module, nn.Conv2d):
                 init_he(module)
             elif zero_init and isinstance(module, Residual):
-                norms = [m for m in module.body.modules() if isinstance(m, ConvNormAct)]
-                nn.init.zeros_(norms[-1].norm.weight)
+                *_, last = (m for m in module.body.modules() if isinstance(m, ConvNormAct))
+                nn.init.constant_(last.norm.get_parameter("weight"), 0)
 
     @property
     def torchvision(self) -> WeightMap:
@@ -68,7 +69,7 @@ class ResNet(ImageModel):
         return WeightMap(*rows)
 
 
-def names(block: Residual) -> list[tuple[str, str]]:
+def names(block: Any) -> list[tuple[str, str]]:
     """Our names and torchvision's within a block, whatever its body has between the convolutions."""
     rows, convs = [], 0
     for n, module in enumerate(block.body):

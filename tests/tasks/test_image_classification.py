@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import zoo
-from tasks.image_classification import main, sized
+from tasks.image_classification import Classification, main, sized
 from zoo import files
 
 ROOT = Path(__file__).parents[2]
@@ -412,3 +414,25 @@ def test_a_foreign_package_of_our_name_is_named(tmp_path, room, launch):
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("ImportError")
     assert str(tmp_path / room) in line
+
+
+# ------------------------------------------------------------------------------------------------------- auxiliary heads
+
+
+def test_losses_of_auxiliary_heads_are_added():
+    """0.3 times each, as GoogLeNet's paper has it, in training; evaluation knows the main head only."""
+    torch.manual_seed(0)
+    model = zoo.create("googlenet", num_classes=3, width=1 / 8, dropout=0.0, dropout_auxiliary=0.0)
+    task = Classification(SimpleNamespace(train=[0], test=[0]), "none", 0.0, 0, 4)
+    task.auxiliary_weight = model.auxiliary_weight
+    images, labels = torch.randn(4, 3, 40, 40), torch.tensor([0, 1, 2, 0])
+    main_loss, first, second = (F.cross_entropy(x, labels, reduction="sum") for x in model.train()(images))
+    torch.testing.assert_close(task.loss(model, (images, labels))[0], main_loss + 0.3 * (first + second))
+    torch.testing.assert_close(
+        task.loss(model.eval(), (images, labels))[0], F.cross_entropy(model(images), labels, reduction="sum")
+    )
+
+
+def test_an_image_too_small_for_an_auxiliary_head(pictures, tmp_path, capsys):
+    assert main([*small(pictures, tmp_path), "--model", "inception_v3", "--image_size", "128"]) == 2
+    assert "--image_size must be 299 or more for inception_v3, got 128" in capsys.readouterr().err
