@@ -62,6 +62,40 @@ class Cache:
             self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
 
+class SharedCache(Cache):
+    """A `Cache` whose `select` copies no keys and values: a table says in which row's memory each position of a row lies.
+
+    For compiled steps, which look up the table while they compute; elsewhere the look-up is a copy at each step.
+    """
+
+    def allocate(self, like: Tensor) -> None:
+        super().allocate(like)
+        self.rows = self.own_rows(like.shape[0], self.capacity, like.device)
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """New positions go to a row's own memory, where nobody looks for them yet."""
+        slots = self.length + torch.arange(keys.shape[2], device=keys.device)
+        self.rows.index_copy_(1, slots, self.own_rows(keys.shape[0], keys.shape[2], keys.device))
+        keys, values, positions = super().write(keys, values)
+        return self.read(keys), self.read(values), positions
+
+    def read(self, memory: Tensor) -> Tensor:
+        heads, slots = (torch.arange(n, device=memory.device) for n in memory.shape[1:3])
+        return memory[self.rows[:, None], heads[:, None], slots]
+
+    def select(self, rows: Tensor) -> None:
+        """As `Cache`; copies where the number of rows changes."""
+        if self.keys.ndim > 1:
+            self.rows = self.rows.index_select(0, rows)
+            if len(rows) != len(self.keys):
+                self.keys, self.values = self.read(self.keys), self.read(self.values)
+                self.rows = self.own_rows(len(rows), self.capacity, rows.device)
+
+    def own_rows(self, rows: int, slots: int, device: torch.device) -> Tensor:
+        """(rows, slots): that every row has all of its positions to itself."""
+        return torch.arange(rows, device=device)[:, None].repeat(1, slots)
+
+
 class RollingCache(Cache):
     """For a causal self-attention with a sliding window: keeps the last `capacity` positions, which are the window's size."""
 

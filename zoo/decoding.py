@@ -163,7 +163,7 @@ def beam(
         if length > 1:
             logits = decoder(tokens)
         gains = repetition(logits.log_softmax(-1, dtype=scores.dtype), tokens)
-        totals = (gains.unflatten(0, (b, width)) + scores[:, :, None]).flatten(1)
+        totals = gains.unflatten(0, (b, width)).add_(scores[:, :, None]).flatten(1)
         totals, chosen = largest(totals, candidates)
         parents, chosen = chosen // logits.shape[-1], chosen % logits.shape[-1]
         histories = take(running, parents)

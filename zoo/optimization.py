@@ -20,7 +20,7 @@ from torch.export import Dim, export
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from layers.cache import Cache, CrossCache
+from layers.cache import CrossCache, SharedCache
 from layers.checks import require, require_axes
 from layers.convolution import fold_norms
 from layers.positions import LearnedPositions
@@ -72,8 +72,8 @@ def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -
     fast = copy.deepcopy(model).eval().requires_grad_(False).to(dtype)
     source, mask = at_least_two(example, torch.ones_like(example, dtype=torch.bool))
     with torch.no_grad():
-        decoding = Decoding(fast, fast.encode(source, mask), mask, capacity=3)
-        decoding(source[:, :1])
+        decoding = OptimizedDecoding(fast, fast.encode(source, mask), mask, 64, len(source))  # a compiler plans for such sizes
+        decoding(source[:, :2])
         past, crossed = past_of(decoding), crossed_of(decoding)
         encode = compiled(Encoder(fast), source, mask)
         step = compiled(Step(fast), source[:, :1], decoding.memory, mask, past, crossed)
@@ -83,7 +83,7 @@ def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -
 
 
 def past_of(decoding: Decoding) -> list[Tensor]:
-    return [x for own, _ in decoding.caches for x in (own.keys, own.values, own.length)]
+    return [x for own, _ in decoding.caches for x in (own.keys, own.values, own.length, own.rows)]
 
 
 def crossed_of(decoding: Decoding) -> list[Tensor]:
@@ -111,9 +111,9 @@ class Step(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor, memory: Tensor, mask: Tensor, past: Sequence[Tensor], crossed: Sequence[Tensor]) -> Tensor:
-        caches = [(Cache(keys.shape[2]), CrossCache()) for keys in past[::3]]
+        caches = [(SharedCache(keys.shape[2]), CrossCache()) for keys in past[::4]]
         for n, (own, cross) in enumerate(caches):
-            own.keys, own.values, own.length = past[3 * n : 3 * n + 3]
+            own.keys, own.values, own.length, own.rows = past[4 * n : 4 * n + 4]
             cross.keys, cross.values = crossed[2 * n : 2 * n + 2]
         return self.model.next_logits(tokens, memory, mask, caches)
 
@@ -187,7 +187,11 @@ class OptimizedDecoding(Decoding):
     rows: as many as the caller knows of; there may be one more.
     """
 
-    def __init__(self, model: Transformer, memory: Tensor, mask: Tensor, capacity: int, rows: int, step: Program) -> None:
+    cache = SharedCache
+
+    def __init__(
+        self, model: Transformer, memory: Tensor, mask: Tensor, capacity: int, rows: int, step: Program | None = None
+    ) -> None:
         super().__init__(model, memory, mask, capacity)
         self.rows, self.step = rows, step
 

@@ -114,9 +114,11 @@ class Transformer(Model):
 class Decoding:
     """A Transformer in the middle of decoding: it remembers the past of each of its rows. See `zoo.decoding.Decoder`."""
 
+    cache: type[Cache] = Cache
+
     def __init__(self, model: Transformer, memory: Tensor, source_mask: Tensor | None, capacity: int) -> None:
         self.model, self.memory, self.source_mask = model, memory, source_mask
-        self.caches = [(Cache(capacity), CrossCache()) for _ in model.decoder]
+        self.caches = [(self.cache(capacity), CrossCache()) for _ in model.decoder]
         self.sentences = torch.arange(memory.shape[0], device=memory.device)  # the source of each row
 
     @torch.no_grad()

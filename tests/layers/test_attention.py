@@ -15,7 +15,7 @@ from transformers.models.marian.modeling_marian import MarianAttention
 
 from layers import masks
 from layers.attention import MultiHeadAttention, attend
-from layers.cache import Cache, CrossCache, RollingCache
+from layers.cache import Cache, CrossCache, RollingCache, SharedCache
 from layers.normalization import RMSNorm
 from layers.positions import ALiBi, RelativeBias, Rotary
 from layers.testing import (
@@ -510,7 +510,7 @@ def test_cross_cache_computes_the_memory_once():
     torch.testing.assert_close(reordered, first[[1, 1, 0]])
 
 
-@pytest.mark.parametrize("make", [lambda: Cache(6), lambda: RollingCache(3)])
+@pytest.mark.parametrize("make", [lambda: Cache(6), lambda: SharedCache(6), lambda: RollingCache(3)])
 def test_cache_rows_can_be_selected_between_steps(make):
     block = attention(causal=True, window=3)
     x, rows, cache = torch.randn(3, 6, 12, dtype=torch.float64), torch.tensor([2, 0, 0]), make()
@@ -519,6 +519,23 @@ def test_cache_rows_can_be_selected_between_steps(make):
         cache.select(rows)
         continued = torch.cat([x[rows, :4], x[:, 4:]], 1)
         torch.testing.assert_close(block(x[:, 4:], cache=cache), block(continued)[:, 4:])
+
+
+def test_a_shared_cache_gives_what_a_cache_gives_and_copies_only_for_another_number_of_rows():
+    block, plain, shared = attention(causal=True, kv_heads=2), Cache(9), SharedCache(9)
+    chosen = [[2, 0, 0], [1, 1, 2], [0, 0, 1], [2, 2, 0, 1, 1], [4, 0, 3, 3, 1], [3, 1], [1, 0]]
+    rows = 3
+    with torch.no_grad():
+        for n, kept in enumerate(chosen):
+            x = torch.randn(rows, 1 + (n == 2), 12, dtype=torch.float64)
+            assert torch.equal(block(x, cache=shared), block(x, cache=plain))
+            memory = shared.keys
+            for cache in (plain, shared):
+                cache.select(torch.tensor(kept))
+            assert (shared.keys is memory) == (len(kept) == rows)
+            rows = len(kept)
+        x = torch.randn(rows, 1, 12, dtype=torch.float64)
+        assert torch.equal(block(x, cache=shared), block(x, cache=plain))
 
 
 def test_one_compiled_step_serves_every_position():
