@@ -19,30 +19,38 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import files, inception, mobilenet, resnet, transformer, vgg
+from zoo import files, inception, mobilenet, pretrained, resnet, transformer, vgg
 from zoo.model import ImageModel, Model
 from zoo.optimization import optimize
+from zoo.preprocess import Preprocess
+from zoo.pretrained import Weights
 
 FAMILIES = (vgg, resnet, inception, mobilenet, transformer)
 MODELS: dict[str, Callable[..., Model]] = {f.__name__: f for family in FAMILIES for f in family.VARIANTS}
-
-TRAINING = "zooproof-training"
-"""Value of "format" in the metadata of a training checkpoint, which holds the model's tensors under the prefix `model.`."""
-
 
 def names() -> tuple[str, ...]:
     """Every name that `create` knows."""
     return tuple(MODELS)
 
 
-def create(name: str, **arguments: Any) -> Model:
+def create(name: str, *, weights: str | Weights | None = None, **arguments: Any) -> Model:
     """Build a model by name; arguments are those of its function, all of them JSON values.
 
-    Errors: `ValueError` for an unknown name, with the nearest one, and for an argument that the model does not take or accept.
+    weights: None for new ones, a file, or what torchvision or timm publish, as `zoo.pretrained` says. The model is then built with
+             the arguments that they were trained with, where none are given, has new output layers for another `num_classes`, and
+             knows its `preprocess`.
+    Errors: `ValueError` for an unknown name, with the nearest one, for an argument that the model does not take or accept, and
+            for weights that cannot be had or do not fit.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]
         raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}, did you mean {near!r}?")
+    if weights is None:
+        return build(name, **arguments)
+    return pretrained.create(build, name, pretrained.find(name, weights) if isinstance(weights, str) else weights, arguments)
+
+
+def build(name: str, **arguments: Any) -> Model:
     try:
         inspect.signature(MODELS[name]).bind(**arguments)
         model = MODELS[name](**arguments)
@@ -67,27 +75,25 @@ def load(path: str | Path) -> Model:
     Errors: `ValueError` that names the file and what is wrong: missing, damaged, a pickle, another architecture.
     """
     path = Path(path)
-    if path.is_dir():
-        choices = [path / name for name in ("best.safetensors", "model.safetensors", "model.safetensors.index.json")]
-        path = next((c for c in choices if c.exists()), choices[1])
-    config = files.read_json(path.parent / "config.json")
+    folder = path if path.is_dir() else path.parent
+    config = files.read_json(folder / "config.json")
     if not isinstance(config.get("model"), str) or not isinstance(config.get("arguments"), dict):
-        raise ValueError(f"{path.parent / 'config.json'} must give a 'model' and its 'arguments', got {config}")
+        raise ValueError(f"{folder / 'config.json'} must give a 'model' and its 'arguments', got {config}")
     model = create(config["model"], **config["arguments"])
-    load_state(model, path)
+    load_state(model, files.weights_file(path))
     model.config = config
     return model.eval()
 
 
 def load_state(model: nn.Module, path: str | Path) -> None:
     """Copy the tensors of a file into the model; nothing is changed unless every name, shape and dtype fits."""
-    tensors = files.read_tensors(path)
-    if not Path(path).is_dir() and Path(path).suffix == ".safetensors" and files.read_metadata(path).get("format") == TRAINING:
-        tensors = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    if Path(path).suffix in files.PICKLES:
+        files.open_tensors(Path(path))  # which refuses it
+    tensors = files.read_state(path)
     try:
         WeightMap(("", "")).load(model, tensors)
     except ValueError as error:
         raise ValueError(f"{path} holds another architecture or class count: {error}") from error
 
 
-__all__ = ["ImageModel", "Model", "create", "load", "load_state", "names", "optimize", "save"]
+__all__ = ["ImageModel", "Model", "Preprocess", "Weights", "create", "load", "load_state", "names", "optimize", "save"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,46 @@ from torch import Tensor
 PART = ".part"
 """Ending of a file that is still being written."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+TRAINING = "zooproof-training"
+"""Value of "format" in the metadata of a training checkpoint, which holds the model's tensors under the prefix `model.`."""
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file of tensors that a path stands for: itself, or in a folder the best model of a run, or `zoo.save`'s.
+
+    Errors: `ValueError` if there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} is not there: a file of weights or a folder with one is due")
+    if not path.is_dir():
+        return path
+    choices = [path / name for name in ("best.safetensors", "model.safetensors", "model.safetensors.index.json")]
+    found = next((c for c in choices if c.exists()), None)
+    if found is None:
+        raise ValueError(f"{path} must hold one of {', '.join(c.name for c in choices)}")
+    return found
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """A model's tensors out of a file of `read_tensors`'s, a training checkpoint, or a state dict that `torch.save` wrote.
+
+    Of the last, tensors are read and nothing else (`weights_only`); they may lie under "model" or "state_dict".
+    """
+    path = Path(path)
+    if path.suffix not in PICKLES:
+        tensors = read_tensors(path)
+        training = path.suffix == ".safetensors" and read_metadata(path).get("format") == TRAINING
+        return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")} if training else tensors
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged, or holds more than tensors ({str(error).strip().splitlines()[0]})") from error
+    for key in ("model", "state_dict"):
+        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+        raise ValueError(f"{path} must hold a state dict, names and their tensors, got {type(found).__name__}")
+    return dict(found)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

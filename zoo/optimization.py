@@ -83,7 +83,8 @@ def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -
 
 
 def past_of(decoding: Decoding) -> list[Tensor]:
-    return [x for own, _ in decoding.caches for x in (own.keys, own.values, own.length, own.rows)]
+    caches = [own for own, _ in decoding.caches if isinstance(own, SharedCache)]
+    return [x for own in caches for x in (own.keys, own.values, own.length, own.rows)]
 
 
 def crossed_of(decoding: Decoding) -> list[Tensor]:
@@ -199,7 +200,7 @@ class OptimizedDecoding(Decoding):
         """As `Decoding`."""
         require_axes(tokens, "tokens", "batch target_length", batch=self.rows)
         tokens = tokens.repeat(2, 1) if self.rows == 1 else tokens
-        if tokens.shape[1] != 1 or self.rows == 0:
+        if tokens.shape[1] != 1 or self.rows == 0 or self.step is None:
             return super().__call__(tokens)[: self.rows]
         require_known(tokens, "tokens", self.model)
         self.caches[0][0].require_room(1)
