@@ -172,7 +172,9 @@ class Run:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         progress = {"step": self.step, "epoch": self.epoch, "position": self.position, "sums": self.sums, "history": self.history,
                     "seconds": self.seconds, "scaler": scaler, "sizes": [self.task.train_size, self.task.test_size]}  # fmt: skip
-        files.write_tensors(self.folder / "last.safetensors", tensors, {"format": zoo.TRAINING, "progress": json.dumps(progress)})
+        files.write_tensors(
+            self.folder / "last.safetensors", tensors, {"format": files.TRAINING, "progress": json.dumps(progress)}
+        )
 
     def require_finite(self) -> None:
         """A step on a finite loss may still have broken the weights: no file is to hold those."""

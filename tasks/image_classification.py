@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor, nn
 
     from tasks.data.images import ImageData
+    from zoo import Preprocess
 
 
 @dataclass
@@ -25,7 +26,9 @@ class DataOptions:
     data_root: str = option(
         "data", "folder with the files of fashion_mnist and cifar, which are fetched there if there is a network"
     )
-    image_size: int | None = option(None, "pixels; every image becomes a square (default: 32, and 224 for folders)")
+    image_size: int | None = option(
+        None, "pixels; every image becomes a square (default: 32, and 224 for folders, or what a trained model has had)"
+    )
     skip_bad: bool = option(False, "go on without unreadable images, and count them")
 
 
@@ -34,7 +37,10 @@ class TrainOptions(EngineOptions, DataOptions):
     model: str = option("vgg11_bn", "a name that zoo.names() knows")
     batch_size: int = option(64, "images in one optimizer step, over all processes and micro-batches")
     dropout: float | None = option(None, "in the model's head (default: the head's own)")
-    init: str = option("", "start from the weights of this run or .safetensors file")
+    init: str = option(
+        "", "start from these weights: a run, a file, torchvision:NAME or timm:NAME; other classes get a new output layer"
+    )
+    freeze: str = option("", "parts to leave as they are, such as stem,stage1")
     augment: str | None = option(
         None, "none, shift, flip or affine (default: what suits the data)", ("none", "shift", "flip", "affine")
     )
@@ -61,10 +67,17 @@ class PredictOptions(SavedOptions):
     features: str = option("", "write the first filters, and what every stage makes of the first --image, into this PNG file")
 
 
+@dataclass
+class ExportOptions(SavedOptions):
+    out: str = option("", "file to write, .safetensors, or .pth as torch.save writes it")
+    to: str = option("torchvision", "whose names the weights get", ("torchvision", "timm"))
+
+
 COMMANDS = {
     "train": (TrainOptions, "train a model and leave a run in RUNS_DIR/NAME"),
     "evaluate": (EvaluateOptions, "measure a saved model on the test set"),
     "predict": (PredictOptions, "the five likeliest classes of each --image, and why"),
+    "export": (ExportOptions, "write a saved model's weights for torchvision or timm"),
 }
 
 
@@ -135,18 +148,25 @@ def train(given: dict[str, Any]) -> None:
             raise UserError(f"--batch_size must be 1 or more, got {options.batch_size}")
         if not 0 <= options.label_smoothing < 1:
             raise UserError(f"--label_smoothing must be at least 0 and below 1, got {options.label_smoothing}")
-        data = load_images(options.data, Path(options.data_root), options.image_size, options.skip_bad)
+        weights = find_weights(options.model, options.init, folder)
+        known = weights.about.get("preprocess") if weights else None
+        size = options.image_size or (known and known["image_size"])
+        data = load_images(options.data, Path(options.data_root), size, options.skip_bad)
+        if known:
+            data.suit(zoo.Preprocess(**known))
         arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.channels}
-        arguments |= sized(options.model, data.image_size)
+        arguments |= {} if weights else sized(options.model, data.image_size)
         torch.manual_seed(options.seed)
         arguments |= {} if options.dropout is None else {"dropout": options.dropout}
-        model: Any = zoo.create(options.model, **arguments)
+        model: Any = zoo.create(options.model, weights=weights, **arguments)
+        try:
+            model.freeze([part.strip() for part in options.freeze.split(",") if part.strip()])
+        except ValueError as error:
+            raise UserError(f"--{error}") from error
         smallest = max(model.smallest_image, getattr(model, "smallest_auxiliary", 0))
         if data.image_size < smallest:
             raise UserError(f"--image_size must be {smallest} or more for {options.model}, got {data.image_size}")
-        model.config |= {"preprocess": data.preprocess(), "classes": data.classes}
-        if options.init:
-            zoo.load_state(model, saved_file(options.init))
+        model.config |= {"preprocess": data.preprocess().config(), "classes": data.classes}
     task = Classification(data, options.augment or data.augment, options.label_smoothing, options.seed, options.batch_size)
     task.auxiliary_weight = getattr(model, "auxiliary_weight", 0.0)
     run = Run(task, model, options, folder)
@@ -177,6 +197,16 @@ def train(given: dict[str, Any]) -> None:
         draw(folder, run.history, probabilities, data)
         best_accuracy, seconds = f"{summary['best_test_accuracy']:.4f} after epoch {summary['best_epoch']}", summary["seconds"]
         print(f"test accuracy {summary['test_accuracy']:.4f} (best {best_accuracy}), {seconds:.1f} s of training; see {folder}")
+
+
+def find_weights(model: str, init: str, folder: Path) -> Any:
+    """The weights to start from; for a run that goes on its own, so that those of --init may be gone by then."""
+    from zoo import pretrained
+
+    if not init:
+        return None
+    kept = folder / "best.safetensors"
+    return pretrained.find(model, str(kept) if kept.exists() else init)
 
 
 def sized(model: str, image_size: int) -> dict[str, str]:
@@ -223,14 +253,13 @@ def evaluate(given: dict[str, Any]) -> None:
     source = options.data or trained.get("data", "digits")
     root = given.get("data_root") or trained.get("data_root") or options.data_root
     preprocess = preprocess_of(model, path)
-    data = load_images(source, Path(root), options.image_size or preprocess["image_size"], options.skip_bad)
-    if len(data.classes) != (due := model.config["arguments"]["num_classes"]) or data.channels != preprocess["channels"]:
+    data = load_images(source, Path(root), options.image_size or preprocess.image_size, options.skip_bad)
+    data.suit(preprocess)
+    if len(data.classes) != (due := len(model.config["classes"])) or data.channels != preprocess.channels:
         raise UserError(f"--data {source} has {len(data.classes)} classes and {data.channels} channels, "
-                        f"{path} was trained for {due} and {preprocess['channels']}")  # fmt: skip
-    import torch
+                        f"{path} was trained for {due} and {preprocess.channels}")  # fmt: skip
     from torch.nn import functional as F
 
-    data.test.mean, data.test.std = torch.tensor(preprocess["mean"]), torch.tensor(preprocess["std"])
     probabilities, labels = predictions(model, Classification(data, "none", 0.0, 0, options.batch_size))
     loss = F.nll_loss(probabilities.clamp(min=1e-30).log(), labels)
     accuracy = (probabilities.argmax(-1) == labels).double().mean()
@@ -241,7 +270,7 @@ def predict(given: dict[str, Any]) -> None:
     import torch
 
     import zoo
-    from tasks.data.images import prepare, read_pictures
+    from tasks.data.images import read_pictures
 
     options = PredictOptions(**given)
     if not options.image:
@@ -252,7 +281,7 @@ def predict(given: dict[str, Any]) -> None:
     model = zoo.load(path)
     preprocess = preprocess_of(model, path)
     pixels = read_pictures(options.image, preprocess)
-    images = prepare(pixels, preprocess)
+    images = preprocess.normalise(pixels)
     classes = model.config["classes"]
     with torch.inference_mode():
         probabilities, order = model(images).softmax(-1).topk(min(5, len(classes)))
@@ -263,6 +292,28 @@ def predict(given: dict[str, Any]) -> None:
         draw_explanation(model, images, pixels, options.image, answers, Path(options.explain))
     if options.features:
         draw_features(model, images[:1], pixels[0], Path(options.features))
+
+
+def export(given: dict[str, Any]) -> None:
+    import io
+
+    import torch
+
+    import zoo
+    from zoo import files
+
+    options = ExportOptions(**given)
+    out = Path(options.out)
+    if out.suffix not in (".safetensors", ".pth") or out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--out must be a .safetensors or .pth file in a folder that exists, got {options.out!r}")
+    model = zoo.load(saved_path(options))
+    tensors = getattr(model, options.to).export(model)
+    if out.suffix == ".safetensors":
+        files.write_tensors(out, tensors)
+    else:
+        torch.save(tensors, buffer := io.BytesIO())
+        files.write_bytes(out, buffer.getvalue())
+    print(f"{out}: {len(tensors)} tensors of {model.config['model']} under {options.to}'s names")
 
 
 def draw_explanation(
@@ -299,11 +350,10 @@ def require_png(name: str, path: str) -> None:
         raise UserError(f"{name} must be a .png file in a folder that exists, got {path}")
 
 
-def preprocess_of(model: nn.Module, path: Path) -> dict[str, Any]:
-    config: Any = model.config
-    if not {"preprocess", "classes"} <= config.keys():
+def preprocess_of(model: Any, path: Path) -> Preprocess:
+    if not {"preprocess", "classes"} <= model.config.keys():
         raise UserError(f"{path}: its config.json lacks 'preprocess' and 'classes', which a run of this task leaves there")
-    return config["preprocess"]
+    return model.preprocess
 
 
 def saved_path(options: SavedOptions) -> Path:
@@ -318,14 +368,6 @@ def saved_path(options: SavedOptions) -> Path:
     return runs[-1].parent
 
 
-def saved_file(init: str) -> Path:
-    path = Path(init)
-    if not path.exists():
-        raise UserError(f"--init {init} is not there: a run's folder or a .safetensors file is due")
-    best = path / "best.safetensors"
-    return best if best.exists() else path
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     command, given = parse("tasks.image_classification", COMMANDS, sys.argv[1:] if argv is None else argv)
     from tasks.runs import checking_input
@@ -335,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "train":
             return train(given)
         with checking_input():
-            return {"evaluate": evaluate, "predict": predict}[command](given)
+            return {"evaluate": evaluate, "predict": predict, "export": export}[command](given)
 
     return guarded(run)
 

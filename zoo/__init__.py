@@ -28,6 +28,7 @@ from zoo.pretrained import Weights
 FAMILIES = (vgg, resnet, inception, mobilenet, transformer)
 MODELS: dict[str, Callable[..., Model]] = {f.__name__: f for family in FAMILIES for f in family.VARIANTS}
 
+
 def names() -> tuple[str, ...]:
     """Every name that `create` knows."""
     return tuple(MODELS)
@@ -36,8 +37,8 @@ def names() -> tuple[str, ...]:
 def create(name: str, *, weights: str | Weights | None = None, **arguments: Any) -> Model:
     """Build a model by name; arguments are those of its function, all of them JSON values.
 
-    weights: None for new ones, a file, or what torchvision or timm publish, as `zoo.pretrained` says. The model is then built with
-             the arguments that they were trained with, where none are given, has new output layers for another `num_classes`, and
+    weights: None for new ones, a file, or what torchvision or timm publish, as `zoo.pretrained` says. The model then has the
+             arguments that they were trained with, where none are given, new output layers for another `num_classes`, and
              knows its `preprocess`.
     Errors: `ValueError` for an unknown name, with the nearest one, for an argument that the model does not take or accept, and
             for weights that cannot be had or do not fit.

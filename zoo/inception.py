@@ -70,6 +70,11 @@ class Inception(ImageModel):
         rows = [(f"{a}.{part}", f"{b}.{theirs}") for a, b in zip(ours, self.units, strict=True) for part, theirs in PARTS]
         return WeightMap(*rows, *self.linears.items())
 
+    @property
+    def timm(self) -> WeightMap:
+        """The same names; of Inception v3, for timm has no GoogLeNet."""
+        return self.torchvision if self.units[0] == "Conv2d_1a_3x3" else super().timm
+
 
 PARTS = (("conv", "conv"), ("norm", "bn"))
 

@@ -67,7 +67,7 @@ class MobileNet(ImageModel):
     def timm(self) -> WeightMap:
         """Our names and timm's, of v1 and v2."""
         if isinstance(self.head, HiddenHead):
-            raise ValueError("MobileNet v3 has no twin in timm, whose head and eps differ")
+            raise ValueError("MobileNet v3 has no twin in timm: its head and eps differ")
         separable = isinstance(self.stages[0][0], DepthwiseSeparable)
         depths = [len(stage) for stage in self.stages] if separable else [row[2] for rows in V2 for row in rows]
         places = iter([f"blocks.{s}.{b}" for s, depth in enumerate(depths) for b in range(depth)])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from layers.checks import require, require_axes
 from layers.weights import WeightMap
+from zoo.preprocess import Preprocess
 
 
 class Model(nn.Module):
@@ -23,6 +24,11 @@ class Model(nn.Module):
         """Our names and torchvision's. Errors: `ValueError` for a model that torchvision has no twin of."""
         raise ValueError(f"{type(self).__name__} has no twin in torchvision")
 
+    @property
+    def timm(self) -> WeightMap:
+        """Our names and timm's. Errors: `ValueError` for a model that timm has no twin of."""
+        raise ValueError(f"{type(self).__name__} has no twin in timm")
+
 
 class ImageModel(Model):
     """Abstract: images (b, c, y, x) -> logits (b, num_classes), by a stem, stages and a head, which a final model sets."""
@@ -35,6 +41,13 @@ class ImageModel(Model):
     """`nn.ModuleList` of modules from images to images."""
     head: nn.Module
     frozen: tuple[str, ...] = ()
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Pictures -> images, as the weights expect them. Errors: `ValueError` for a model that was not trained on pictures."""
+        if "preprocess" not in self.config:
+            raise ValueError("preprocess is known of models that a run has trained, or that were made with weights=..., only")
+        return Preprocess(**self.config["preprocess"])
 
     def parts(self) -> dict[str, nn.Module]:
         """stem, stage1, stage2, ... in order."""

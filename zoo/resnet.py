@@ -68,6 +68,11 @@ class ResNet(ImageModel):
                 rows += [(f"stages.{s}.{b}.{ours}", f"layer{s + 1}.{b}.{theirs}") for ours, theirs in names(block)]
         return WeightMap(*rows)
 
+    @property
+    def timm(self) -> WeightMap:
+        """The same names."""
+        return self.torchvision
+
 
 def names(block: Any) -> list[tuple[str, str]]:
     """Our names and torchvision's within a block, whatever its body has between the convolutions."""

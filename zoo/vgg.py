@@ -21,6 +21,13 @@ DEPTHS = {"A": (1, 1, 2, 2, 2), "B": (2, 2, 2, 2, 2), "D": (2, 2, 3, 3, 3), "E":
 """Convolutions in each stage; the letters are the columns of the paper's table 1."""
 WIDTHS = (64, 128, 256, 512, 512)
 HEAD_NAMES = [("head.hidden1", "classifier.0"), ("head.hidden2", "classifier.3"), ("head.output", "classifier.6")]
+TIMM_HEAD = [
+    ("head.hidden1.weight", "pre_logits.fc1.weight", "o (c y x) -> o c y x", dict(y=7, x=7)),
+    ("head.hidden1.bias", "pre_logits.fc1.bias"),
+    ("head.hidden2.weight", "pre_logits.fc2.weight", "o i -> o i 1 1"),
+    ("head.hidden2.bias", "pre_logits.fc2.bias"),
+    ("head.output", "head.fc"),
+]
 
 
 class VGG(ImageModel):
@@ -60,6 +67,17 @@ class VGG(ImageModel):
     @property
     def torchvision(self) -> WeightMap:
         """Our names and torchvision's, which number all layers of all stages in one sequence."""
+        head = HEAD_NAMES if isinstance(self.head, ImageNetHead) else [("head.output", "classifier")]
+        return WeightMap(*self.numbered(), *head)
+
+    @property
+    def timm(self) -> WeightMap:
+        """Our names and timm's, whose hidden layers are convolutions."""
+        if not isinstance(self.head, ImageNetHead):
+            return super().timm
+        return WeightMap(*self.numbered(), *TIMM_HEAD)
+
+    def numbered(self) -> list[tuple[str, str]]:
         rows, n = [], 0
         for s, depth in enumerate(self.depths):
             for c in range(depth):
@@ -68,8 +86,7 @@ class VGG(ImageModel):
                     rows.append((f"stages.{s}.convs.{c}.norm", f"features.{n + 1}"))
                 n += 3 if self.normed else 2
             n += 1  # the pool
-        head = HEAD_NAMES if isinstance(self.head, ImageNetHead) else [("head.output", "classifier")]
-        return WeightMap(*rows, *head)
+        return rows
 
 
 class ImageNetHead(nn.Module):

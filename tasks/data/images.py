@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tasks.data import DataError, generator_of
-from tasks.data.pictures import Split, load_folder, read_image, resized, split_80_20
+from tasks.data.pictures import Split, load_folder, read_image, split_80_20
+from zoo.preprocess import Preprocess, square
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,17 @@ class ImageData:
     def image_size(self) -> int:
         return self.train.pixels.shape[-1]
 
-    def preprocess(self) -> dict[str, Any]:
-        """For config.json: how to make a picture into an input."""
-        return {
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "mean": self.train.mean.tolist(),
-            "std": self.train.std.tolist(),
-        }
+    def preprocess(self) -> Preprocess:
+        """How to make a picture into an input."""
+        return Preprocess(self.image_size, self.train.mean.tolist(), self.train.std.tolist())
+
+    def suit(self, preprocess: Preprocess) -> None:
+        """Normalise as weights that are there expect it, and repeat a grey channel for a model of colours."""
+        for split in (self.train, self.test):
+            if split.pixels.shape[1] == 1 and preprocess.channels > 1:
+                split.pixels = split.pixels.expand(-1, preprocess.channels, -1, -1)
+            if split.pixels.shape[1] == preprocess.channels:
+                split.mean, split.std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
 
 
 def load_images(source: str, data_root: Path, image_size: int | None = None, skip_bad: bool = False) -> ImageData:
@@ -130,7 +134,7 @@ def load_images(source: str, data_root: Path, image_size: int | None = None, ski
         near = difflib.get_close_matches(source, SETS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise DataError(f"data must be {', '.join(SETS)} or folder:PATH, got {source!r}{hint}")
-    pixels = [resized(split[0], image_size or 32) if source in SETS else split[0] for split in (train, test)]
+    pixels = [square(split[0], image_size or 32) if source in SETS else split[0] for split in (train, test)]
     mean, std = moments(pixels[0])
     return ImageData(Images(pixels[0], train[1], mean, std), Images(pixels[1], test[1], mean, std), classes, augment, skipped)
 
@@ -235,12 +239,6 @@ SETS: dict[str, Callable[[Path], tuple[Split, Split, list[str], str]]] = {
 }
 
 
-def read_pictures(paths: Sequence[str | Path], preprocess: dict[str, Any]) -> Tensor:
-    """Pictures as uint8 (n, c, y, x), cut and sized for a model whose config has this `preprocess`."""
-    return torch.stack([read_image(Path(path), preprocess["image_size"], preprocess["channels"]) for path in paths])
-
-
-def prepare(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:
-    """Pictures (n, c, y, x) uint8 as a batch for that model."""
-    mean, std = (torch.tensor(preprocess[name]) for name in ("mean", "std"))
-    return normalise(pixels.float().div(255), mean, std)
+def read_pictures(paths: Sequence[str | Path], preprocess: Preprocess) -> Tensor:
+    """Pictures as uint8 (n, c, y, x), cut and sized for a model."""
+    return torch.stack([preprocess.cut(read_image(Path(path), preprocess.channels)) for path in paths])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tasks.data import DataError
+from zoo.preprocess import square
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -67,7 +68,7 @@ def decode(files: dict[str, list[Path]], size: int, skip_bad: bool, skipped: lis
 
     def read(item: tuple[Path, int]) -> Tensor | DataError:
         try:
-            return read_image(item[0], size, channels=3)
+            return square(read_image(item[0], channels=3), size)
         except DataError as error:
             return error
 
@@ -84,17 +85,16 @@ def decode(files: dict[str, list[Path]], size: int, skip_bad: bool, skipped: lis
     return torch.stack([image for image, _ in kept]), torch.tensor([label for _, label in kept])
 
 
-def read_image(path: Path, size: int, channels: int) -> Tensor:
-    """One picture as uint8 (channels, size, size): upright, shorter side to `size`, middle square."""
+def read_image(path: Path, channels: int) -> Tensor:
+    """One picture as uint8 (channels, y, x), upright."""
     from PIL import Image, ImageOps
     from torchvision.transforms.v2 import functional as V
 
     try:
         with Image.open(path) as picture:
-            image = V.pil_to_tensor(eight_bits(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L"))
+            return V.pil_to_tensor(eight_bits(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({str(error).splitlines()[0]})") from error
-    return resized(image, size)
 
 
 def eight_bits(picture: Pillow.Image) -> Pillow.Image:
@@ -109,16 +109,6 @@ def eight_bits(picture: Pillow.Image) -> Pillow.Image:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture
-
-
-def resized(pixels: Tensor, size: int) -> Tensor:
-    """The middle square, at `size`: uint8 (..., c, size, size)."""
-    from torchvision.transforms.v2 import functional as V
-
-    square = V.center_crop(pixels, [min(pixels.shape[-2:])])
-    if square.ndim == 3:
-        return V.resize(square, [size, size], antialias=True)
-    return torch.cat([V.resize(part, [size, size], antialias=True) for part in square.split(1024)])  # its floats are large
 
 
 def split_80_20(pixels: Tensor, labels: Tensor) -> tuple[Split, Split]:

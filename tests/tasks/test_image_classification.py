@@ -10,12 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torchvision
 from torch.nn import functional as F
+from torchvision.models import MobileNet_V3_Small_Weights
+from torchvision.transforms._presets import ImageClassification
 
 import zoo
 from tasks.image_classification import Classification, main, sized
@@ -328,8 +332,6 @@ def test_a_checkpoint_of_something_else_is_refused(finished, stopped, pictures, 
     start = [*small(pictures, tmp_path, "b"), "--init"]
     assert "another architecture" in refused(capsys, tmp_path, *start, tmp_path / "other" / "model.safetensors")
     assert "another architecture" in refused(capsys, tmp_path, *start, tmp_path / "other")
-    zoo.save(zoo.create("vgg11_bn", num_classes=3, head="small"), tmp_path / "three")
-    assert "class" in refused(capsys, tmp_path, *start, tmp_path / "three" / "model.safetensors")
     three = make_pictures(tmp_path / "classes", {"dark": 5, "grey": 5, "light": 5})
     runs = ["--runs_dir", tmp_path, "--name", "a"]
     assert "classes" in refused(capsys, tmp_path, "evaluate", *runs, "--data", f"folder:{three}")
@@ -337,10 +339,42 @@ def test_a_checkpoint_of_something_else_is_refused(finished, stopped, pictures, 
     assert "last.safetensors" in refused(capsys, tmp_path, *runs, "--resume")
 
 
-def test_a_pickle_is_refused(pictures, tmp_path, capsys):
-    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
+def test_a_pickle_of_more_than_tensors_is_refused(pictures, tmp_path, capsys):
+    torch.save({"weight": partial(int)}, tmp_path / "weights.pt")
     line = refused(capsys, tmp_path, *small(pictures, tmp_path), "--init", tmp_path / "weights.pt")
-    assert "weights.pt is a pickle" in line
+    assert "weights.pt is damaged, or holds more than tensors" in line
+
+
+def test_fine_tuning_of_published_weights(pictures, tmp_path, capsys, monkeypatch):
+    """`--init torchvision:NAME --freeze`: their normalisation and size, a new head, frozen parts to the bit; exported again."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(MobileNet_V3_Small_Weights.IMAGENET1K_V1.value, "transforms", partial(ImageClassification, crop_size=40))
+    reference = torchvision.models.mobilenet_v3_small()
+    cached = tmp_path / "hub" / "checkpoints" / MobileNet_V3_Small_Weights.DEFAULT.url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    torch.save(reference.state_dict(), cached)
+    options = ["--data", f"folder:{pictures}", "--model", "mobilenet_v3_small", "--epochs", "2", "--batch_size", "4"]
+    options += ["--runs_dir", tmp_path, "--name", "tuned", "--init", "torchvision:DEFAULT", "--freeze", "stem, stage1"]
+    assert main([str(option) for option in options]) == 0, capsys.readouterr().err
+    cached.unlink()  # a run that goes on needs it no more
+    assert main(["--runs_dir", str(tmp_path), "--name", "tuned", "--resume"]) == 0, capsys.readouterr().err
+    model = zoo.load(tmp_path / "tuned")
+    assert model.preprocess.image_size == 40
+    assert model.preprocess.mean == pytest.approx([0.485, 0.456, 0.406])
+    assert model.config["classes"] == ["dark", "light"]
+    state, before = model.torchvision.export(model), reference.state_dict()
+    for key in (k for k in before if "num_batches" not in k):
+        frozen = key.startswith(("features.0.", "features.1."))
+        assert (state[key].shape == before[key].shape and torch.equal(state[key], before[key])) == frozen, key
+    assert main(["export", "--runs_dir", str(tmp_path), "--name", "tuned", "--out", str(tmp_path / "out.pth")]) == 0
+    two = torchvision.models.mobilenet_v3_small(num_classes=2)
+    two.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
+    assert main(["export", "--runs_dir", str(tmp_path), "--name", "tuned", "--out", str(tmp_path / "out.safetensors")]) == 0
+    two.load_state_dict(files.read_tensors(tmp_path / "out.safetensors"), strict=True)
+    assert "--freeze" in refused(capsys, tmp_path, *options, "--name", "other", "--freeze", "layer1")
+    export = ["export", "--runs_dir", tmp_path, "--name", "tuned", "--out"]
+    assert "--out must" in refused(capsys, tmp_path, *export, tmp_path / "x.onnx")
+    assert "no twin in timm" in refused(capsys, tmp_path, *export, tmp_path / "x.pth", "--to", "timm")
 
 
 def test_a_resumed_run_refuses_other_data(stopped, make_pictures, tmp_path, capsys):

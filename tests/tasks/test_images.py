@@ -29,11 +29,11 @@ from tasks.data.images import (
     Images,
     load_images,
     moments,
-    prepare,
     read_image,
     read_pictures,
     warp,
 )
+from zoo.preprocess import Preprocess, square
 
 NOWHERE = Path("nowhere")
 
@@ -265,15 +265,15 @@ def test_folders_default_to_224(tmp_path):
 
 
 def test_a_prediction_sees_what_training_saw(make_pictures, tmp_path):
-    """`read_pictures` and `prepare` with what the run keeps in config.json, against the test split's own batch."""
+    """`read_pictures` and what the run keeps in config.json, against the test split's own batch."""
     make_pictures(tmp_path / "train", {"dark": 3, "light": 3})
     make_pictures(tmp_path / "test", {"dark": 2, "light": 1}, seed=1)
     data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=20)
     paths = sorted((tmp_path / "test").rglob("*.png"))
-    preprocess = json.loads(json.dumps(data.preprocess()))
+    preprocess = Preprocess(**json.loads(json.dumps(data.preprocess().config())))
     pixels = read_pictures(paths, preprocess)
     assert torch.equal(pixels, data.test.pixels)
-    images = prepare(pixels, preprocess)
+    images = preprocess.normalise(pixels)
     torch.testing.assert_close(images, data.test.batch(torch.arange(3))[0], rtol=0, atol=1e-6)
 
 
@@ -286,7 +286,7 @@ def test_the_middle_square_is_kept(tmp_path):
     Image.fromarray(wide).save(tmp_path / "wide.png")
     Image.fromarray(wide.transpose(1, 0, 2)).save(tmp_path / "high.png")
     for name in ("wide.png", "high.png"):
-        assert (read_image(tmp_path / name, 4, 3) == 200).all()
+        assert (square(read_image(tmp_path / name, 3), 4) == 200).all()
 
 
 def test_pictures_are_put_upright(tmp_path):
@@ -296,7 +296,7 @@ def test_pictures_are_put_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    image = read_image(tmp_path / "turned.png", 16, 3)
+    image = square(read_image(tmp_path / "turned.png", 3), 16)
     assert (image[:, :8] == 255).all()
     assert (image[:, 8:] == 0).all()
 
@@ -308,7 +308,7 @@ def test_every_mode_becomes_rgb_or_grey(tmp_path, mode):
     path = tmp_path / ("picture.tiff" if mode == "CMYK" else "picture.png")
     Image.fromarray(black_white).convert(mode).save(path)
     for channels in (1, 3):
-        image = read_image(path, 6, channels)
+        image = square(read_image(path, channels), 6)
         assert image.dtype == torch.uint8
         assert torch.equal(image, torch.from_numpy(black_white).permute(2, 0, 1)[:channels])
 
@@ -319,12 +319,12 @@ def test_a_cut_picture_is_named_whatever_its_format(tmp_path, suffix):
     path = tmp_path / f"cut.{suffix}"
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
-    read_image(path, 8, 3)
+    square(read_image(path, 3), 8)
     content = path.read_bytes()
     for kept in (0, 1, 20, len(content) // 2):
         path.write_bytes(content[:kept])
         with pytest.raises(DataError, match=re.escape(str(path))) as caught:
-            read_image(path, 8, 3)
+            square(read_image(path, 3), 8)
         assert "\n" not in str(caught.value)
 
 
@@ -333,7 +333,7 @@ def test_a_picture_that_would_fill_the_memory_is_named(tmp_path, monkeypatch):
     Image.new("L", (40, 40)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     with pytest.raises(DataError, match=r"bomb\.png"):
-        read_image(tmp_path / "bomb.png", 8, 3)
+        square(read_image(tmp_path / "bomb.png", 3), 8)
 
 
 # -------------------------------------------------------------------------------------------------------- complaints: folders
@@ -578,13 +578,13 @@ def test_greys_of_16_bits_keep_their_shades(tmp_path, suffix):
     path = tmp_path / f"deep.{suffix}"
     Image.fromarray(ramp).save(path)
     for channels in (1, 3):
-        assert read_image(path, 16, channels)[:, 3].tolist() == [[17 * n for n in range(16)]] * channels
+        assert square(read_image(path, channels), 16)[:, 3].tolist() == [[17 * n for n in range(16)]] * channels
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DataError, match=r"float\.tiff .*8 or 16 bits"):
-        read_image(tmp_path / "float.tiff", 4, 3)
+        square(read_image(tmp_path / "float.tiff", 3), 4)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -600,7 +600,7 @@ def test_what_is_transparent_lies_on_white(tmp_path, mode):
         picture.save(tmp_path / "drawing.png", transparency=bytes([0, 255]))
     else:
         picture.convert(mode).save(tmp_path / "drawing.png")
-    image = read_image(tmp_path / "drawing.png", 8, 3)
+    image = square(read_image(tmp_path / "drawing.png", 3), 8)
     assert (image[:, 2:4] == 0).all()
     assert (image[:, [0, 1, 4, 5, 6, 7]] == 255).all()
 
@@ -612,7 +612,7 @@ def test_a_strip_is_cut_before_it_is_enlarged(tmp_path, monkeypatch):
     resize, sizes = V.resize, []
     monkeypatch.setattr(V, "resize", lambda image, *a, **k: sizes.append(image.shape) or resize(image, *a, **k))
     Image.new("RGB", (3000, 1), (1, 2, 3)).save(tmp_path / "strip.png")
-    assert read_image(tmp_path / "strip.png", 224, 3)[:, 0, 0].tolist() == [1, 2, 3]
+    assert square(read_image(tmp_path / "strip.png", 3), 224)[:, 0, 0].tolist() == [1, 2, 3]
     assert sizes == [(3, 1, 1)]
 
 

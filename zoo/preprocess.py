@@ -1,0 +1,83 @@
+"""From a picture to what a model expects, as torchvision's and timm's evaluation presets do it, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from layers.checks import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Picture -> float32 (channels, image_size, image_size): resized, its middle cut out, 0..255 taken as 0..1, normalised.
+
+    image_size: pixels of a side.
+    mean, std:  of each channel, one number a channel, in 0..1.
+    resize:     pixels of the shorter side before the middle is cut out; None cuts out the middle square first, then resizes it.
+    interpolation: "bilinear" or "bicubic", both antialiased.
+    Proven against torchvision's `ImageClassification` and timm's `create_transform`. Needs torchvision.
+    """
+
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    resize: int | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        require(self.image_size > 0, "image_size", self.image_size, "a positive number of pixels")
+        require(len(self.mean) == len(self.std), "std", tuple(self.std), f"as many numbers as mean, {len(self.mean)}")
+        require(min(self.std, default=0) > 0, "std", tuple(self.std), "positive, a number for each channel")
+        due = f"at least image_size {self.image_size}, or None"
+        require(self.resize is None or self.resize >= self.image_size, "resize", self.resize, due)
+        require(self.interpolation in ("bilinear", "bicubic"), "interpolation", self.interpolation, "bilinear or bicubic")
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    def config(self) -> dict[str, Any]:
+        """A JSON object; ``Preprocess(**config)`` makes an equal one."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    def __call__(self, picture: Image | Tensor) -> Tensor:
+        """picture: a PIL image, or uint8 (..., channels, y, x), of any size -> float32 (..., channels, image_size, image_size)"""
+        return self.normalise(self.cut(picture))
+
+    def cut(self, picture: Image | Tensor) -> Tensor:
+        """picture -> uint8 (..., channels, image_size, image_size)"""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as V  # v2 resizes bytes as bytes, and rounds otherwise than the presets do
+
+        if not isinstance(picture, Tensor):
+            picture = picture.convert("RGB" if self.channels == 3 else "L")
+        elif picture.dtype != torch.uint8 or picture.ndim < 3 or picture.shape[-3] != self.channels:
+            raise ValueError(f"picture must be uint8 (..., {self.channels}, y, x), got {picture.dtype} {tuple(picture.shape)}")
+        if self.resize is None:
+            return square(picture if isinstance(picture, Tensor) else V.pil_to_tensor(picture), self.image_size)
+        small: Any = V.resize(cast(Tensor, picture), [self.resize], InterpolationMode(self.interpolation), antialias=True)
+        middle: Any = V.center_crop(small, [self.image_size])
+        return middle if isinstance(middle, Tensor) else V.pil_to_tensor(middle)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (..., channels, y, x) -> float32 of that shape"""
+        mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+
+def square(pixels: Tensor, size: int) -> Tensor:
+    """The middle square, at `size`: uint8 (..., c, y, x) -> uint8 (..., c, size, size)."""
+    from torchvision.transforms.v2 import functional as V
+
+    middle = V.center_crop(pixels, [min(pixels.shape[-2:])])
+    if middle.ndim == 3:
+        return V.resize(middle, [size, size], antialias=True)
+    return torch.cat([V.resize(part, [size, size], antialias=True) for part in middle.split(1024)])  # its floats are large

@@ -1,0 +1,227 @@
+"""Weights that somebody has trained: what torchvision or timm publish, or a file. ``zoo.create(name, weights=...)`` loads them.
+
+    "torchvision:IMAGENET1K_V2"     a name out of `torchvision.models.get_model_weights`, or DEFAULT
+    "timm:resnet50.a1_in1k"         a name out of `timm.list_pretrained()`
+    "path/to/resnet50-11ad3fa6.pth" a file (.safetensors, or a state dict of `torch.save`) or folder, in our names or theirs
+
+They go in through the model's weight map, which finds every name that does not fit. What timm publishes is tried out too, for
+two of its nets may share all names and shapes and compute different things. Another number of classes gets new output layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layers.weights import WeightMap
+from zoo import files
+from zoo.model import ImageModel
+from zoo.preprocess import Preprocess
+
+Build = Callable[..., Any]
+
+
+@dataclass
+class Weights:
+    """What `find` has found."""
+
+    source: str
+    tensors: Mapping[str, Tensor]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the model that they were trained in, by name, as far as they are not the default ones."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """For the model's config: "preprocess", a `Preprocess` as JSON, and "classes", names in the order of the logits."""
+    naming: str | None = None
+    """"torchvision", "timm", or None for a file, whose names tell."""
+    reference: nn.Module | None = None
+    """Their model, where loading its weights must give its outputs."""
+
+
+def find(name: str, source: str) -> Weights:
+    """Fetch or read the weights that `source` stands for; `name` is the model's.
+
+    Errors: `ValueError` that says what is not there, could not be fetched, or is damaged.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "torchvision":
+        return of_torchvision(name, source, rest)
+    if kind == "timm":
+        return of_timm(name, source, rest)
+    return of_file(name, source)
+
+
+def published(name: str) -> dict[str, Any]:
+    """torchvision's weights of a model by their names, none for a model that it does not have."""
+    from torchvision import models
+
+    return dict(models.get_model_weights(name).__members__) if name in models.list_models() else {}
+
+
+def described(entry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments and `about` of one of torchvision's weights."""
+    preset = entry.transforms()
+    preprocess = Preprocess(preset.crop_size[0], preset.mean, preset.std, preset.resize_size[0], str(preset.interpolation.value))
+    inception = entry.url.rpartition("/")[2].startswith(("inception", "googlenet"))
+    about = {"preprocess": preprocess.config(), "classes": list(entry.meta["categories"])}
+    return {"transform_input": True} if inception else {}, about
+
+
+def of_torchvision(name: str, source: str, entry_name: str) -> Weights:
+    entries = published(name)
+    if not entries:
+        raise ValueError(f"weights must be a file for {name}, which torchvision has no weights of, got {source!r}")
+    entries["DEFAULT"] = next(iter(reversed(entries.values())))
+    if entry_name not in entries:
+        raise ValueError(f"weights must be torchvision: and one of {', '.join(entries)} for {name}, got {source!r}")
+    entry = entries[entry_name]
+    try:
+        tensors = entry.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        file = entry.url.rpartition("/")[2]
+        raise ValueError(
+            f"weights {source!r} could not be fetched from {entry.url} ({reason(error)}): fetch that file where there is a "
+            f"network, and give its path, weights='{file}'"
+        ) from error
+    arguments, about = described(entry)
+    return Weights(source, tensors, arguments, about, "torchvision")
+
+
+def of_timm(name: str, source: str, timm_name: str) -> Weights:
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"weights {source!r} need the package timm: pip install timm") from error
+    if not timm.is_model(timm_name.partition(".")[0]):
+        raise ValueError(f"weights must be timm: and a name of timm's, as in timm.list_pretrained(), got {source!r}")
+    try:
+        reference = timm.create_model(timm_name, pretrained=True).eval()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"weights {source!r} could not be fetched ({reason(error)}): fetch model.safetensors of timm/{timm_name} from the "
+            f"Hugging Face hub where there is a network, and give its path"
+        ) from error
+    found: dict[str, Any] = timm.data.resolve_model_data_config(reference)
+    size = found["input_size"][-1]
+    preprocess = Preprocess(size, found["mean"], found["std"], int(size / found["crop_pct"]), found["interpolation"])
+    about: dict[str, Any] = {"preprocess": preprocess.config()}
+    if subset := timm.data.infer_imagenet_subset(reference):
+        about["classes"] = timm.data.ImageNetInfo(subset).label_descriptions()
+    return Weights(source, reference.state_dict(), {}, about, "timm", reference)
+
+
+def of_file(name: str, source: str) -> Weights:
+    path = files.weights_file(source)
+    require_hash(path)
+    tensors = files.read_state(path)
+    if (path.parent / "config.json").exists() and path.suffix not in files.PICKLES:
+        config = files.read_json(path.parent / "config.json")
+        if config.get("model") != name:
+            raise ValueError(f"{path} holds weights of another architecture, {config.get('model')}, not of {name}")
+        about = {key: config[key] for key in ("preprocess", "classes") if key in config}
+        return Weights(source, tensors, config["arguments"], about)
+    entry = next((e for e in published(name).values() if e.url.endswith(f"/{path.name}")), None)
+    return Weights(source, tensors) if entry is None else Weights(source, tensors, *described(entry), "torchvision")
+
+
+def require_hash(path: Path) -> None:
+    """torchvision's files have the beginning of their SHA-256 in their names."""
+    if path.suffix == ".pth" and (due := re.search(r"-([0-9a-f]{8,})$", path.stem)):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(due[1]):
+            raise ValueError(f"{path} is damaged: its SHA-256 begins with {digest[: len(due[1])]}, its name says {due[1]}")
+
+
+def reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# ------------------------------------------------------------------------------------------------------------------- loading
+
+
+def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any]) -> Any:
+    """The model with these weights; `build(name, **arguments)` makes one without.
+
+    Errors: `ValueError` that lists what does not fit.
+    """
+    arguments = {k: v for k, v in weights.arguments.items() if k != "num_classes"} | arguments
+    with torch.device("meta"):
+        bare = build(name, **arguments)
+    if not isinstance(bare, ImageModel):
+        raise ValueError(f"weights must be None for {name}, which is no image model; use its weight maps, got {weights.source!r}")
+    mapping = mapping_of(bare, weights)
+    tensors = mapping.to_ours(weights.tensors, strict=False)
+    output = tensors.get("head.output.weight")
+    if output is None:
+        raise ValueError(f"weights {weights.source!r} do not fit {name}: no name of theirs stands for head.output.weight")
+    trained_in = arguments | {"num_classes": len(output)}
+    if hasattr(bare, "auxiliary"):
+        trained_in["auxiliary"] = any(key.startswith("auxiliary.") or "aux" in key.lower() for key in weights.tensors)
+        arguments.setdefault("auxiliary", trained_in["auxiliary"])
+    donor = build(name, **trained_in)
+    mapping = mapping_of(donor, weights)
+    counters = {f"{k.rpartition('.')[0]}.num_batches_tracked" for k in weights.tensors if k.endswith(".running_mean")}
+    missing = {k: torch.tensor(0) for k in counters - weights.tensors.keys()}  # torch has them since 0.4.1
+    try:
+        mapping.load(donor, {**weights.tensors, **missing})
+    except ValueError as error:
+        raise ValueError(f"weights {weights.source!r} do not fit {name}: {error}") from error
+    if weights.reference is not None:
+        require_same(donor, weights)
+    model = donor if trained_in == arguments else with_weights_of(donor, build(name, **arguments))
+    about = dict(weights.about)
+    if model.head.get_submodule("output").out_features != len(output):
+        about.pop("classes", None)
+    model.config |= about
+    return model
+
+
+def mapping_of(model: ImageModel, weights: Weights) -> WeightMap:
+    """The map that knows most of the names."""
+
+    def maps() -> dict[str, WeightMap]:
+        found = {"ours": WeightMap(("", ""))}
+        for naming in ("torchvision", "timm"):
+            try:
+                found[naming] = getattr(model, naming)
+            except ValueError:
+                if naming == weights.naming:
+                    raise
+        return found
+
+    known, state = maps(), model.state_dict().keys()
+    if weights.naming:
+        return known[weights.naming]
+    return max(known.values(), key=lambda m: len(m.to_ours(weights.tensors, strict=False).keys() & state))
+
+
+def with_weights_of(donor: ImageModel, model: ImageModel) -> ImageModel:
+    """`model` with all that `donor` has, but for output layers of another size, and what only one of the two has."""
+    theirs = donor.state_dict()
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if key in theirs and (theirs[key].shape == value.shape or ".output." not in f".{key}"):
+                value.copy_(theirs[key])
+    return model
+
+
+def require_same(model: ImageModel, weights: Weights) -> None:
+    """Errors: `ValueError` if the reference gives other logits for an image of noise."""
+    size = max(64, model.smallest_image)
+    images = torch.rand(2, model.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    training = model.training
+    with torch.inference_mode():
+        ours, theirs = model.eval()(images), weights.reference(images)  # type: ignore[misc]
+    model.train(training)
+    error = ((ours - theirs).square().mean() / theirs.square().mean()).sqrt().item()
+    if not error < 1e-4:
+        raise ValueError(
+            f"weights {weights.source!r} are of another architecture: all names fit, and logits differ by {error:.1%}"
+        )
