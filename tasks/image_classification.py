@@ -153,7 +153,7 @@ def train(given: dict[str, Any]) -> None:
         size = options.image_size or (known and known["image_size"])
         data = load_images(options.data, Path(options.data_root), size, options.skip_bad)
         if known:
-            data.suit(zoo.Preprocess(**known))
+            data.suit(zoo.Preprocess.of(known))
         arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.channels}
         arguments |= {} if weights else sized(options.model, data.image_size)
         torch.manual_seed(options.seed)
@@ -205,8 +205,8 @@ def find_weights(model: str, init: str, folder: Path) -> Any:
 
     if not init:
         return None
-    kept = folder / "best.safetensors"
-    return pretrained.find(model, str(kept) if kept.exists() else init)
+    kept = [path for name in ("best", "last") if (path := folder / f"{name}.safetensors").exists()]
+    return pretrained.find(model, str(kept[0]) if kept else init)
 
 
 def sized(model: str, image_size: int) -> dict[str, str]:
@@ -253,7 +253,8 @@ def evaluate(given: dict[str, Any]) -> None:
     source = options.data or trained.get("data", "digits")
     root = given.get("data_root") or trained.get("data_root") or options.data_root
     preprocess = preprocess_of(model, path)
-    data = load_images(source, Path(root), options.image_size or preprocess.image_size, options.skip_bad)
+    cut = None if options.image_size else preprocess.cut
+    data = load_images(source, Path(root), options.image_size or preprocess.image_size, options.skip_bad, cut)
     data.suit(preprocess)
     if len(data.classes) != (due := len(model.config["classes"])) or data.channels != preprocess.channels:
         raise UserError(f"--data {source} has {len(data.classes)} classes and {data.channels} channels, "

@@ -19,7 +19,16 @@ PACKAGES = ("layers", "zoo", "tasks")
 MAY_IMPORT = {
     "layers": {"layers", "torch", "einops"},
     "layers.testing": {"layers", "torch", "einops", "hypothesis", "pytest", "pytest_torch"},
-    "zoo": {"zoo", "layers", "torch", "einops", "safetensors"},
+    "zoo": {
+        "zoo",
+        "layers",
+        "torch",
+        "einops",
+        "safetensors",
+        "torchvision",
+        "timm",
+        "PIL",
+    },  # the last three when they are needed
 }
 """First names of the modules that a package may import, besides Python's own. `tasks` may import whatever is declared."""
 

@@ -34,7 +34,7 @@ def names() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
-def create(name: str, *, weights: str | Weights | None = None, **arguments: Any) -> Model:
+def create(name: str, *, weights: str | Path | Weights | None = None, **arguments: Any) -> Model:
     """Build a model by name; arguments are those of its function, all of them JSON values.
 
     weights: None for new ones, a file, or what torchvision or timm publish, as `zoo.pretrained` says. The model then has the
@@ -48,7 +48,10 @@ def create(name: str, *, weights: str | Weights | None = None, **arguments: Any)
         raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}, did you mean {near!r}?")
     if weights is None:
         return build(name, **arguments)
-    return pretrained.create(build, name, pretrained.find(name, weights) if isinstance(weights, str) else weights, arguments)
+    if not isinstance(weights, str | Path | Weights):
+        raise ValueError(f"weights must be a file, torchvision:NAME or timm:NAME, got {weights!r}")
+    found = weights if isinstance(weights, Weights) else pretrained.find(name, str(weights))
+    return pretrained.create(build, name, found, arguments)
 
 
 def build(name: str, **arguments: Any) -> Model:

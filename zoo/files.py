@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor
 PART = ".part"
 """Ending of a file that is still being written."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error, pickle.UnpicklingError)
+"""What `torch.load` raises for files that are none of its own."""
 TRAINING = "zooproof-training"
 """Value of "format" in the metadata of a training checkpoint, which holds the model's tensors under the prefix `model.`."""
 
@@ -51,8 +54,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")} if training else tensors
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors ({str(error).strip().splitlines()[0]})") from error
+    except UNREADABLE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is damaged, or holds more than tensors ({reason})") from error
     for key in ("model", "state_dict"):
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):

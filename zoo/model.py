@@ -47,7 +47,7 @@ class ImageModel(Model):
         """Pictures -> images, as the weights expect them. Errors: `ValueError` for a model that was not trained on pictures."""
         if "preprocess" not in self.config:
             raise ValueError("preprocess is known of models that a run has trained, or that were made with weights=..., only")
-        return Preprocess(**self.config["preprocess"])
+        return Preprocess.of(self.config["preprocess"])
 
     def parts(self) -> dict[str, nn.Module]:
         """stem, stage1, stage2, ... in order."""

@@ -44,8 +44,16 @@ class Preprocess:
     def channels(self) -> int:
         return len(self.mean)
 
+    @classmethod
+    def of(cls, config: Any) -> Preprocess:
+        """What `config` gave. Errors: `ValueError` for anything else."""
+        try:
+            return cls(**config)
+        except TypeError as error:
+            raise ValueError(f"preprocess must be an object as Preprocess.config() gives it, got {config!r}") from error
+
     def config(self) -> dict[str, Any]:
-        """A JSON object; ``Preprocess(**config)`` makes an equal one."""
+        """A JSON object."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     def __call__(self, picture: Image | Tensor) -> Tensor:

@@ -4,14 +4,13 @@
     "timm:resnet50.a1_in1k"         a name out of `timm.list_pretrained()`
     "path/to/resnet50-11ad3fa6.pth" a file (.safetensors, or a state dict of `torch.save`) or folder, in our names or theirs
 
-They go in through the model's weight map, which finds every name that does not fit. What timm publishes is tried out too, for
-two of its nets may share all names and shapes and compute different things. Another number of classes gets new output layers.
+They go in through the model's weight map, which finds every name that does not fit. What comes by timm's name is tried out too,
+for two of its nets may share all names and shapes and compute different things. Another `num_classes` gets new output layers.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,10 +57,11 @@ def find(name: str, source: str) -> Weights:
 
 
 def published(name: str) -> dict[str, Any]:
-    """torchvision's weights of a model by their names, none for a model that it does not have."""
+    """torchvision's weights of a model by their names, those of whole classifiers."""
     from torchvision import models
 
-    return dict(models.get_model_weights(name).__members__) if name in models.list_models() else {}
+    entries = models.get_model_weights(name).__members__ if name in models.list_models() else {}
+    return {key: entry for key, entry in entries.items() if entry.meta.get("categories")}
 
 
 def described(entry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -83,8 +83,10 @@ def of_torchvision(name: str, source: str, entry_name: str) -> Weights:
     entry = entries[entry_name]
     try:
         tensors = entry.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+    except files.UNREADABLE as error:
         file = entry.url.rpartition("/")[2]
+        if (kept := Path(torch.hub.get_dir()) / "checkpoints" / file).exists():
+            raise ValueError(f"{kept}, fetched before, is damaged ({reason(error)}): delete it") from error
         raise ValueError(
             f"weights {source!r} could not be fetched from {entry.url} ({reason(error)}): fetch that file where there is a "
             f"network, and give its path, weights='{file}'"
@@ -118,25 +120,28 @@ def of_timm(name: str, source: str, timm_name: str) -> Weights:
 
 def of_file(name: str, source: str) -> Weights:
     path = files.weights_file(source)
-    require_hash(path)
+    entry = next((e for e in published(name).values() if e.url.endswith(f"/{path.name}")), None)
+    if entry is not None:
+        require_hash(path)
+        return Weights(source, files.read_state(path), *described(entry), "torchvision")
     tensors = files.read_state(path)
     if (path.parent / "config.json").exists() and path.suffix not in files.PICKLES:
         config = files.read_json(path.parent / "config.json")
-        if config.get("model") != name:
-            raise ValueError(f"{path} holds weights of another architecture, {config.get('model')}, not of {name}")
-        about = {key: config[key] for key in ("preprocess", "classes") if key in config}
-        return Weights(source, tensors, config["arguments"], about)
-    entry = next((e for e in published(name).values() if e.url.endswith(f"/{path.name}")), None)
-    return Weights(source, tensors) if entry is None else Weights(source, tensors, *described(entry), "torchvision")
+        if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):  # else it is not ours
+            if config["model"] != name:
+                raise ValueError(f"{path} holds weights of another architecture, {config['model']}, not of {name}")
+            about = {key: config[key] for key in ("preprocess", "classes") if key in config}
+            return Weights(source, tensors, config["arguments"], about)
+    return Weights(source, tensors)
 
 
 def require_hash(path: Path) -> None:
     """torchvision's files have the beginning of their SHA-256 in their names."""
-    if path.suffix == ".pth" and (due := re.search(r"-([0-9a-f]{8,})$", path.stem)):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not digest.startswith(due[1]):
-            raise ValueError(f"{path} is damaged: its SHA-256 begins with {digest[: len(due[1])]}, its name says {due[1]}")
+    due = path.stem.rpartition("-")[2]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(due):
+        raise ValueError(f"{path} is damaged: its SHA-256 begins with {digest[: len(due)]}, its name says {due}")
 
 
 def reason(error: Exception) -> str:
@@ -161,6 +166,7 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
     output = tensors.get("head.output.weight")
     if output is None:
         raise ValueError(f"weights {weights.source!r} do not fit {name}: no name of theirs stands for head.output.weight")
+    arguments.setdefault("num_classes", len(output))
     trained_in = arguments | {"num_classes": len(output)}
     if hasattr(bare, "auxiliary"):
         trained_in["auxiliary"] = any(key.startswith("auxiliary.") or "aux" in key.lower() for key in weights.tensors)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tasks.data import DataError, generator_of
-from tasks.data.pictures import Split, load_folder, read_image, split_80_20
+from tasks.data.pictures import Cut, Split, load_folder, read_image, split_80_20
 from zoo.preprocess import Preprocess, square
 
 
@@ -116,18 +116,21 @@ class ImageData:
                 split.mean, split.std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
 
 
-def load_images(source: str, data_root: Path, image_size: int | None = None, skip_bad: bool = False) -> ImageData:
+def load_images(
+    source: str, data_root: Path, image_size: int | None = None, skip_bad: bool = False, cut: Cut | None = None
+) -> ImageData:
     """`source` is digits, fashion_mnist, cifar10, cifar100 or folder:PATH; every image becomes `image_size` squared.
 
     Default sizes: 32, and 224 for a folder. Splits are those that the sets come with; digits, and a folder without train and test
     folders, are split 80 to 20, stratified, always the same way. All pixels are held in memory, one byte each.
+    cut: of the pictures in folders, uint8 (c, y, x) -> (c, image_size, image_size), by default `zoo.preprocess.square`.
     Errors: `DataError` that names the file or folder and what is due.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be a positive number of pixels, got {image_size}")
     skipped: list[str] = []
     if source.startswith("folder:"):
-        train, test, classes, augment = load_folder(Path(source[7:]), image_size or 224, skip_bad, skipped)
+        train, test, classes, augment = load_folder(Path(source[7:]), image_size or 224, skip_bad, skipped, cut)
     elif source in SETS:
         train, test, classes, augment = SETS[source](data_root)
     else:

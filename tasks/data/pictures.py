@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 Split = tuple[Tensor, Tensor]
+Cut = Callable[[Tensor], Tensor]
 
 
-def load_folder(root: Path, size: int, skip_bad: bool, skipped: list[str]) -> tuple[Split, Split, list[str], str]:
+def load_folder(
+    root: Path, size: int, skip_bad: bool, skipped: list[str], cut: Cut | None = None
+) -> tuple[Split, Split, list[str], str]:
     """PATH/train/CLASS/images with PATH/test or PATH/val, or PATH/CLASS/images, which is split 80 to 20."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: PATH/CLASS/images, or PATH/train/CLASS/images with PATH/test, is due")
@@ -33,10 +37,10 @@ def load_folder(root: Path, size: int, skip_bad: bool, skipped: list[str]) -> tu
         if train_files.keys() != test_files.keys():
             only = sorted(train_files.keys() ^ test_files.keys())
             raise DataError(f"{root / 'train'} and {other} must hold the same classes; only one has {', '.join(only[:10])}")
-        splits = [decode(files, size, skip_bad, skipped) for files in (train_files, test_files)]
+        splits = [decode(files, size, skip_bad, skipped, cut) for files in (train_files, test_files)]
     else:
         train_files = list_classes(root)
-        pixels, labels = decode(train_files, size, skip_bad, skipped)
+        pixels, labels = decode(train_files, size, skip_bad, skipped, cut)
         counts = labels.bincount(minlength=len(train_files))
         if counts.min() < 5:
             raise DataError(f"{root} must have five images or more of each class to be split, got {counts.tolist()}")
@@ -57,7 +61,7 @@ def list_classes(root: Path) -> dict[str, list[Path]]:
     return files
 
 
-def decode(files: dict[str, list[Path]], size: int, skip_bad: bool, skipped: list[str]) -> Split:
+def decode(files: dict[str, list[Path]], size: int, skip_bad: bool, skipped: list[str], cut: Cut | None) -> Split:
     """All images at `size`, RGB. An unreadable one stops the run before it starts, or with `skip_bad` is left out and listed."""
     paths = [(path, label) for label, found in enumerate(files.values()) for path in found]
     need, free = len(paths) * 3 * size * size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -68,7 +72,8 @@ def decode(files: dict[str, list[Path]], size: int, skip_bad: bool, skipped: lis
 
     def read(item: tuple[Path, int]) -> Tensor | DataError:
         try:
-            return square(read_image(item[0], channels=3), size)
+            picture = read_image(item[0], channels=3)
+            return square(picture, size) if cut is None else cut(picture)
         except DataError as error:
             return error
 

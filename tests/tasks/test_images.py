@@ -270,11 +270,24 @@ def test_a_prediction_sees_what_training_saw(make_pictures, tmp_path):
     make_pictures(tmp_path / "test", {"dark": 2, "light": 1}, seed=1)
     data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=20)
     paths = sorted((tmp_path / "test").rglob("*.png"))
-    preprocess = Preprocess(**json.loads(json.dumps(data.preprocess().config())))
+    preprocess = Preprocess.of(json.loads(json.dumps(data.preprocess().config())))
     pixels = read_pictures(paths, preprocess)
     assert torch.equal(pixels, data.test.pixels)
     images = preprocess.normalise(pixels)
     torch.testing.assert_close(images, data.test.batch(torch.arange(3))[0], rtol=0, atol=1e-6)
+
+
+def test_an_evaluation_sees_what_a_prediction_sees(make_pictures, tmp_path):
+    """Where weights of others resize before they cut."""
+    make_pictures(tmp_path / "train", {"dark": 1, "light": 1})
+    make_pictures(tmp_path / "test", {"dark": 2, "light": 1}, seed=1)
+    published = Preprocess(20, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), resize=26)
+    data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=20, cut=published.cut)
+    data.suit(published)
+    pixels = read_pictures(sorted((tmp_path / "test").rglob("*.png")), published)
+    assert torch.equal(data.test.pixels, pixels)
+    assert not torch.equal(pixels, load_images(f"folder:{tmp_path}", NOWHERE, image_size=20).test.pixels)
+    assert torch.equal(data.test.batch(torch.arange(3))[0], published.normalise(pixels))
 
 
 # ------------------------------------------------------------------------------------------------------ pictures of all kinds

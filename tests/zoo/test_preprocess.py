@@ -57,7 +57,7 @@ def test_a_grey_model_takes_coloured_pictures_of_pillow():
     grey = Preprocess(8, (0.5,), (0.25,), resize=10)
     assert grey(pillow(drawn(20, 30, 0))).shape == (1, 8, 8)
     assert json.loads(json.dumps(grey.config())) == grey.config()
-    assert Preprocess(**grey.config()).config() == grey.config()
+    assert Preprocess.of(grey.config()).config() == grey.config()
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,12 @@ def test_a_grey_model_takes_coloured_pictures_of_pillow():
 def test_bad_arguments_are_named(arguments, word):
     with pytest.raises(ValueError, match=f"{word} must be"):
         Preprocess(**(dict(image_size=8, mean=MEAN, std=STD) | arguments))
+
+
+def test_another_config_is_refused():
+    for config in ({"image_size": 3, "size": 4}, 7, {}):
+        with pytest.raises(ValueError, match=r"preprocess must be an object as Preprocess\.config"):
+            Preprocess.of(config)
 
 
 @pytest.mark.parametrize("picture", [torch.zeros(3, 9, 9), torch.zeros(1, 9, 9, dtype=torch.uint8), torch.zeros(9, 9).byte()])
