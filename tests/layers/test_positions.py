@@ -420,7 +420,7 @@ def test_learned_positions_equal_barts():
     ours, theirs = LearnedPositions(9, 6, offset=2), BartLearnedPositionalEmbedding(9, 6)
     WeightMap(("table", "")).load(ours, theirs.state_dict())
     assert torch.equal(ours(torch.arange(9)), theirs(torch.zeros(1, 9))[0])
-    assert torch.equal(ours(torch.tensor([4])), theirs(torch.zeros(1, 1), past_key_values_length=4)[0])
+    assert torch.equal(ours(torch.tensor([4])), theirs(torch.zeros(1, 1), 4)[0])
 
 
 @pytest.mark.parametrize(
