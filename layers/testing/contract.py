@@ -66,7 +66,7 @@ class Contract:
     call:      (block, inputs) -> output, by keyword unless told otherwise.
     without:   property -> reason for not checking it; such tests are reported as skipped and counted.
     failing:   property -> `KnownFailure`.
-    model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, compiled by inductor, fewer examples.
+    model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, no finite differences, fewer examples.
     """
 
     block: Callable[..., nn.Module]

@@ -54,7 +54,6 @@ def their_googlenet(a):
     return model
 
 
-SLOW = {"compile": "inductor takes minutes for so many layers; aot_eager compiles a whole training step below, and the blocks"}
 COMMON = dict(num_classes=CLASSES, in_channels=st.sampled_from([1, 3]), dropout=st.sampled_from([0.0, 0.5]))
 TRANSFORM = dict(transform_input=lambda a: st.booleans() if a.in_channels == 3 else False)
 
@@ -67,7 +66,6 @@ v1 = Contract(
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
-    without=SLOW,
     model=True,
 )  # fmt: skip
 
@@ -91,8 +89,6 @@ v3 = Contract(
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
-    without=SLOW
-    | {"gradcheck": "minutes: two passes for each of 284 tensors; `backward` is torchvision's, the blocks are checked"},
     model=True,
 )
 
