@@ -55,8 +55,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged, or holds more than tensors ({reason})") from error
+        raise ValueError(f"{path} is damaged, or holds more than tensors ({first_line(error)})") from error
     for key in ("model", "state_dict"):
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
@@ -76,6 +75,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if path.name.endswith(".index.json"):
         return read_shards(path)
     return read_file(path)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, or what it is called."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ for two of its nets may share all names and shapes and compute different things.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from layers.weights import WeightMap
 from zoo import files
+from zoo.files import first_line
 from zoo.model import ImageModel
 from zoo.preprocess import Preprocess
 
@@ -86,9 +88,9 @@ def of_torchvision(name: str, source: str, entry_name: str) -> Weights:
     except files.UNREADABLE as error:
         file = entry.url.rpartition("/")[2]
         if (kept := Path(torch.hub.get_dir()) / "checkpoints" / file).exists():
-            raise ValueError(f"{kept}, fetched before, is damaged ({reason(error)}): delete it") from error
+            raise ValueError(f"{kept}, fetched before, is damaged ({first_line(error)}): delete it") from error
         raise ValueError(
-            f"weights {source!r} could not be fetched from {entry.url} ({reason(error)}): fetch that file where there is a "
+            f"weights {source!r} could not be fetched from {entry.url} ({first_line(error)}): fetch that file where there is a "
             f"network, and give its path, weights='{file}'"
         ) from error
     arguments, about = described(entry)
@@ -106,7 +108,7 @@ def of_timm(name: str, source: str, timm_name: str) -> Weights:
         reference = timm.create_model(timm_name, pretrained=True).eval()
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"weights {source!r} could not be fetched ({reason(error)}): fetch model.safetensors of timm/{timm_name} from the "
+            f"weights {source!r} could not be fetched ({first_line(error)}): fetch model.safetensors of timm/{timm_name} from the "
             f"Hugging Face hub where there is a network, and give its path"
         ) from error
     found: dict[str, Any] = timm.data.resolve_model_data_config(reference)
@@ -142,10 +144,6 @@ def require_hash(path: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(due):
         raise ValueError(f"{path} is damaged: its SHA-256 begins with {digest[: len(due)]}, its name says {due}")
-
-
-def reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # ------------------------------------------------------------------------------------------------------------------- loading
@@ -190,22 +188,14 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
 
 
 def mapping_of(model: ImageModel, weights: Weights) -> WeightMap:
-    """The map that knows most of the names."""
-
-    def maps() -> dict[str, WeightMap]:
-        found = {"ours": WeightMap(("", ""))}
-        for naming in ("torchvision", "timm"):
-            try:
-                found[naming] = getattr(model, naming)
-            except ValueError:
-                if naming == weights.naming:
-                    raise
-        return found
-
-    known, state = maps(), model.state_dict().keys()
+    """Of the weights' naming, or the one that knows most of a file's names."""
     if weights.naming:
-        return known[weights.naming]
-    return max(known.values(), key=lambda m: len(m.to_ours(weights.tensors, strict=False).keys() & state))
+        return getattr(model, weights.naming)
+    known, state = [WeightMap(("", ""))], model.state_dict().keys()
+    for naming in ("torchvision", "timm"):
+        with contextlib.suppress(ValueError):  # no twin there
+            known.append(getattr(model, naming))
+    return max(known, key=lambda m: len(m.to_ours(weights.tensors, strict=False).keys() & state))
 
 
 def with_weights_of(donor: ImageModel, model: ImageModel) -> ImageModel:

@@ -66,7 +66,8 @@ class Contract:
     call:      (block, inputs) -> output, by keyword unless told otherwise.
     without:   property -> reason for not checking it; such tests are reported as skipped and counted.
     failing:   property -> `KnownFailure`.
-    model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, no finite differences, fewer examples.
+    model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, compiled by inductor, fewer examples.
+    backend:   what `compile` goes through, where it should not be inductor for a model and aot_eager for a block.
     """
 
     block: Callable[..., nn.Module]
@@ -82,6 +83,7 @@ class Contract:
     without: Mapping[str, str] = field(default_factory=dict)
     failing: Mapping[str, KnownFailure] = field(default_factory=dict)
     model: bool = False
+    backend: str = ""
     name: str = ""
 
     def __post_init__(self) -> None:

@@ -76,13 +76,14 @@ def export(case: Case) -> bool:
 def compile(case: Case) -> bool:
     """Whole-graph `torch.compile` with a dynamic batch equals eager, forward and backward, without compiling again.
 
-    In a thorough run through inductor, which takes minutes for a deep model; otherwise through aot_eager, which is quick.
+    Whole models, and every block in a thorough run, go through inductor; blocks otherwise through aot_eager, which is quick.
     """
     if not case.batches():
         return False
     block, graphs = case.block(), []
     thorough = settings.default is not None and settings.default.max_examples >= THOROUGH
-    compiler = torch._dynamo.lookup_backend("inductor" if thorough else "aot_eager")
+    usual = "inductor" if case.contract.model or thorough else "aot_eager"
+    compiler = torch._dynamo.lookup_backend(case.contract.backend or usual)
 
     def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         graphs.append(graph)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from tasks.data import DataError, generator_of
 from tasks.data.pictures import Cut, Split, load_folder, read_image, split_80_20
+from zoo.files import first_line
 from zoo.preprocess import Preprocess, square
 
 
@@ -227,9 +228,8 @@ def fetch(make: Callable[[], Any], name: str, data_root: Path, files: Sequence[s
     try:
         return make()
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{name} is not in {data_root} and could not be fetched ({reason}): put {', '.join(files)} there"
+            f"{name} is not in {data_root} and could not be fetched ({first_line(error)}): put {', '.join(files)} there"
         ) from error
 
 

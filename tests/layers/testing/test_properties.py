@@ -300,6 +300,16 @@ def test_a_broken_block_fails(name, block):
     assert "Unsatisfi" not in repr(caught.value)
 
 
+@pytest.mark.parametrize("block", [Sound, *FAILS["gradcheck"]])
+def test_gradients_of_a_whole_model_are_checked_too(block):
+    """Where all tensors move at once."""
+    promise = contract(block, model=True)
+    if block is Sound:
+        return check("gradcheck", promise)
+    with pytest.raises(AssertionError, match="along a direction differ from finite differences"):
+        check("gradcheck", promise)
+
+
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "autocast"])
 def test_precision_without_a_twin(name):
     check(name, contract(Sound, twins=[]))
