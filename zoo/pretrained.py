@@ -108,8 +108,8 @@ def of_timm(name: str, source: str, timm_name: str) -> Weights:
         reference = timm.create_model(timm_name, pretrained=True).eval()
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"weights {source!r} could not be fetched ({first_line(error)}): fetch model.safetensors of timm/{timm_name} from the "
-            f"Hugging Face hub where there is a network, and give its path"
+            f"weights {source!r} could not be fetched ({first_line(error)}): fetch model.safetensors of timm/{timm_name} from "
+            f"the Hugging Face hub where there is a network, and give its path"
         ) from error
     found: dict[str, Any] = timm.data.resolve_model_data_config(reference)
     size = found["input_size"][-1]
