@@ -131,9 +131,7 @@ class BlurPool(nn.Module):
             raise ValueError(f"images must have at least 2 rows and columns, got {tuple(images.shape)}")
         line = 0.5 - 0.25 * torch.arange(-1, 2, dtype=images.dtype, device=images.device).abs()  # 1 2 1, of a sum of 1
         kernel = (line[:, None] * line).expand(self.channels, 1, 3, 3)
-        for axis, size in ((2, images.shape[2]), (3, images.shape[3])):  # torch 2.6 exports no reflecting pad
-            images = torch.cat([images.narrow(axis, 1, 1), images, images.narrow(axis, size - 2, 1)], axis)
-        return F.conv2d(images, kernel, stride=self.stride, groups=self.channels)
+        return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, stride=self.stride, groups=self.channels)
 
 
 def pair(size: Pair) -> tuple[int, int]:

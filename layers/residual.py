@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from layers.checks import require, require_axes
 from layers.convolution import ConvNormAct, ReLU
@@ -56,9 +56,7 @@ class PaddedShortcut(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         require_axes(images, "images", "batch channels height width", channels=self.in_channels)
         kept = images[..., :: self.stride, :: self.stride]  # torch 2.6 exports no `:` of a batch of any size
-        if not self.missing:
-            return kept
-        return torch.cat([kept, kept.new_zeros(kept.shape[0], self.missing, *kept.shape[2:])], 1)
+        return F.pad(kept, (0, 0, 0, 0, 0, self.missing))
 
 
 def projected(in_channels: int, out_channels: int, stride: int = 1, norm: Norm = nn.BatchNorm2d) -> nn.Module:

@@ -55,6 +55,7 @@ def create(name: str, *, weights: str | Path | Weights | None = None, **argument
 
 
 def build(name: str, **arguments: Any) -> Model:
+    """A model of a known name, without weights of others."""
     try:
         inspect.signature(MODELS[name]).bind(**arguments)
         model = MODELS[name](**arguments)
@@ -84,15 +85,13 @@ def load(path: str | Path) -> Model:
     if not isinstance(config.get("model"), str) or not isinstance(config.get("arguments"), dict):
         raise ValueError(f"{folder / 'config.json'} must give a 'model' and its 'arguments', got {config}")
     model = create(config["model"], **config["arguments"])
-    load_state(model, files.weights_file(path))
+    load_state(model, path)
     model.config = config
     return model.eval()
 
 
 def load_state(model: nn.Module, path: str | Path) -> None:
     """Copy the tensors of a file into the model; nothing is changed unless every name, shape and dtype fits."""
-    if Path(path).suffix in files.PICKLES:
-        files.open_tensors(Path(path))  # which refuses it
     tensors = files.read_state(path)
     try:
         WeightMap(("", "")).load(model, tensors)

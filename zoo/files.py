@@ -43,15 +43,16 @@ def weights_file(path: str | Path) -> Path:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """A model's tensors out of a file of `read_tensors`'s, a training checkpoint, or a state dict that `torch.save` wrote.
+    """A model's tensors, out of what `read_tensors` reads or out of a training checkpoint."""
+    path = weights_file(path)
+    tensors = read_tensors(path)
+    if path.suffix != ".safetensors" or read_metadata(path).get("format") != TRAINING:
+        return tensors
+    return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
 
-    Of the last, tensors are read and nothing else (`weights_only`); they may lie under "model" or "state_dict".
-    """
-    path = Path(path)
-    if path.suffix not in PICKLES:
-        tensors = read_tensors(path)
-        training = path.suffix == ".safetensors" and read_metadata(path).get("format") == TRAINING
-        return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")} if training else tensors
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """A state dict that `torch.save` wrote, itself or under "model" or "state_dict": tensors are read and nothing else."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
@@ -68,10 +69,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     Errors: `ValueError` that names the file if it is missing, damaged, a pickle, or if a shard is missing.
     """
-    path = Path(path)
-    if path.is_dir():
-        choices = [path / "model.safetensors", path / "model.safetensors.index.json"]
-        path = next((c for c in choices if c.exists()), choices[0])
+    path = weights_file(path)
     if path.name.endswith(".index.json"):
         return read_shards(path)
     return read_file(path)

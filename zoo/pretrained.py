@@ -125,9 +125,11 @@ def of_file(name: str, source: str) -> Weights:
     entry = next((e for e in published(name).values() if e.url.endswith(f"/{path.name}")), None)
     if entry is not None:
         require_hash(path)
-        return Weights(source, files.read_state(path), *described(entry), "torchvision")
+        return Weights(source, files.read_pickle(path), *described(entry), "torchvision")
+    if path.suffix in files.PICKLES:
+        return Weights(source, files.read_pickle(path))
     tensors = files.read_state(path)
-    if (path.parent / "config.json").exists() and path.suffix not in files.PICKLES:
+    if (path.parent / "config.json").exists():
         config = files.read_json(path.parent / "config.json")
         if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):  # else it is not ours
             if config["model"] != name:

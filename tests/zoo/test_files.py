@@ -90,7 +90,7 @@ def test_shards(tmp_path):
 
 
 def test_missing_files_and_damaged_json_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.safetensors is not there"):
+    with pytest.raises(ValueError, match=r"must hold one of best\.safetensors, model\.safetensors"):
         files.read_tensors(tmp_path)
     with pytest.raises(ValueError, match=r"config\.json cannot be read: No such file"):
         files.read_json(tmp_path / "config.json")
