@@ -60,8 +60,12 @@ class Inception(ImageModel):
     def all_logits(self, images: Tensor) -> tuple[Tensor, ...]:
         """The main logits, then those of the auxiliary heads, in any mode."""
         self.check(images, max(self.smallest_image, self.smallest_auxiliary))
-        features = self.features(images)
-        return self.head(features[-1]), *(head(features[int(stage)]) for stage, head in self.auxiliary.items())
+        images, logits = self.stem(images), []
+        for n, stage in enumerate(self.stages):
+            images = stage(images)
+            if str(n) in self.auxiliary:
+                logits.append(self.auxiliary[str(n)](images))  # at once: later, more of the net would be in memory beside it
+        return self.head(images), *logits
 
     @property
     def torchvision(self) -> WeightMap:
