@@ -1,5 +1,7 @@
 """A model made fast for inference: batch norms folded, channels last, compiled with its weights as constants.
 
+On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's.
+
 Of a Transformer two programs are compiled ahead of time, the encoder and one step of the decoder, for batches, sources and
 capacities of any size. They run without Python, and multiply matrices by oneDNN, which on some processors takes less than half
 of the time that eager torch takes.
@@ -24,6 +26,7 @@ from layers.cache import CrossCache, SharedCache
 from layers.checks import require, require_axes
 from layers.convolution import fold_norms
 from layers.positions import LearnedPositions
+from layers.winograd import use_winograd
 from zoo.transformer import Decoding, Transformer
 
 Program = Callable[..., Any]
@@ -31,35 +34,46 @@ Program = Callable[..., Any]
 
 
 class Optimized(nn.Module):
-    """What `optimize` returns: inference only; no parameters to train, no state to save."""
+    """What `optimize` returns: inference only; no parameters to train, no state to save.
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, channels_last: bool) -> None:
+    Two programs, each compiled when it is first needed: one for images of the example's size, and one for all others, without
+    Winograd's convolutions, which for sizes unknown take minutes to compile.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype, self.channels_last = dtype, channels_last
-        self.compiled = torch.compile(model, options={"freezing": True})
+        self.dtype, self.size, self.channels_last = dtype, example.shape, example.ndim == 4
+        special = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # a copy with the same parameters
+        if dtype == torch.float32 and example.device.type == "cpu":
+            use_winograd(special)
+        self.for_example, self.for_others = torch.compile(special, dynamic=False), torch.compile(model)
 
     def forward(self, images: Tensor) -> Any:
-        with torch.no_grad():
-            images = images.to(self.dtype)
-            return self.compiled(images.contiguous(memory_format=torch.channels_last) if self.channels_last else images)
+        program = self.for_example if images.shape == self.size else self.for_others
+        images = images.to(self.dtype)
+        # Not an option of torch.compile, which takes weights for arguments before it looks at its options. And a compiler packs
+        # constants for oneDNN without asking whether that knows their dtype.
+        with torch.no_grad(), torch._inductor.config.patch(freezing=self.dtype != torch.float64):
+            return program(images.contiguous(memory_format=torch.channels_last) if self.channels_last else images)
 
 
 def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None) -> Any:
     """A faster copy of `model` for inference, compiled by one call on `example`; the model itself is left alone.
 
-    example: an input of the size to come, (b, c, y, x); another size works and compiles once more. Of a Transformer, source
-             tokens (b, n); any other size will do as well. What is faster is `start`, and the decoding that it begins.
-    dtype:   what to compute in, by default the model's own; `torch.bfloat16` trades three digits for speed.
+    example: an input of the size to come, (b, c, y, x); another size works too, compiles once more and may be slower. Of a
+             Transformer, source tokens (b, n); any other size will do as well. What is faster is `start`, and the decoding that
+             it begins.
+    dtype:   what to compute in, by default the model's own; `torch.bfloat16` trades three digits for speed, on processors that
+             multiply such numbers (AVX-512 BF16, AMX), and is several times slower on others.
     Equal to the model's eval output up to rounding in that dtype.
     """
     dtype = dtype or next(p.dtype for p in model.parameters())
     if isinstance(model, Transformer):
         return optimize_decoding(model, example, dtype)
-    channels_last = example.ndim == 4
     fast = fold_norms(copy.deepcopy(model).eval()).requires_grad_(False).to(dtype)
-    if channels_last:
+    if example.ndim == 4:
         fast = fast.to(memory_format=torch.channels_last)
-    optimized = Optimized(fast, dtype, channels_last).eval()
+    optimized = Optimized(fast, example, dtype).eval()
     optimized(example)
     return optimized
 

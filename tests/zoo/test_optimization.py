@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import zoo
+from layers.convolution import ConvNormAct
 from layers.positions import LearnedPositions
+from layers.winograd import WinogradConv2d
 from zoo import decoding
 from zoo.transformer import Transformer, build
 
@@ -17,12 +19,32 @@ def test_optimized_equals_eager_and_leaves_the_model_alone():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     fast = zoo.optimize(model, images)
     with torch.no_grad():
-        for batch in (images, torch.randn(3, 3, 32, 32)):
+        for batch in (images, torch.randn(3, 3, 32, 32), images[:5]):
             expected, got = model(batch), fast(batch)
             assert not got.requires_grad
             assert (got - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    assert any(isinstance(m, WinogradConv2d) for m in fast.modules())
+
+
+def test_weights_are_constants_of_the_program():
+    """Which is what lets a compiler lay them out as its convolutions like them, once."""
+    images = torch.randn(2, 8, 9, 9)
+    fast = zoo.optimize(ConvNormAct(8, 16), images)
+    before = fast(images)
+    for parameter in fast.parameters():
+        if parameter.ndim == 4:
+            parameter.zero_()
+    assert torch.equal(fast(images), before)
+
+
+def test_other_dtypes_have_no_use_for_winograd():
+    images = torch.randn(2, 128, 5, 5, dtype=torch.float64)
+    model = ConvNormAct(128, 128).double().eval()
+    fast = zoo.optimize(model, images)
+    assert not any(isinstance(m, WinogradConv2d) for m in fast.modules())
+    torch.testing.assert_close(fast(images), model(images), rtol=1e-12, atol=1e-12)
 
 
 # --------------------------------------------------------------------------------------------------------------- decoding
