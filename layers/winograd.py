@@ -14,6 +14,8 @@ Winograd, 1980; Lavin and Gray, "Fast Algorithms for Convolutional Neural Networ
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +36,7 @@ def of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Tensor]:
 
 
 class WinogradConv2d(nn.Conv2d):
-    """`nn.Conv2d` with 3x3 pixels, stride 1 and padding 1: images (b, c, y, x) -> (b, out_channels, y, x). Same state dict.
+    """`nn.Conv2d` with 3x3 pixels, stride 1 and padding 1: input (b, c, y, x) -> (b, out_channels, y, x). Same state dict.
 
     Its rounding is no worse. It pays where it is compiled with weights as constants and channels are many (`zoo.optimize`):
     there they take 16/9 of the memory. In eager torch it is slower, for it writes down 4 times the image, twice.
@@ -47,17 +49,18 @@ class WinogradConv2d(nn.Conv2d):
         require(out_channels > 0, "out_channels", out_channels, "positive")
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        require_axes(images, "images", "batch channels height width", channels=self.in_channels)
-        y, x = images.shape[-2:]
+    def forward(self, input: Tensor) -> Tensor:
+        require_axes(input, "input", "batch channels height width", channels=self.in_channels)
+        y, x = input.shape[-2:]
         rows, columns = 2 * ((y + 1) // 2), 2 * ((x + 1) // 2)
-        pixels = F.pad(images, (1, 2, 1, 2)).permute(0, 2, 3, 1)  # channels last, in memory too where a compiler sees this
+        pixels = F.pad(input, (1, 2, 1, 2)).permute(0, 2, 3, 1)  # channels last, in memory too where a compiler sees this
         lines = torch.stack(of_pixels(*(pixels[..., i : i + columns : 2, :] for i in range(4))), 3)
-        tiles = torch.stack(of_pixels(*(lines[..., i : i + rows : 2, :, :, :] for i in range(4))), 3)  # (b, y / 2, x / 2, 4, 4, c)
+        tiles = torch.stack(of_pixels(*(lines[..., i : i + rows : 2, :, :, :] for i in range(4))), 3)
+        tiles = tiles.flatten(3).permute(0, 3, 1, 2)  # (b, 4 * 4 * c, y / 2, x / 2)
 
         lines = torch.stack(of_weights(*self.weight.unbind(2)))
         weight = torch.stack(of_weights(*lines.unbind(-1)), 1).flatten(0, 2)[:, :, None, None]  # (4 * 4 * out_channels, c, 1, 1)
-        products = F.conv2d(tiles.flatten(3).permute(0, 3, 1, 2), weight, groups=16)
+        products = F.conv2d(tiles, weight, groups=16)
 
         products = products.permute(0, 2, 3, 1).unflatten(3, (4, 4, -1))
         lines = torch.stack(of_products(*products.unbind(3)), 2)
@@ -78,7 +81,7 @@ def use_winograd(model: nn.Module, least_channels: int = 128) -> nn.Module:
     return model
 
 
-def fits(conv: nn.Module) -> bool:
+def fits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """A plain 3x3 convolution that keeps the size."""
     if type(conv) is not nn.Conv2d or conv.kernel_size != (3, 3) or conv.padding not in ("same", (1, 1)):
         return False

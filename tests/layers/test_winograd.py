@@ -13,7 +13,7 @@ winograd = Contract(
     WinogradConv2d,
     arguments=dict(in_channels=st.integers(1, 4), out_channels=st.integers(1, 5), bias=st.booleans()),
     inputs=lambda a: dict(
-        images=tensor("batch channels height width", channels=a.in_channels, height=st.integers(1, 7), width=st.integers(1, 7))
+        input=tensor("batch channels height width", channels=a.in_channels, height=st.integers(1, 7), width=st.integers(1, 7))
     ),
     outputs=lambda a, s: ("batch", a.out_channels, s.height, s.width),
     twins=[
