@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import spectral_norm
 
 from layers.testing import Contract, Twin, tensor
 from layers.weights import WeightMap
@@ -29,27 +30,42 @@ winograd = Contract(
 
 def test_convolutions_that_fit_are_replaced_and_compute_the_same():
     torch.manual_seed(0)
+    shared = nn.Conv2d(8, 8, 3, padding=1, bias=False)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),  # too few channels
-        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.Conv2d(8, 9, 3, padding="same")),
+        nn.Sequential(shared, spectral_norm(nn.Conv2d(8, 8, 3, padding="same")), shared, nn.Conv2d(8, 9, 3, padding=1)),
         nn.Conv2d(9, 8, 3),
         nn.Conv2d(8, 8, 3, padding=1, stride=2),
         nn.Conv2d(8, 8, 3, padding=1, groups=2),
         nn.Conv2d(8, 8, 3, padding=2, dilation=2),
         nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(8, 8, (3, 1), padding=(1, 0)),
-    ).double()
+    )
+    model = model.double().eval()
+    model[1][3].register_forward_hook(lambda module, inputs, output: -output)
     images = torch.randn(2, 3, 20, 17, dtype=torch.float64)
     expected, state = model(images), model.state_dict()
     assert use_winograd(model, least_channels=8) is model
-    assert [n for n, m in model.named_modules() if isinstance(m, WinogradConv2d)] == ["1.0", "1.1"]
+    found = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, WinogradConv2d)]
+    assert found == ["1.0", "1.1", "1.2", "1.3"]
     torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
     assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(7, 6), (4, 5)])
+def test_outputs_lie_in_memory_as_those_of_torch(bias, size):
+    images = torch.randn(2, 3, *size).contiguous(memory_format=torch.channels_last)
+    block, direct = WinogradConv2d(3, 4, bias=bias), nn.Conv2d(3, 4, 3, padding=1, bias=bias)
+    direct = direct.to(memory_format=torch.channels_last)
+    assert block(images).stride() == direct(images).stride()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block(images).dtype == direct(images).dtype
+
+
 @pytest.mark.parametrize("channels", [16, 256])
 def test_it_rounds_no_worse_than_the_sum_it_stands_for(channels):
-    """In float32, as far from float64 as `nn.Conv2d` or nearer, at a network's sizes."""
+    """In float32, at a network's sizes."""
     torch.manual_seed(0)
     block, direct = WinogradConv2d(channels, channels), nn.Conv2d(channels, channels, 3, padding=1)
     direct.load_state_dict(block.state_dict())
@@ -57,4 +73,4 @@ def test_it_rounds_no_worse_than_the_sum_it_stands_for(channels):
     with torch.no_grad():
         ours, theirs = block(images), direct(images)
         exact = direct.double()(images.double())
-    assert (ours - exact).square().mean() < 2 * (theirs - exact).square().mean()
+    assert (ours - exact).square().mean() < (theirs - exact).square().mean()

@@ -25,7 +25,8 @@ def test_optimized_equals_eager_and_leaves_the_model_alone():
             assert (got - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
-    assert any(isinstance(m, WinogradConv2d) for m in fast.modules())
+    assert any(isinstance(m, WinogradConv2d) for m in fast.for_example.modules())
+    assert not any(isinstance(m, WinogradConv2d) for m in fast.for_others.modules())
 
 
 def test_weights_are_constants_of_the_program():
@@ -39,12 +40,24 @@ def test_weights_are_constants_of_the_program():
     assert torch.equal(fast(images), before)
 
 
-def test_other_dtypes_have_no_use_for_winograd():
-    images = torch.randn(2, 128, 5, 5, dtype=torch.float64)
-    model = ConvNormAct(128, 128).double().eval()
-    fast = zoo.optimize(model, images)
+def test_any_number_of_models_is_compiled():
+    """torch.compile gives up on a class after eight, and then runs eager, saying so in a log. In `inference_mode` too."""
+    images = torch.randn(2, 3, 5, 5)
+    models = [zoo.optimize(ConvNormAct(3, 4), images) for _ in range(10)]
+    assert not torch._inductor.config.freezing
+    for n, fast in enumerate(models):
+        with torch.profiler.profile() as profile, torch.inference_mode(n % 2 == 0):
+            fast(images)
+        assert "mkldnn::_convolution_pointwise" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+def test_other_dtypes_have_no_use_for_winograd(dtype, tolerance):
+    images, model = torch.randn(2, 128, 5, 5), ConvNormAct(128, 128).eval()
+    fast = zoo.optimize(model, images, dtype=dtype)
     assert not any(isinstance(m, WinogradConv2d) for m in fast.modules())
-    torch.testing.assert_close(fast(images), model(images), rtol=1e-12, atol=1e-12)
+    expected = model.double()(images.double())
+    torch.testing.assert_close(fast(images.to(dtype)).double(), expected, rtol=tolerance, atol=tolerance)
 
 
 # --------------------------------------------------------------------------------------------------------------- decoding
