@@ -60,9 +60,8 @@ class WinogradConv2d(nn.Conv2d):
         tiles = tiles.flatten(3).permute(0, 3, 1, 2)  # (b, 4 * 4 * c, y / 2, x / 2)
 
         lines = torch.stack(transform_weights(*self.weight.unbind(2)))
-        weight = torch.stack(transform_weights(*lines.unbind(-1)), 1).flatten(0, 2)[
-            :, :, None, None
-        ]  # (4 * 4 * out_channels, c, 1, 1)
+        weight = torch.stack(transform_weights(*lines.unbind(-1)), 1)
+        weight = weight.flatten(0, 2)[:, :, None, None]  # (4 * 4 * out_channels, c, 1, 1)
         products = F.conv2d(tiles, weight, groups=16)
 
         products = products.permute(0, 2, 3, 1).unflatten(3, (4, 4, -1))
