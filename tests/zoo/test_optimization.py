@@ -8,6 +8,7 @@ from layers.convolution import ConvNormAct
 from layers.positions import LearnedPositions
 from layers.winograd import WinogradConv2d
 from zoo import decoding
+from zoo.optimization import TEMPLATES
 from zoo.transformer import Transformer, build
 
 
@@ -104,6 +105,28 @@ def test_an_optimized_transformer_decodes_as_the_model(models):
     assert torch.equal(theirs.tokens, ours.tokens)
     torch.testing.assert_close(theirs.scores, ours.scores)
     assert fast.start(source[:0], capacity=3)(start[:0]).shape == (0, VOCABULARY)
+
+
+@pytest.mark.skipif(not TEMPLATES, reason="before torch 2.9 they could not be compiled")
+def test_inductor_writes_the_products_of_a_step(models, capfd):
+    """An option that has no effect would still give the right numbers, in twice the time."""
+    onednn = torch.backends.mkldnn
+    with onednn.verbose(onednn.VERBOSE_ON):
+        steps = models[1].start(torch.randint(VOCABULARY, (2, 4)), capacity=2)
+    encoder = capfd.readouterr().out
+    with onednn.verbose(onednn.VERBOSE_ON):
+        steps(torch.ones(2, 1, dtype=torch.long))
+    step = capfd.readouterr().out
+    assert "exec,cpu,inner_product" in encoder
+    assert "exec,cpu" not in step
+
+
+def test_a_transformer_is_optimized_in_float64_too():
+    """There are no templates for it."""
+    model, source = build(VOCABULARY, dim=16, heads=2, hidden_dim=24, layers=1).double().eval(), torch.randint(VOCABULARY, (3, 4))
+    theirs, ours = (m.start(source, capacity=2) for m in (model, zoo.optimize(model, source)))
+    new = torch.ones(3, 1, dtype=torch.long)
+    torch.testing.assert_close(ours(new), theirs(new), rtol=1e-12, atol=1e-12)
 
 
 def test_an_optimized_transformer_complains_as_the_model_does(models):
