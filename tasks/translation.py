@@ -69,7 +69,7 @@ class SavedOptions:
     length_penalty: float = option(1.0, "above 0 favours long translations")
     batch_size: int = option(64, "sentences at a time")
     max_length: int = option(256, "most tokens of a sentence, and of its translation")
-    compile: bool = option(False, "make the model faster first, which takes half a minute: for thousands of sentences")
+    compile: bool = option(False, "make the model faster first, which takes a minute or two: for thousands of sentences")
 
 
 @dataclass
