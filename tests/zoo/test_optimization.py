@@ -121,6 +121,16 @@ def test_inductor_writes_the_products_of_a_step(models):
     assert models[2] == (2 * len(of_a_layer) + len(["logits"]) if has_templates(torch.zeros(1)) else 0)
 
 
+@pytest.mark.parametrize(("capability", "dtype", "version", "expected"), [
+    ("AVX2", torch.float32, "2.15.0", True), ("AVX2", torch.float32, "2.9.0", True), ("AVX2", torch.float32, "2.8.1", False),
+    ("AVX512", torch.float32, "2.15.0", False), ("AVX2", torch.float64, "2.15.0", False),
+])  # fmt: skip
+def test_where_inductor_writes_products(monkeypatch, capability, dtype, version, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)(version))
+    assert has_templates(torch.zeros(1, dtype=dtype)) == expected
+
+
 class Scaled(torch.nn.Module):
     """A matrix that is no constant, for which there is no template."""
 
