@@ -154,10 +154,10 @@ def compiled(program: nn.Module, *arguments: Any) -> Program:
     sizes = tree_map(lambda x: {n: Dim.DYNAMIC for n in (0, 2 if x.ndim == 4 else 1) if n < x.ndim and x.shape[n] > 1}, arguments)
     exported = export(program, arguments, dynamic_shapes=sizes, strict=False)
     if has_templates(next(program.parameters())):
-        try:
+        try:  # there may be no template for some product
             with tiles():
                 return packaged(exported, max_autotune_gemm=True, max_autotune_gemm_backends="CPP")
-        except torch._dynamo.exc.BackendCompilerFailed as error:  # there is no template for some product
+        except (torch._dynamo.exc.BackendCompilerFailed, torch._inductor.exc.LoweringException) as error:  # 2.9: the latter
             name, why = type(program).__name__.lower(), str(error).splitlines()[0]
             warnings.warn(f"the {name} of a Transformer goes without inductor's matrix products: {why}", stacklevel=4)
     return packaged(exported)
