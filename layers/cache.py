@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from layers.checks import require
 
@@ -27,9 +28,9 @@ class Cache:
         self.length = torch.zeros((), dtype=torch.long)
         """Positions seen so far; a tensor, so that a compiled step need not be compiled again for the next one."""
 
-    def allocate(self, like: Tensor) -> None:
+    def allocate(self, like: Tensor, slots: int | None = None) -> None:
         b, h, _, d = like.shape
-        self.keys, self.values = (like.new_zeros(b, h, self.capacity, d) for _ in range(2))
+        self.keys, self.values = (like.new_zeros(b, h, slots or self.capacity, d) for _ in range(2))
         self.length = torch.zeros((), dtype=torch.long, device=like.device)
 
     @torch.no_grad()
@@ -54,7 +55,7 @@ class Cache:
         slots = self.length + torch.arange(keys.shape[2], device=keys.device)
         self.keys.index_copy_(2, slots, keys)
         self.values.index_copy_(2, slots, values)
-        return self.keys, self.values, torch.arange(self.capacity, device=keys.device)
+        return self.keys, self.values, torch.arange(self.keys.shape[2], device=keys.device)
 
     def select(self, rows: Tensor) -> None:
         """Keep these batch rows, in this order; a row may be taken several times."""
@@ -65,12 +66,22 @@ class Cache:
 class SharedCache(Cache):
     """A `Cache` whose `select` copies no keys and values: a table says in which row's memory each position of a row lies.
 
-    For compiled steps, which look up the table while they compute; elsewhere the look-up is a copy at each step.
+    For compiled steps of any number of slots, which look up the table while they compute; elsewhere the look-up is a copy at each
+    step. Memory doubles as positions come, so that steps read at most twice as many slots as are filled, or the first 16.
     """
 
-    def allocate(self, like: Tensor) -> None:
-        super().allocate(like)
-        self.rows = self.own_rows(like.shape[0], self.capacity, like.device)
+    def allocate(self, like: Tensor, slots: int | None = None) -> None:
+        super().allocate(like, slots or min(self.capacity, 16))
+        self.rows = self.own_rows(like.shape[0], self.keys.shape[2], like.device)
+
+    def require_room(self, new: int) -> None:
+        """As `Cache`; makes room too."""
+        super().require_room(new)
+        slots = self.keys.shape[2]
+        if (due := int(self.length) + new) > slots:
+            more = min(self.capacity, max(due, 2 * slots)) - slots
+            self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
+            self.rows = F.pad(self.rows, (0, more))
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """New positions go to a row's own memory, where nobody looks for them yet."""
@@ -89,7 +100,7 @@ class SharedCache(Cache):
             self.rows = self.rows.index_select(0, rows)
             if len(rows) != len(self.keys):
                 self.keys, self.values = self.read(self.keys), self.read(self.values)
-                self.rows = self.own_rows(len(rows), self.capacity, rows.device)
+                self.rows = self.own_rows(len(rows), self.keys.shape[2], rows.device)
 
     def own_rows(self, rows: int, slots: int, device: torch.device) -> Tensor:
         """(rows, slots): that every row has all of its positions to itself."""

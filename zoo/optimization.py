@@ -264,7 +264,8 @@ class OptimizedDecoding(Decoding):
         if tokens.shape[1] != 1 or self.rows == 0 or self.step is None:
             return super().__call__(tokens)[: self.rows]
         require_known(tokens, "tokens", self.model)
-        self.caches[0][0].require_room(1)
+        for own, _ in self.caches:
+            own.require_room(1)
         past, crossed = past_of(self), crossed_of(self)
         return self.step([tokens.contiguous(), self.memory, self.source_mask, *past, *crossed])[0][: self.rows]
 

@@ -538,6 +538,21 @@ def test_a_shared_cache_gives_what_a_cache_gives_and_copies_only_for_another_num
         assert torch.equal(block(x, cache=shared), block(x, cache=plain))
 
 
+def test_a_shared_cache_grows_as_positions_come_and_keeps_what_it_holds():
+    block, plain, shared = attention(causal=True, kv_heads=2), Cache(60), SharedCache(60)
+    slots = []
+    with torch.no_grad():
+        for tokens in (3, 12, 1, 1, 20, 1, 21, 1):
+            x = torch.randn(3, tokens, 12, dtype=torch.float64)
+            torch.testing.assert_close(block(x, cache=shared), block(x, cache=plain))
+            for cache in (plain, shared):
+                cache.select(torch.tensor([1, 2, 0]))
+            slots.append((int(shared.length), shared.keys.shape[2], shared.rows.shape[1]))
+    assert slots == [(3, 16, 16), (15, 16, 16), (16, 16, 16), (17, 32, 32), (37, 60, 60), (38, 60, 60), (59, 60, 60), (60, 60, 60)]
+    with pytest.raises(ValueError, match="cache has a capacity of 60, got 60 \\+ 1 positions"):
+        block(x[:, :1], cache=shared)
+
+
 def test_one_compiled_step_serves_every_position():
     block, cache = attention(causal=True), Cache(8)
     x, graphs = torch.randn(2, 8, 12, dtype=torch.float64), []
