@@ -152,8 +152,9 @@ def beam(
     tokens, width = prompt, 1
     logits = decoder(tokens)
     check_logits(logits, b, stop, pad)
+    vocabulary = logits.shape[1]
     scores = torch.zeros(b, 1, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-    running = prompt.new_full((b, 1, max_new_tokens), -1)
+    running = prompt.new_empty((b, 1, 0))
     finished = prompt.new_full((b, beams, max_new_tokens), -1)
     finished_scores = scores.new_full((b, beams), float("-inf"))
     done = torch.zeros(b, dtype=torch.bool, device=prompt.device)
@@ -163,32 +164,39 @@ def beam(
         if length > 1:
             logits = decoder(tokens)
         gains = repetition(logits.log_softmax(-1, dtype=scores.dtype), tokens)
-        totals = gains.unflatten(0, (b, width)).add_(scores[:, :, None]).flatten(1)
+        totals = gains.view(b, width, vocabulary).add_(scores[:, :, None]).view(b, width * vocabulary)
         totals, chosen = largest(totals, candidates)
-        parents, chosen = chosen // logits.shape[-1], chosen % logits.shape[-1]
-        histories = take(running, parents)
-        histories[:, :, length - 1] = chosen
+        parents, chosen = chosen // vocabulary, chosen % vocabulary
 
         ends = torch.isin(chosen, stops) if length < max_new_tokens else torch.ones_like(chosen, dtype=torch.bool)
-        new = (totals / length**length_penalty).masked_fill(~ends | done[:, None], float("-inf"))[:, :beams]
-        finished_scores, best = torch.cat([finished_scores, new], 1).topk(beams)
-        finished = take(torch.cat([finished, histories[:, :beams]], 1), best)
+        if bool(ends.any()):
+            new = (totals / length**length_penalty).masked_fill(~ends | done[:, None], float("-inf"))[:, :beams]
+            finished_scores, best = torch.cat([finished_scores, new], 1).topk(beams)
+            ended = F.pad(longer(running, parents[:, :beams], chosen[:, :beams]), (0, max_new_tokens - length), value=-1)
+            finished = take(torch.cat([finished, ended], 1), best)
+            totals, kept = totals.masked_fill(ends, float("-inf")).topk(beams)
+            parents, chosen = parents.gather(1, kept), chosen.gather(1, kept)
+        scores, parents, chosen = (x[:, :beams] for x in (totals, parents, chosen))
 
-        scores, kept = totals.masked_fill(ends, float("-inf")).topk(beams)
         reach = max_new_tokens if early_stopping == "never" and length_penalty > 0 else length
         hopeless = scores[:, 0] / reach**length_penalty <= finished_scores[:, -1]
         full = finished_scores[:, -1] > float("-inf")
         done = done | (full if early_stopping is True or beams == 1 else full & hopeless) | (scores[:, 0] == float("-inf"))
         if bool(done.all()):
             break
-        rows = (first_rows * width + parents.gather(1, kept)).flatten()
+        rows = (first_rows * width + parents).flatten()
         decoder.select(rows)
         repetition.select(rows)
-        running, tokens, width = take(histories, kept), chosen.gather(1, kept).view(-1, 1), beams
+        running, tokens, width = longer(running, parents, chosen), chosen.reshape(-1, 1), beams
 
     finished = finished[:, :nbest]
     longest = int((finished >= 0).sum(-1).max()) if b else 0
     return Hypotheses(finished[:, :, :longest].where(finished[:, :, :longest] >= 0, pad), finished_scores[:, :nbest])
+
+
+def longer(histories: Tensor, parents: Tensor, chosen: Tensor) -> Tensor:
+    """histories (b, m, t), parents (b, k), the next token of each (b, k) -> (b, k, t + 1)."""
+    return torch.cat([take(histories, parents), chosen[:, :, None]], 2)
 
 
 def take(values: Tensor, at: Tensor) -> Tensor:
