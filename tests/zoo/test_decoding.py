@@ -413,11 +413,11 @@ def test_a_search_ends_when_nothing_goes_on():
     assert len(calls) == 1
 
 
-@given(st.integers(1, 12), st.integers(0, 9), st.integers(0, 11), st.integers(1, 9), SEEDS, st.booleans())
-def test_largest_is_topk(columns, lines, rest, k, seed, ties):
-    rng, n = torch.Generator().manual_seed(seed), max(1, lines * columns + rest)
+@given(st.integers(1, 12), st.integers(0, 60), st.integers(0, 11), st.integers(1, 9), SEEDS, st.booleans())
+def test_largest_is_topk(block, blocks, rest, k, seed, ties):
+    rng, n = torch.Generator().manual_seed(seed), max(1, blocks * block + rest)
     values = draw_tokens(rng, 20, n, below=6).double() if ties else torch.randn(20, n, generator=rng)
-    top, places = largest(values, k, columns)
+    top, places = largest(values, k, block)
     count = min(k, n)
     assert top.shape == places.shape == (20, k)
     assert torch.equal(top[:, :count], values.topk(count).values)
