@@ -1,7 +1,8 @@
 """Keys and values that an attention has already computed, so that decoding computes each of them once.
 
-One cache belongs to one attention and one batch of sequences. It is filled in place, without gradients, and every tensor keeps
-its shape from the first call on, so that a decoding step compiles once. `keys` and `values` are (b, kv_heads, slots, head_dim).
+One cache belongs to one attention and one batch of sequences. It is filled in place, without gradients, and every tensor but
+those of a `SharedCache` keeps its shape from the first call on, so that a decoding step compiles once. `keys` and `values` are
+(b, kv_heads, slots, head_dim).
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ class Cache:
         self.length = torch.zeros((), dtype=torch.long)
         """Positions seen so far; a tensor, so that a compiled step need not be compiled again for the next one."""
 
-    def allocate(self, like: Tensor, slots: int | None = None) -> None:
+    def first_slots(self) -> int:
+        return self.capacity
+
+    def allocate(self, like: Tensor) -> None:
         b, h, _, d = like.shape
-        self.keys, self.values = (like.new_zeros(b, h, slots or self.capacity, d) for _ in range(2))
+        self.keys, self.values = (like.new_zeros(b, h, self.first_slots(), d) for _ in range(2))
         self.length = torch.zeros((), dtype=torch.long, device=like.device)
 
     @torch.no_grad()
@@ -67,11 +71,15 @@ class SharedCache(Cache):
     """A `Cache` whose `select` copies no keys and values: a table says in which row's memory each position of a row lies.
 
     For compiled steps of any number of slots, which look up the table while they compute; elsewhere the look-up is a copy at each
-    step. Memory doubles as positions come, so that steps read at most twice as many slots as are filled, or the first 16.
+    step. Memory doubles as positions come, so that steps read at most twice as many slots as are filled, or the first 16. Whoever
+    compiles a step calls `require_room` before each, outside of the program.
     """
 
-    def allocate(self, like: Tensor, slots: int | None = None) -> None:
-        super().allocate(like, slots or min(self.capacity, 16))
+    def first_slots(self) -> int:
+        return min(self.capacity, 16)
+
+    def allocate(self, like: Tensor) -> None:
+        super().allocate(like)
         self.rows = self.own_rows(like.shape[0], self.keys.shape[2], like.device)
 
     def require_room(self, new: int) -> None:

@@ -208,21 +208,21 @@ def take(values: Tensor, at: Tensor) -> Tensor:
 def largest(values: Tensor, k: int, block: int = 64) -> tuple[Tensor, Tensor]:
     """The k largest of each row (b, n) and their places, in order; behind them -inf where there are fewer.
 
-    The k largest of a vocabulary are in the k blocks with the largest maxima; looking only there takes a quarter of the time of
-    `topk`.
+    The k largest of a vocabulary are in the k blocks with the largest maxima, or in the rest that fills no block; looking only
+    there takes a quarter to a third of the time of `topk`.
     """
     n = values.shape[1]
-    few = n < 4 * k * block
-    missing = max(0, k - n) if few else -n % block
-    values = F.pad(values, (0, missing), value=float("-inf")) if missing else values
-    if few:
-        top, places = values.topk(k)
-    else:
-        blocks = values.unflatten(1, (-1, block))
-        best = blocks.amax(2).topk(k).indices
-        top, at = take(blocks, best).flatten(1).topk(k)
-        places = best.gather(1, at // block) * block + at % block
-    return top, places.clamp(max=n - 1) if missing else places
+    if k > n:
+        top, places = F.pad(values, (0, k - n), value=float("-inf")).topk(k)
+        return top, places.clamp(max=n - 1)
+    if n < 4 * k * block:
+        return tuple(values.topk(k))
+    rest, looked_at = n % block, k * block
+    blocks = values[:, : n - rest].unflatten(1, (-1, block))
+    best = blocks.amax(2).topk(k).indices
+    top, at = torch.cat([take(blocks, best).flatten(1), values[:, n - rest :]], 1).topk(k)
+    places = best.gather(1, at.clamp(max=looked_at - 1) // block) * block + at % block
+    return top, places.where(at < looked_at, at - looked_at + n - rest)
 
 
 def trim(tokens: Tensor, stop: Sequence[int] = ()) -> list[list[int]]:

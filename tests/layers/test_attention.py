@@ -540,18 +540,34 @@ def test_a_shared_cache_gives_what_a_cache_gives_and_copies_only_for_another_num
 
 def test_a_shared_cache_grows_as_positions_come_and_keeps_what_it_holds():
     block, plain, shared = attention(causal=True, kv_heads=2), Cache(60), SharedCache(60)
-    slots = []
+    slots, rows = [], 3
+    kept = [[1, 2, 0], [0, 0, 1, 2], [3, 1], [1, 0], [1, 1, 0], [2, 2, 1], [0], [0, 0]]
     with torch.no_grad():
-        for tokens in (3, 12, 1, 1, 20, 1, 21, 1):
-            x = torch.randn(3, tokens, 12, dtype=torch.float64)
+        for tokens, chosen in zip((3, 12, 1, 1, 20, 1, 21, 1), kept, strict=True):
+            x = torch.randn(rows, tokens, 12, dtype=torch.float64)
             torch.testing.assert_close(block(x, cache=shared), block(x, cache=plain))
             for cache in (plain, shared):
-                cache.select(torch.tensor([1, 2, 0]))
-            assert shared.rows.shape[1] == shared.keys.shape[2]
+                cache.select(torch.tensor(chosen))
+            rows = len(chosen)
+            assert shared.rows.shape == (rows, shared.keys.shape[2])
             slots.append((int(shared.length), shared.keys.shape[2]))
     assert slots == [(3, 16), (15, 16), (16, 16), (17, 32), (37, 60), (38, 60), (59, 60), (60, 60)]
     with pytest.raises(ValueError, match="cache has a capacity of 60, got 60 \\+ 1 positions"):
         block(x[:, :1], cache=shared)
+
+
+def test_a_compiled_step_of_a_shared_cache_serves_every_number_of_slots():
+    block, plain, shared = attention(causal=True), Cache(40), SharedCache(40)
+    x = torch.randn(2, 40, 12, dtype=torch.float64)
+    with torch.no_grad():
+        expected = block(x, cache=plain)
+        found = [block(x[:, :15], cache=shared)]
+        torch._dynamo.reset()
+        step = torch.compile(lambda piece: block(piece, cache=shared), backend="eager", dynamic=True)
+        for i in range(15, 40):
+            shared.require_room(1)
+            found.append(step(x[:, i : i + 1]))
+    torch.testing.assert_close(torch.cat(found, 1), expected)
 
 
 def test_one_compiled_step_serves_every_position():
