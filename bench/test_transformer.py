@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import MarianConfig, MarianMTModel
 
 import zoo
-from zoo import decoding
+from zoo.generation import decoding
 from zoo.transformer import build, marian
 
 VOCABULARY, DIM, LAYERS, HEADS, HIDDEN = 8000, 256, 4, 8, 1024

@@ -172,12 +172,12 @@ def train(given: dict[str, Any]) -> None:
 
 def find_weights(model: str, init: str, folder: Path) -> Any:
     """The weights to start from; for a run that goes on its own, so that those of --init may be gone by then."""
-    from zoo import pretrained
+    from zoo.pretrained import load
 
     if not init:
         return None
     kept = [path for name in ("best", "last") if (path := folder / f"{name}.safetensors").exists()]
-    return pretrained.find(model, str(kept[0]) if kept else init)
+    return load.find(model, str(kept[0]) if kept else init)
 
 
 def sized(model: str, image_size: int) -> dict[str, str]:

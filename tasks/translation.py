@@ -153,7 +153,7 @@ def translate(
 
     from tasks.data.corpus import padded
     from tasks.data.tokenizer import BOS, EOS, PAD
-    from zoo import decoding
+    from zoo.generation import decoding
 
     device = next(model.parameters()).device
     encoded = [[*ids, EOS] for ids in tokenizer.encode_batch(sentences)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,17 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import files, inception, mobilenet, pretrained, resnet, transformer, vgg
+from zoo import files, inception, mobilenet, resnet, transformer, vgg
+from zoo.deployment.optimize import optimize
+from zoo.generation import decoding, sampling
 from zoo.model import ImageModel, Model
-from zoo.optimization import optimize
-from zoo.preprocess import Preprocess
-from zoo.pretrained import Weights
+from zoo.pretrained import preprocess
+from zoo.pretrained.load import Weights, find
+from zoo.pretrained.load import create as create_with
+from zoo.pretrained.preprocess import Preprocess
+
+for _room in (decoding, sampling, preprocess):  # under their names of before there were rooms: `zoo.sampling`
+    sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
 
 FAMILIES = (vgg, resnet, inception, mobilenet, transformer)
 MODELS: dict[str, Callable[..., Model]] = {f.__name__: f for family in FAMILIES for f in family.VARIANTS}
@@ -37,7 +44,7 @@ def names() -> tuple[str, ...]:
 def create(name: str, *, weights: str | Path | Weights | None = None, **arguments: Any) -> Model:
     """Build a model by name; arguments are those of its function, all of them JSON values.
 
-    weights: None for new ones, a file, or what torchvision or timm publish, as `zoo.pretrained` says. The model then has the
+    weights: None for new ones, a file, or what torchvision or timm publish, as `zoo.pretrained.load` says. The model then has the
              arguments that they were trained with, where none are given, new output layers for another `num_classes`, and
              knows its `preprocess`.
     Errors: `ValueError` for an unknown name, with the nearest one, for an argument that the model does not take or accept, and
@@ -50,8 +57,8 @@ def create(name: str, *, weights: str | Path | Weights | None = None, **argument
         return build(name, **arguments)
     if not isinstance(weights, str | Path | Weights):
         raise ValueError(f"weights must be a file, torchvision:NAME or timm:NAME, got {weights!r}")
-    found = weights if isinstance(weights, Weights) else pretrained.find(name, str(weights))
-    return pretrained.create(build, name, found, arguments)
+    found = weights if isinstance(weights, Weights) else find(name, str(weights))
+    return create_with(build, name, found, arguments)
 
 
 def build(name: str, **arguments: Any) -> Model:

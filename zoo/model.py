@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layers.checks import require, require_axes
 from layers.weights import WeightMap
-from zoo.preprocess import Preprocess
+from zoo.pretrained.preprocess import Preprocess
 
 
 class Model(nn.Module):

@@ -106,13 +106,13 @@ class Transformer(Model):
         return self.logits(self.decode(tokens, memory, source_mask=source_mask, caches=caches)[:, -1])
 
     def start(self, source: Tensor, source_mask: Tensor | None = None, *, capacity: int) -> Decoding:
-        """Begin to decode up to `capacity` target tokens; see `zoo.decoding`."""
+        """Begin to decode up to `capacity` target tokens; see `zoo.generation.decoding`."""
         with torch.no_grad():
             return Decoding(self, self.encode(source, source_mask), source_mask, capacity)
 
 
 class Decoding:
-    """A Transformer in the middle of decoding: it remembers the past of each of its rows. See `zoo.decoding.Decoder`."""
+    """A Transformer in the middle of decoding: it remembers the past of each of its rows. See `decoding.Decoder`."""
 
     cache: type[Cache] = Cache
 

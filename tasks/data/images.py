@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tasks.data import DataError, generator_of
 from tasks.data.pictures import Cut, Split, load_folder, read_image, split_80_20
 from zoo.files import first_line
-from zoo.preprocess import Preprocess, square
+from zoo.pretrained.preprocess import Preprocess, square
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def load_images(
 
     Default sizes: 32, and 224 for a folder. Splits are those that the sets come with; digits, and a folder without train and test
     folders, are split 80 to 20, stratified, always the same way. All pixels are held in memory, one byte each.
-    cut: of the pictures in folders, uint8 (c, y, x) -> (c, image_size, image_size), by default `zoo.preprocess.square`.
+    cut: of the pictures in folders, uint8 (c, y, x) -> (c, image_size, image_size), by default `preprocess.square`.
     Errors: `DataError` that names the file or folder and what is due.
     """
     if image_size is not None and image_size < 1:

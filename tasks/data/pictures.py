@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.data import DataError
-from zoo.preprocess import square
+from zoo.pretrained.preprocess import square
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow

@@ -33,7 +33,7 @@ from tasks.data.images import (
     read_pictures,
     warp,
 )
-from zoo.preprocess import Preprocess, square
+from zoo.pretrained.preprocess import Preprocess, square
 
 NOWHERE = Path("nowhere")
 

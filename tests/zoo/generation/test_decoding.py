@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessorList, Maria
 from transformers.generation import logits_process
 from transformers.modeling_outputs import BaseModelOutput
 
-from zoo.decoding import beam, greedy, largest, sample, stream, trim
-from zoo.sampling import Repetition, Sampler, keep_min_p, keep_top_k, keep_top_p, mix, row_seeds, uniform
+from zoo.generation.decoding import beam, greedy, largest, sample, stream, trim
+from zoo.generation.sampling import Repetition, Sampler, keep_min_p, keep_top_k, keep_top_p, mix, row_seeds, uniform
 
 SEEDS = st.integers(0, 2**32 - 1)
 INF = float("inf")

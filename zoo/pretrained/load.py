@@ -24,7 +24,7 @@ from layers.weights import WeightMap
 from zoo import files
 from zoo.files import first_line
 from zoo.model import ImageModel
-from zoo.preprocess import Preprocess
+from zoo.pretrained.preprocess import Preprocess
 
 Build = Callable[..., Any]
 

@@ -8,7 +8,7 @@ Arguments that all have in common:
     prompt:         (b, n), at least one token a row; an encoder-decoder's is its start token.
     max_new_tokens: the most that are added to a prompt.
     stop:           the tokens that end a row.
-    repetition_penalty, prompt_mask: those of `zoo.sampling.Repetition`. Beam search penalises log-probabilities, not logits.
+    repetition_penalty, prompt_mask: those of `Repetition`. Beam search penalises log-probabilities, not logits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layers.checks import require, require_axes
-from zoo.sampling import Repetition, Sampler
+from zoo.generation.sampling import Repetition, Sampler
 
 
 class Decoder(Protocol):
@@ -54,7 +54,7 @@ def stream(
 ) -> Iterator[Tensor]:
     """Yields the next tokens (b,), step by step, until all rows have stopped; rows that have stopped get `pad`.
 
-    choose: (logits (b, vocab_size), number of the step) -> tokens (b,), such as `likeliest` or a `zoo.sampling.Sampler`.
+    choose: (logits (b, vocab_size), number of the step) -> tokens (b,), such as `likeliest` or a `Sampler`.
     """
     check(prompt, max_new_tokens, stop, pad, prompt_mask)
     return steps(decoder, prompt, max_new_tokens, stop, pad, Repetition(repetition_penalty, prompt_mask), choose)
@@ -103,7 +103,7 @@ def sample(
     seed: int | Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """(b, t): drawn as `zoo.sampling.Sampler` says, seeds included. Other options: those of `stream`, but for `choose`."""
+    """(b, t): drawn as `Sampler` says, seeds included. Other options: those of `stream`, but for `choose`."""
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     return torch.stack(list(stream(decoder, prompt, choose=sampler, **options)), 1)
 

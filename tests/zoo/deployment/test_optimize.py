@@ -13,8 +13,9 @@ import zoo
 from layers.convolution import ConvNormAct
 from layers.positions import LearnedPositions
 from layers.winograd import WinogradConv2d
-from zoo import decoding, optimization
-from zoo.optimization import has_templates
+from zoo.deployment import inductor
+from zoo.deployment.inductor import has_templates
+from zoo.generation import decoding
 from zoo.transformer import Transformer, build
 
 
@@ -87,13 +88,13 @@ def models() -> tuple[Transformer, Transformer, list[int], set]:
         tiles.add(tuple(created.register_blocking))
         return created
 
-    def packaged(*args, _packaged=optimization.packaged, **options):
+    def packaged(*args, _packaged=inductor.packaged, **options):
         before = products_written()
         program = _packaged(*args, **options)
         products.append(products_written() - before)
         return program
 
-    with mock.patch.object(cpp_gemm_template, "create_micro_gemm", create), mock.patch.object(optimization, "packaged", packaged):
+    with mock.patch.object(cpp_gemm_template, "create_micro_gemm", create), mock.patch.object(inductor, "packaged", packaged):
         fast = zoo.optimize(model, torch.randint(VOCABULARY, (5, 7)))
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
