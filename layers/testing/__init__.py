@@ -5,19 +5,23 @@
 at the top level of a test module becomes one test a property: `pytest -k backward`, `pytest path::MultiHeadAttention::export`.
 """
 
-from layers.testing.claims import (
-    cache_consistent,
-    causal,
-    influence,
-    initial_distribution,
-    padding_invariant,
-    permutation_equivariant,
-    shift_equivariant,
-)
-from layers.testing.contract import Case, Contract, KnownFailure, Twin
-from layers.testing.drawing import Input, fill, mask, part, tensor, tokens
-from layers.testing.equality import Mismatch, leaves, require_equal
-from layers.testing.properties import GENERIC, Property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layers.testing.claims import (
+        cache_consistent,
+        causal,
+        influence,
+        initial_distribution,
+        padding_invariant,
+        permutation_equivariant,
+        shift_equivariant,
+    )
+    from layers.testing.contract import Case, Contract, KnownFailure, Twin
+    from layers.testing.drawing import Input, fill, mask, part, tensor, tokens
+    from layers.testing.equality import Mismatch, leaves, require_equal
+    from layers.testing.properties import GENERIC, Property
 
 __all__ = [
     "GENERIC",
@@ -43,3 +47,12 @@ __all__ = [
     "tensor",
     "tokens",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is asked for: pytest loads `layers.testing.plugin` in every session, which must not import torch."""
+    if name in __all__:
+        for home in ("properties", "claims", "contract", "drawing", "equality"):
+            if hasattr(module := import_module(f"layers.testing.{home}"), name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

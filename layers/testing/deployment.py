@@ -13,9 +13,7 @@ from torch import Tensor
 
 from layers.testing.contract import Case
 from layers.testing.equality import Mismatch, require_equal
-
-THOROUGH = 200
-"""Examples from which a run counts as thorough."""
+from layers.testing.profiles import THOROUGH
 
 
 def state_round_trip(case: Case) -> None:

@@ -63,14 +63,39 @@ def test_outputs_lie_in_memory_as_those_of_torch(bias, size):
         assert block(images).dtype == direct(images).dtype
 
 
-@pytest.mark.parametrize("channels", [16, 256])
-def test_it_rounds_no_worse_than_the_sum_it_stands_for(channels):
-    """In float32, at a network's sizes."""
+PIXELS = torch.tensor([[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], dtype=torch.float64)
+WEIGHTS = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+PRODUCTS = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]], dtype=torch.float64)
+
+
+def both_ways(matrix, x):
+    return torch.einsum("ij, ...jk, lk -> ...il", matrix, x, matrix)
+
+
+def rounded_sums(images, conv, power):
+    """What rounding errors of `conv` are relative to, (b, o, y, x): sums of |terms| for power 1, roots of sums of squares for 2.
+
+    Between the transformed products of one channel, which are not independent, absolute values are added either way.
+    """
+    tiles = nn.functional.pad(images.double(), (1, 1, 1, 1)).unfold(2, 4, 2).unfold(3, 4, 2).abs() ** power
+    weight = both_ways(WEIGHTS.abs() ** power, conv.weight.detach().double().abs() ** power)
+    products = torch.einsum("bcyxij, ocij -> boyxij", both_ways(PIXELS.abs() ** power, tiles), weight) ** (1 / power)
+    sums = both_ways(PRODUCTS.abs(), products).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+    return sums + conv.bias.detach().double().abs()[:, None, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 16, 256])
+def test_rounding_stays_within_the_bound_of_its_arithmetic(channels, dtype):
+    """The worst within n u of the absolute sums; the mean square within sqrt(n) u of what independent roundings add up to."""
     torch.manual_seed(0)
-    block, direct = WinogradConv2d(channels, channels), nn.Conv2d(channels, channels, 3, padding=1)
-    direct.load_state_dict(block.state_dict())
-    images = torch.randn(2, channels, 14, 13)
+    block, images = WinogradConv2d(channels, channels).to(dtype), torch.randn(2, channels, 14, 12).to(dtype)
+    exact = nn.Conv2d(channels, channels, 3, padding=1).double()
+    exact.load_state_dict(block.state_dict())
     with torch.no_grad():
-        ours, theirs = block(images), direct(images)
-        exact = direct.double()(images.double())
-    assert (ours - exact).square().mean() < (theirs - exact).square().mean()
+        error = (block(images) - exact(images.double())).abs()
+    n, u = channels + 11, torch.finfo(dtype).eps / 2
+    if n * u < 1:
+        assert (error <= n * u / (1 - n * u) * rounded_sums(images, block, 1)).all()
+    ratio = error.square().mean().sqrt() / (n**0.5 * u * rounded_sums(images, block, 2).square().mean().sqrt())
+    assert ratio < 1

@@ -1,16 +1,20 @@
-"""The pytest plugin: how contracts are collected, named, counted, reported and repeated."""
+"""The pytest plugin: how contracts are collected, named, counted, reported and repeated.
+
+Each run is a process of its own: in this one it would forget modules that torch can import only once.
+"""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
 from layers.testing import GENERIC
+from layers.testing.items import QUICK
 
-pytest_plugins = ["pytester"]
-
-BLOCK = """
+BLOCKS = """
 import datetime, torch
 from hypothesis import strategies as st
 from torch import nn
@@ -19,6 +23,7 @@ from layers.testing import Contract, KnownFailure, Twin, tensor
 from layers.weights import WeightMap
 
 class Scale(nn.Module):
+    factor = 1.0
     def __init__(self, dim):
         super().__init__()
         if dim < 1:
@@ -26,7 +31,7 @@ class Scale(nn.Module):
         self.dim, self.weight, self.offset = dim, nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
     def forward(self, x):
         require_axes(x, "x", "batch dim", dim=self.dim)
-        return x * self.weight + self.offset * FACTOR
+        return x * self.weight + self.offset * self.factor
 
 class Reference(nn.Module):
     def __init__(self, dim):
@@ -35,84 +40,143 @@ class Reference(nn.Module):
     def forward(self, x):
         return x * self.gain + self.bias
 
-scale = Contract(
-    Scale,
-    arguments=dict(dim=st.integers(1, 9)),
-    inputs=lambda a: dict(x=tensor("batch dim", dim=a.dim)),
-    outputs=lambda a, s: ("batch", a.dim),
-    twins=[Twin("plain", build=lambda a: Reference(a.dim), weights=WeightMap(("weight", "gain"), ("offset", "bias")))],
-    invalid=[(dict(dim=0), "dim")],
-    OPTIONS
+class OffByAHair(Scale):
+    factor = 1 + 1e-9
+
+class Off(Scale):
+    factor = 1.1
+
+class Nonsense(Scale):
+    factor = object()
+
+def promise(block, name, **options):
+    return Contract(
+        block,
+        arguments=dict(dim=st.integers(1, 9)),
+        inputs=lambda a: dict(x=tensor("batch dim", dim=a.dim)),
+        outputs=lambda a, s: ("batch", a.dim),
+        twins=[Twin("plain", build=lambda a: Reference(a.dim), weights=WeightMap(("weight", "gain"), ("offset", "bias")))],
+        invalid=[(dict(dim=0), "dim")],
+        name=name,
+        **options,
+    )
+
+def known(year):
+    return {"forward": KnownFailure("off by a hair", "pytorch#1", "2.6", datetime.date(year, 1, 1))}
+"""
+SOUND = (
+    BLOCKS
+    + """
+sound = promise(Scale, "Sound")
+"""
+)
+MANY = (
+    SOUND
+    + """
+hair, nonsense = promise(OffByAHair, "OffByAHair"), promise(Nonsense, "Nonsense")
+skipped = promise(Scale, "Skipped", without={"gradcheck": "too smooth to be worth it"})
+failing, mended, expired = (
+    promise(Off, "Failing", failing=known(2999)),
+    promise(Scale, "Mended", failing=known(2999)),
+    promise(Off, "Expired", failing=known(2001)),
 )
 """
+)
 
 
-@pytest.fixture
-def run(pytester, monkeypatch):
-    """pytest on BLOCK in a process of its own: in this one it would forget modules that torch can import only once."""
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # versions of BLOCK must not share a cache
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run pytest on files in a folder of their own; gives its output."""
 
-    def make(*arguments, factor="1.0", options=""):
-        pytester.makepyfile(test_block=BLOCK.replace("FACTOR", factor).replace("OPTIONS", options))
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", "--hypothesis-profile=dev", *arguments)
+    def make(*arguments, **files):
+        folder = tmp_path_factory.mktemp("user")
+        for name, text in files.items():
+            (folder / f"{name}.py").write_text(text)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--hypothesis-profile=dev", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        return done.stdout + done.stderr
 
     return make
 
 
+@pytest.fixture(scope="module")
+def told(run):
+    """What a run of two workers says of sound blocks, broken ones and files that cannot be collected."""
+    mistakes = {
+        "test_blank": BLOCKS + 'blank = promise(Scale, "Blank", without={"gradcheck": " "})',
+        "test_typo": BLOCKS + 'typo = promise(Scale, "Typo", without={"gradchek": "typo"})',
+        "test_other": BLOCKS + 'other = promise(Scale, "Other", without={"gradcheck": "of another file"})',
+    }
+    chosen = "Sound or deterministic or (backward and Hair) or forward or gradcheck"
+    only = ("-k", f"({chosen}) and not compile and not export", "-n", "2", "-rA", "-v", "--continue-on-collection-errors")
+    return run(*only, test_block=MANY, **mistakes)
+
+
+def outcomes(text):
+    """Test -> PASSED, FAILED, SKIPPED or XFAIL."""
+    return {test: how for how, test in re.findall(r"\[gw\d\] \[ *\d+%\] (\w+) (\S+)", text)}
+
+
 def test_one_test_for_each_property_and_twin(run):
-    result = run("--collect-only", "-q")
-    names = [line.strip() for line in result.outlines if "::" in line]
+    names = [line.strip() for line in run("--collect-only", "-q", test_block=SOUND).splitlines() if "::" in line]
     assert len(names) == len(GENERIC)
-    assert "test_block.py::Scale::backward[plain]" in names
-    assert "test_block.py::Scale::gradcheck" in names
+    assert "test_block.py::Sound::backward[plain]" in names
+    assert "test_block.py::Sound::gradcheck" in names
 
 
-def test_a_sound_block_passes_and_is_counted(run):
-    result = run("-k", "not compile and not export")
-    result.assert_outcomes(passed=len(GENERIC) - 2, deselected=2)
-    result.stdout.fnmatch_lines([f"1 blocks, {len(GENERIC)} properties, 0 opted out, 0 known failures"])
+def test_a_sound_block_passes(told):
+    found = [how for test, how in outcomes(told).items() if "::Sound::" in test]
+    assert found == ["PASSED"] * (len(GENERIC) - 2)  # but compile and export, which were not selected
 
 
-def test_keyword_and_node_id_select_properties(run):
-    run("-k", "backward").assert_outcomes(passed=1, deselected=len(GENERIC) - 1)
-    run("test_block.py::Scale::forward[plain]").assert_outcomes(passed=1)
+def test_quick_selects_few_properties_and_draws_few_examples(run):
+    text = run("-m", "quick", "-v", "--hypothesis-show-statistics", test_block=SOUND)
+    assert sorted(re.findall(r"::(\w+)(?:\[plain\])? PASSED", text)) == sorted(QUICK)
+    assert f"1 blocks, {len(QUICK)} properties, 0 opted out, 0 known failures" in text
 
 
-def test_a_failure_says_what_and_how_to_repeat_it(run):
-    result = run("-k", "backward", factor="(1 + 1e-9)")
-    result.assert_outcomes(failed=1, deselected=len(GENERIC) - 1)
-    text = result.stdout.str()
-    assert re.search(r"gradient \(eval\)\.bias: error [\d.e-]+ of the reference's root mean square, allowed [\d.e-]+", text)
-    assert re.search(r"smallest configuration: Scale\(dim=1\) on x\[batch=\d, dim=1\], seed 0", text)
-    again = re.search(r"again: pytest 'test_block.py::Scale::backward\[plain\]' --reproduce '(.+)'", text)
-    repeated = run("test_block.py::Scale::backward[plain]", "--reproduce", again[1], factor="(1 + 1e-9)")
-    repeated.assert_outcomes(failed=1)
-    assert "seed 0" in repeated.stdout.str()
+def test_a_failure_says_what_and_how_to_repeat_it(told, run):
+    assert outcomes(told)["test_block.py::OffByAHair::backward[plain]"] == "FAILED"
+    assert re.search(r"gradient \(eval\)\.bias: error [\d.e-]+ of the reference's root mean square, allowed [\d.e-]+", told)
+    assert re.search(r"smallest configuration: OffByAHair\(dim=1\) on x\[batch=\d, dim=1\], seed 0", told)
+    test, blob = re.search(r"again: pytest '(test_block.py::OffByAHair::backward\[plain\])' --reproduce '(.+)'", told).groups()
+    repeated = run(test, "--reproduce", blob, test_block=MANY)
+    assert "1 failed" in repeated
+    assert "seed 0" in repeated
 
 
-def test_an_error_shows_the_line_of_the_block(run):
-    text = run("-k", "deterministic", factor="nonsense").stdout.str()
-    assert "NameError: name 'nonsense' is not defined" in text
-    assert "return x * self.weight + self.offset * nonsense" in text
+def test_an_error_shows_the_line_of_the_block(told):
+    assert "TypeError: unsupported operand type(s) for *: 'Parameter' and 'object'" in told
+    assert "return x * self.weight + self.offset * self.factor" in told
 
 
-def test_opting_out_needs_a_reason_and_is_counted(run):
-    result = run("-k", "gradcheck", "-rs", options='without={"gradcheck": "too smooth to be worth it"},')
-    result.assert_outcomes(skipped=1, deselected=len(GENERIC) - 1)
-    result.stdout.fnmatch_lines(["1 blocks, * 1 opted out, *", "SKIPPED*opted out: too smooth to be worth it"])
-    assert "must give a reason" in run(options='without={"gradcheck": " "},').stdout.str()
-    assert "no property named gradchek" in run(options='without={"gradchek": "typo"},').stdout.str()
+def test_opting_out_needs_a_reason_and_is_counted(told):
+    """In the summary of a run of several processes too."""
+    assert outcomes(told)["test_block.py::Skipped::gradcheck"] == "SKIPPED"
+    assert "opted out: too smooth to be worth it" in told
+    assert re.search(r"\d+ blocks, \d+ properties, 2 opted out, 3 known failures", told)
+    assert "  test_block.py::Skipped::gradcheck: too smooth to be worth it" in told
+    assert "without['gradcheck'] must give a reason" in told
+    assert "no property named gradchek" in told
 
 
-KNOWN = 'failing={"forward": KnownFailure("off by a hair", "pytorch#1", "2.6", datetime.date(%s, 1, 1))},'
+def test_a_known_failure_is_strict_and_expires(told):
+    found = {test.split("::")[1]: how for test, how in outcomes(told).items() if test.endswith("::forward[plain]")}
+    assert (found["Failing"], found["Mended"], found["Expired"]) == ("XFAIL", "FAILED", "FAILED")
+    assert "off by a hair (pytorch#1, 2.6, until 2999-01-01)" in told
+    assert "known failure passes, remove it" in told
+    assert "known failure expired on 2001-01-01" in told
 
 
-def test_a_known_failure_is_strict_and_expires(run):
-    broken = run("-k", "forward", factor="1.1", options=KNOWN % 2999)
-    broken.assert_outcomes(xfailed=1, deselected=len(GENERIC) - 1)
-    broken.stdout.fnmatch_lines(["*off by a hair (pytorch#1, 2.6, until 2999-01-01)"])
-    mended = run("-k", "forward", options=KNOWN % 2999)
-    mended.assert_outcomes(failed=1, deselected=len(GENERIC) - 1)
-    assert "known failure passes, remove it" in mended.stdout.str()
-    expired = run("-k", "forward", factor="1.1", options=KNOWN % 2001)
-    assert "known failure expired on 2001-01-01" in expired.stdout.str()
+def test_the_run_says_where_the_time_went(told):
+    line = re.search(r"seconds by property: (.+)", told)[1]
+    seconds = [float(part.split()[1]) for part in line.split(", ")]
+    assert {part.split()[0] for part in line.split(", ")} >= {"forward", "backward", "gradcheck", "finite"}
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_a_session_without_contracts_imports_neither_torch_nor_the_kit():
+    lines = (
+        "import sys, layers.testing.plugin, layers.testing; sys.exit(bool({'torch', 'hypothesis', 'einops'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", lines]).returncode == 0

@@ -22,7 +22,7 @@ from layers.testing import (
     shift_equivariant,
     tensor,
 )
-from layers.testing.plugin import examples
+from layers.testing.items import examples
 from layers.weights import WeightMap
 
 
