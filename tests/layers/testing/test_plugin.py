@@ -14,6 +14,8 @@ import pytest
 from layers.testing import GENERIC
 from layers.testing.items import QUICK
 
+pytestmark = pytest.mark.processes
+
 BLOCKS = """
 import datetime, torch
 from hypothesis import strategies as st
