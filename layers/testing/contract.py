@@ -66,8 +66,8 @@ class Contract:
     call:      (block, inputs) -> output, by keyword unless told otherwise.
     without:   property -> reason for not checking it; such tests are reported as skipped and counted.
     failing:   property -> `KnownFailure`.
-    model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, compiled by inductor, fewer examples.
-    backend:   what `compile` goes through, where it should not be inductor for a model and aot_eager for a block.
+    model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, fewer examples.
+    backend:   what `compile` goes through, where it should not be aot_eager, and inductor in a thorough run.
     """
 
     block: Callable[..., nn.Module]

@@ -56,6 +56,7 @@ vgg = Contract(
     trains_differently=lambda a: a.norm is not None or a._dropout > 0,
     stochastic=lambda a: a._dropout > 0,
     model=True,
+    backend="inductor",  # one member of the family
 )
 
 NAMES = zoo.vgg.VARIANTS
