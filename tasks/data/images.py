@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tasks.data import DataError, generator_of
 from tasks.data.pictures import Cut, Split, load_folder, read_image, split_80_20
 from zoo.files import first_line
-from zoo.pretrained.preprocess import Preprocess, square
+from zoo.pretrained.preprocess import Preprocess, normalise, square
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,6 @@ class Images:
             drawn = torch.rand(len(self), 5, generator=generator_of("augment", seed, epoch))
             images = warp(images, drawn[indices], augmentation)
         return normalise(images, self.mean, self.std), self.labels[indices]
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def warp(images: Tensor, drawn: Tensor, augmentation: Augmentation) -> Tensor:

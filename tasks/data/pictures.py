@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.data import DataError
+from zoo.files import first_line
 from zoo.pretrained.preprocess import square
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def read_image(path: Path, channels: int) -> Tensor:
         with Image.open(path) as picture:
             return V.pil_to_tensor(eight_bits(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path} cannot be read as an image ({first_line(error)})") from error
 
 
 def eight_bits(picture: Pillow.Image) -> Pillow.Image:

@@ -32,9 +32,9 @@ def rows(epochs: int) -> list[dict[str, float]]:
         {
             "epoch": n,
             "train_loss": 2 / n,
-            "test_loss": 3 / n,
+            "valid_loss": 3 / n,
             "train_accuracy": 1 - 1 / n,
-            "test_accuracy": 1 - 1.1 / n,
+            "valid_accuracy": 1 - 1.1 / n,
             "lr": 0.1,
         }
         for n in range(1, epochs + 1)
@@ -53,7 +53,7 @@ def test_curves_show_both_splits_of_every_metric(tmp_path, drawn):
     loss, accuracy = drawn[0].axes
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
         assert axes.get_title() == name
-        assert [line.get_label() for line in axes.lines] == ["train", "test"]
+        assert [line.get_label() for line in axes.lines] == ["train", "valid"]
         for line in axes.lines:
             assert list(line.get_xdata()) == [1, 2, 3, 4]
             assert list(line.get_ydata()) == [row[f"{line.get_label()}_{name}"] for row in history]
@@ -228,7 +228,8 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
     assert path.read_bytes() != before
 
 
-def test_no_display_and_no_global_state_are_needed(tmp_path, launch, monkeypatch):
+@pytest.mark.processes
+def test_no_display_and_no_global_state_are_needed(tmp_path, python, monkeypatch):
     """With a backend that wants a display, and none at hand."""
     monkeypatch.setenv("MPLBACKEND", "tkagg")
     monkeypatch.delenv("DISPLAY", raising=False)
@@ -236,10 +237,10 @@ def test_no_display_and_no_global_state_are_needed(tmp_path, launch, monkeypatch
 import sys
 from pathlib import Path
 from tasks import plots
-plots.curves([{{"epoch": 1, "train_loss": 1.0, "test_loss": 2.0}}], Path({str(tmp_path)!r}) / "curves.png")
+plots.curves([{{"epoch": 1, "train_loss": 1.0, "valid_loss": 2.0}}], Path({str(tmp_path)!r}) / "curves.png")
 print("matplotlib.pyplot" in sys.modules)
 """
-    done = launch(launcher=("-c", script))
+    done = python("-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
     assert is_whole(tmp_path / "curves.png")
