@@ -121,7 +121,7 @@ def load_images(
     Default sizes: 32, and 224 for a folder. Splits are those that the sets come with; digits, and a folder without train and test
     folders, are split 80 to 20, stratified, always the same way. All pixels are held in memory, one byte each.
     cut: of the pictures in folders, uint8 (c, y, x) -> (c, image_size, image_size), by default `preprocess.square`.
-    Errors: `DataError` that names the file or folder and what is due.
+    Errors: `DataError` that names the file or folder and what is expected.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be a positive number of pixels, got {image_size}")
@@ -209,9 +209,10 @@ def load_cifar(name: str, folder: str, files: list[str]) -> Callable[[Path], tup
         from torchvision import datasets
 
         make = getattr(datasets, name)
-        due = [f"{folder}/{file}" for file in files]
+        expected = [f"{folder}/{file}" for file in files]
         found = [
-            fetch(lambda t=t: make(str(data_root), train=t, download=True), name.lower(), data_root, due) for t in (True, False)
+            fetch(lambda t=t: make(str(data_root), train=t, download=True), name.lower(), data_root, expected)
+            for t in (True, False)
         ]
         splits = [(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in found]
         return splits[0], splits[1], list(found[0].classes), "flip"

@@ -41,7 +41,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
 
 
 def test_loss_at_the_start_is_that_of_guessing(pictures, tmp_path, capsys):
-    """ln(2) for two classes: not softmax twice, not a sum where a mean is due."""
+    """ln(2) for two classes: not softmax twice, not a sum in place of a mean."""
     options = ["--epochs=1", "--lr=1e-12", "--warmup=0", "--label_smoothing=0", "--dropout=0"]
     assert main([*small(pictures, tmp_path), *options]) == 0, capsys.readouterr().err
     assert rows(tmp_path / "a")[0]["train_loss"] == pytest.approx(0.693147, abs=0.06)

@@ -158,11 +158,11 @@ def test_without_a_network_the_files_and_their_place_are_named(tmp_path, name, o
     message = complaint(name, tmp_path)
     if name in CIFAR:
         folder, train, test, meta = CIFAR[name]
-        due = [f"{folder}/{file}" for file in (*train, test, meta)]
+        expected = [f"{folder}/{file}" for file in (*train, test, meta)]
     else:
-        due = [f"{file}.gz" for file in NAMES]
+        expected = [f"{file}.gz" for file in NAMES]
     assert message.startswith(f"{name} is not in {tmp_path}")
-    assert message.endswith(f"put {', '.join(due)} there")
+    assert message.endswith(f"put {', '.join(expected)} there")
 
 
 def test_a_gzip_file_with_a_flipped_bit_is_named(tmp_path, fashion):

@@ -94,11 +94,11 @@ def test_samples_epochs_and_seeds_differ(fifty, name):
 
 
 def test_without_augmentation_seed_and_epoch_do_not_matter(fifty):
-    due = (fifty.pixels.double() / 255 - fifty.mean.double()[:, None, None]) / fifty.std.double()[:, None, None]
+    expected = (fifty.pixels.double() / 255 - fifty.mean.double()[:, None, None]) / fifty.std.double()[:, None, None]
     for augmentation in (None, AUGMENTATIONS["none"]):
         images, _ = fifty.batch(torch.arange(50), augmentation, seed=1, epoch=2)
         assert images.dtype == torch.float32
-        torch.testing.assert_close(images.double(), due, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(images.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_does_not_touch_the_data(fifty):
@@ -118,8 +118,8 @@ def test_warp_is_the_affine_map_of_torch():
     cos, sin = angle.cos() / size, angle.sin() / size
     rows = torch.stack([cos * mirror, sin * mirror, 2 * shift * right, -sin, cos, 2 * shift * down], 1)
     grid = F.affine_grid(rows.view(-1, 2, 3).float(), list(images.shape), align_corners=False)
-    due = F.grid_sample(images, grid, align_corners=False)
-    torch.testing.assert_close(warp(images, drawn, Augmentation(shift, degrees, scale, flip=True)), due)
+    expected = F.grid_sample(images, grid, align_corners=False)
+    torch.testing.assert_close(warp(images, drawn, Augmentation(shift, degrees, scale, flip=True)), expected)
 
 
 def test_warp_moves_turns_and_mirrors():
@@ -151,9 +151,9 @@ def test_digits_are_scikit_learns(digits):
         return sorted(bytes([*image.flatten().tolist(), label]) for image, label in zip(pixels, labels.tolist(), strict=True))
 
     found = load_digits()
-    due = rows(torch.from_numpy(found.images * 255 / 16).round().byte(), torch.from_numpy(found.target))
+    expected = rows(torch.from_numpy(found.images * 255 / 16).round().byte(), torch.from_numpy(found.target))
     parts = [torch.cat(pair) for pair in ((digits.train.pixels, digits.test.pixels), (digits.train.labels, digits.test.labels))]
-    assert rows(*parts) == due
+    assert rows(*parts) == expected
     assert digits.classes == list("0123456789")
     assert (digits.channels, digits.image_size, digits.skipped) == (1, 8, [])
     assert not AUGMENTATIONS[digits.augment].flip, "a mirrored digit is another one, or none"
@@ -178,8 +178,8 @@ def test_the_split_of_digits_does_not_hang_on_global_seeds(digits):
 def test_digits_are_enlarged_to_32(digits):
     large = load_images("digits", NOWHERE)
     assert large.train.pixels.shape == (1437, 1, 32, 32)
-    due = F.interpolate(digits.test.pixels.float(), size=(32, 32), mode="bilinear", antialias=True)
-    assert (large.test.pixels.float() - due).abs().max() <= 1
+    expected = F.interpolate(digits.test.pixels.float(), size=(32, 32), mode="bilinear", antialias=True)
+    assert (large.test.pixels.float() - expected).abs().max() <= 1
 
 
 def test_normalisation_comes_from_the_training_split(digits):
@@ -195,11 +195,11 @@ def test_moments_are_exact_on_any_number_of_threads():
     pixels[:, 1] //= 3
     pixels[:, 2] = 77
     values, threads = pixels.double() / 255, torch.get_num_threads()
-    due = values.mean((0, 2, 3)), values.std((0, 2, 3), correction=0).clamp(min=1e-3)
+    expected = values.mean((0, 2, 3)), values.std((0, 2, 3), correction=0).clamp(min=1e-3)
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            for ours, exact in zip(moments(pixels), due, strict=True):
+            for ours, exact in zip(moments(pixels), expected, strict=True):
                 torch.testing.assert_close(ours, exact.float(), rtol=2e-7, atol=0)
             assert all(torch.equal(a, b) for a, b in zip(moments(pixels), moments(pixels.flip(0)), strict=True))
     finally:

@@ -21,9 +21,9 @@ def test_schedule_rises_then_follows_its_law(schedule):
     assert 0 < rates[0] < 0.02
     assert max(rates) == rates[200] == 2.0
     half, late = rates[200 + 400], rates[200 + 600]
-    due = {"cosine": (1.0, 2 * 0.5 * (1 - 0.5**0.5)), "step": (0.2, 0.02), "constant": (2.0, 2.0),
+    expected = {"cosine": (1.0, 2 * 0.5 * (1 - 0.5**0.5)), "step": (0.2, 0.02), "constant": (2.0, 2.0),
            "rsqrt": (2.0 * (201 / 601) ** 0.5, 2.0 * (201 / 801) ** 0.5)}[schedule]  # fmt: skip
-    assert (half, late) == pytest.approx(due)
+    assert (half, late) == pytest.approx(expected)
     assert rates[-1] < 1e-4 or schedule != "cosine"
 
 
@@ -51,5 +51,5 @@ def test_average_of_decay_zero_is_the_model_and_of_others_the_law():
     update_average(average, model, 0.75)
     for name, new in model.state_dict().items():
         assert torch.equal(copied.state_dict()[name], new), name
-        due = 0.75 * old[name] + 0.25 * new if new.is_floating_point() else new
-        torch.testing.assert_close(average.state_dict()[name], due, msg=lambda text, name=name: f"{name}: {text}")
+        expected = 0.75 * old[name] + 0.25 * new if new.is_floating_point() else new
+        torch.testing.assert_close(average.state_dict()[name], expected, msg=lambda text, name=name: f"{name}: {text}")

@@ -73,8 +73,8 @@ def test_confusion_counts_the_true_class_in_the_row(tmp_path, drawn):
     assert {(t.get_position()[::-1], t.get_text()) for t in axes.texts} == {
         ((0, 0), "1"), ((0, 1), "2"), ((0, 2), "1"), ((1, 1), "2")
     }  # fmt: skip
-    due = torch.tensor([[0.25, 0.5, 0.25], [0, 1, 0], [0, 0, 0]])  # nothing of the third class: no division by zero
-    torch.testing.assert_close(torch.as_tensor(axes.images[0].get_array().data).float(), due)
+    expected = torch.tensor([[0.25, 0.5, 0.25], [0, 1, 0], [0, 0, 0]])  # nothing of the third class: no division by zero
+    torch.testing.assert_close(torch.as_tensor(axes.images[0].get_array().data).float(), expected)
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
     for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
         assert [tick.get_text() for tick in ticks] == ["ant", "bee", "cow"]
@@ -192,8 +192,8 @@ def test_features_show_filters_and_the_strongest_channels(tmp_path, drawn, chann
     assert all(axes.images[0].get_clim() == (0, 1) for axes in used[1:])
     colours = filters if channels == 3 else filters.mean(1, keepdim=True)
     first = shown(used[1]).reshape(38, 38, -1)[:18:6, :18:6]  # six times as large
-    due = (colours[0] / colours.abs().max() / 2 + 0.5).permute(1, 2, 0)
-    torch.testing.assert_close(first.float(), due)
+    expected = (colours[0] / colours.abs().max() / 2 + 0.5).permute(1, 2, 0)
+    torch.testing.assert_close(first.float(), expected)
     low, high = (bound(stages[0][stages[0].mean((1, 2)).argsort()[-4:]]) for bound in (torch.min, torch.max))
     torch.testing.assert_close(shown(used[2])[:18:3, :18:3].float(), (stages[0][7] - low) / (high - low))
     assert is_whole(tmp_path / "f.png")

@@ -116,7 +116,8 @@ def main(words: list[str]) -> int:
     # a mean far from zero, where a mean of squares less a squared mean would lose its digits
     toys = {
         "grids": (Grids(valid_size=131), grid_network(mean=1e3), 11),
-        "pair": (Adversaries(), Pair(nn.BatchNorm1d(6)), 10),  # a batch of one point has no variance
+        # batches of five, for one point alone has no variance
+        "pair": (Adversaries(), Pair(nn.Unflatten(1, (6, 1, 1)), nn.BatchNorm2d(6), nn.Flatten()), 10),
     }
     for name, (task, model, size) in toys.items():
         run = Run(task, model, options, folder / name)
