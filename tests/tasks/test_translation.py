@@ -160,7 +160,7 @@ def test_phoneme_errors_are_counted_against_the_nearest_pronunciation(words):
 
 def test_translations_come_in_order_whatever_the_batches(runs):
     model, tokenizer = zoo.load(runs / "a"), load_tokenizer(runs / "a")
-    sentences = ["drei", "eins zwei drei eins", "zwei", "", "eins zwei", 9 * "eins drei "]
+    sentences = ["drei", "eins zwei drei eins", "", 9 * "eins drei "]
     for options in ({"beam": 1}, {"beam": 3}):
         alone = [translate(model, tokenizer, [s], longest=75, **options)[0] for s in sentences]
         for batch_size in (2, 64):
@@ -197,7 +197,7 @@ def test_a_compiled_model_writes_the_same_lines(runs, tmp_path, capsys):
 
 
 def test_evaluate_tells_its_signature(runs, capsys):
-    assert main(["evaluate", "--name", "a", "--runs_dir", str(runs)]) == 0
+    assert main(["evaluate", "--name", "a", "--runs_dir", str(runs), "--max_length", "20"]) == 0
     told = capsys.readouterr().out
     summary = files.read_json(runs / "a" / "summary.json")
     assert f"bleu {summary['test_bleu']:.4f}" in told
@@ -260,7 +260,7 @@ def test_a_run_trains_on_a_tokenizer_of_others(runs, tmp_path, like):
     options = ["--name", name, "--runs_dir", runs, "--input", tmp_path / "in", "--output", tmp_path / "out"]
     assert main([str(a) for a in ["translate", *options, "--attention", tmp_path / "attention.png"]]) == 0
     assert "<" not in (tmp_path / "out").read_text().replace("<|endoftext|>", "")
-    assert main(["evaluate", "--name", name, "--runs_dir", str(runs)]) == 0
+    assert main(["evaluate", "--name", name, "--runs_dir", str(runs), "--max_length", "20"]) == 0
 
 
 def test_a_tokenizer_that_cannot_end_a_sentence_is_refused(runs, tmp_path, capsys):
