@@ -126,7 +126,7 @@ def test_training_throughput(benchmark, side_by_side, name, tmp_path):
     run = Run(Classification(data, "flip", 0.1, 0, 64), zoo.create(name, num_classes=10), TrainOptions(device="cpu"), tmp_path)
 
     def ours():
-        for indices in run.task.batches(0):
+        for indices in run.task.train.batches(0):
             run.train_step(indices)
 
     transform = T.Compose(

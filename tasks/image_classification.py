@@ -6,11 +6,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import commands
+from tasks.commands import Command
 from tasks.image_predictions import (
     DataOptions,
     EvaluateOptions,
@@ -21,19 +23,21 @@ from tasks.image_predictions import (
     predict,
     predictions,
 )  # fmt: skip
-from tasks.options import EngineOptions, UserError, option, parse
+from tasks.options import EngineOptions, UserError, option
+from tasks.task import Metric, Split, Task
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor, nn
 
     from tasks.data.images import ImageData
+    from tasks.engine import Run
 
 
 @dataclass
 class TrainOptions(EngineOptions, DataOptions):
     model: str = option("vgg11_bn", "a name that zoo.names() knows")
-    batch_size: int = option(64, "images in one optimizer step, over all processes and micro-batches")
-    dropout: float | None = option(None, "in the model's head (default: the head's own)")
+    batch_size: int = option(64, "images in one optimizer step, over all processes and micro-batches", least=1)
+    dropout: float | None = option(None, "in the model's head (default: the head's own)", least=0, below=1)
     init: str = option(
         "", "start from these weights: a run, a file, torchvision:NAME or timm:NAME; other classes get a new output layer"
     )
@@ -41,46 +45,35 @@ class TrainOptions(EngineOptions, DataOptions):
     augment: str | None = option(
         None, "none, shift, flip or affine (default: what suits the data)", ("none", "shift", "flip", "affine")
     )
-    label_smoothing: float = option(0.1, "part of the target that is spread over all classes")
+    label_smoothing: float = option(0.1, "part of the target that is spread over all classes", least=0, below=1)
 
 
-COMMANDS = {
-    "train": (TrainOptions, "train a model and leave a run in RUNS_DIR/NAME"),
-    "evaluate": (EvaluateOptions, "measure a saved model on the test set"),
-    "predict": (PredictOptions, "the five likeliest classes of each --image, and why"),
-    "export": (ExportOptions, "write a saved model's weights for torchvision or timm"),
-}
-
-
-class Classification:
-    """The task for `tasks.engine`: cross entropy, and accuracy.
-
-    Of a model with auxiliary heads, their cross entropies are added, each times `auxiliary_weight`.
-    """
+class Classification(Task):
+    """Cross entropy and accuracy. Of a model with auxiliary heads, their cross entropies are added, times `auxiliary_weight`."""
 
     unit = "images"
+    primary = Metric("accuracy")
+    channels_last = True
     auxiliary_weight = 0.0
 
     def __init__(self, data: ImageData, augment: str, label_smoothing: float, seed: int, batch_size: int) -> None:
-        from tasks.data.images import AUGMENTATIONS
-
-        self.data, self.seed, self.label_smoothing, self.batch_size = data, seed, label_smoothing, batch_size
-        self.augmentation = AUGMENTATIONS[augment]
-        self.train_size, self.test_size = len(data.train), len(data.test)
-
-    def batches(self, epoch: int | None) -> Sequence[Tensor]:
         import torch
 
         from tasks.data import epoch_order
+        from tasks.data.images import AUGMENTATIONS
 
-        if epoch is None:
-            return torch.arange(self.test_size).split(max(self.batch_size, 64))
-        return epoch_order(self.train_size, self.seed, epoch).split(self.batch_size)
-
-    def batch(self, indices: Tensor, epoch: int | None) -> tuple[Tensor, Tensor]:
-        if epoch is None:
-            return self.data.test.batch(indices)
-        return self.data.train.batch(indices, self.augmentation, self.seed, epoch)
+        self.data, self.label_smoothing = data, label_smoothing
+        train, test = data.train, data.test
+        self.train = Split(
+            len(train),
+            lambda epoch: epoch_order(len(train), seed, epoch).split(batch_size),
+            lambda indices, epoch: train.batch(indices, AUGMENTATIONS[augment], seed, epoch),
+        )
+        self.valid = Split(
+            len(test),
+            lambda epoch: torch.arange(len(test)).split(max(batch_size, 64)),
+            lambda indices, epoch: test.batch(indices),
+        )
 
     def units(self, batch: Any) -> int:
         return len(batch[1])
@@ -97,77 +90,66 @@ class Classification:
         loss = cost(logits) + sum(self.auxiliary_weight * cost(x) for x in auxiliary)
         return loss, {"accuracy": (logits.argmax(-1) == labels).sum()}
 
-    def score(self, model: nn.Module) -> dict[str, float]:
-        return {}
+    def report(self, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+        import zoo
+        from tasks import plots
+
+        folder, test = run.folder, self.data.test
+        probabilities, _ = predictions(zoo.load(folder / "best.safetensors"), test)
+        plots.curves(run.history, folder / "curves.png")
+        plots.confusion(test.labels, probabilities.argmax(-1), self.data.classes, folder / "confusion.png")
+        plots.mistakes(test.pixels, test.labels, probabilities, self.data.classes, folder / "mistakes.png")
+        measured = {name: value for name, value in summary.items() if name.startswith("valid_")}
+        tested = {f"test_{name.removeprefix('valid_')}": value for name, value in measured.items()}
+        best = f"{summary['best_valid_accuracy']:.4f} after epoch {summary['best_epoch']}"
+        print(f"test accuracy {tested['test_accuracy']:.4f} (best {best}), {summary['seconds']:.1f} s of training; see {folder}")
+        return tested | ({"skipped_images": len(self.data.skipped)} if self.data.skipped else {})
 
 
 def train(given: dict[str, Any]) -> None:
-    import torch
-
-    import zoo
-    from tasks.data.images import load_images
-    from tasks.engine import Run
-    from tasks.runs import checking_input, open_folder
-    from zoo import files
+    from tasks import runs
 
     def named(o: TrainOptions) -> str:
         return f"{o.model}-{o.data.rpartition('/')[2].replace('folder:', '')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    with checking_input():
-        options, folder = open_folder(TrainOptions, given, named)
-        if options.batch_size < 1:
-            raise UserError(f"--batch_size must be 1 or more, got {options.batch_size}")
-        if not 0 <= options.label_smoothing < 1:
-            raise UserError(f"--label_smoothing must be at least 0 and below 1, got {options.label_smoothing}")
-        weights = find_weights(options.model, options.init, folder)
-        known = weights.about.get("preprocess") if weights else None
-        size = options.image_size or (known and known["image_size"])
-        data = load_images(options.data, Path(options.data_root), size, options.skip_bad)
-        if known:
-            data.suit(zoo.Preprocess.of(known))
-        arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.channels}
-        arguments |= {} if weights else sized(options.model, data.image_size)
-        torch.manual_seed(options.seed)
-        arguments |= {} if options.dropout is None else {"dropout": options.dropout}
-        model: Any = zoo.create(options.model, weights=weights, **arguments)
-        try:
-            model.freeze([part.strip() for part in options.freeze.split(",") if part.strip()])
-        except ValueError as error:
-            raise UserError(f"--{error}") from error
-        smallest = max(model.smallest_image, getattr(model, "smallest_auxiliary", 0))
-        if data.image_size < smallest:
-            raise UserError(f"--image_size must be {smallest} or more for {options.model}, got {data.image_size}")
-        model.config |= {"preprocess": data.preprocess().config(), "classes": data.classes}
+    runs.train(TrainOptions, given, named, begin)
+
+
+def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Module]:
+    """Task and model. Errors: `UserError` and `ValueError` for whatever is wrong with options, data and weights."""
+    import torch
+
+    import zoo
+    from tasks.data.images import load_images
+
+    weights = find_weights(options.model, options.init, folder)
+    known = weights.about.get("preprocess") if weights else None
+    size = options.image_size or (known and known["image_size"])
+    data = load_images(options.data, Path(options.data_root), size, options.skip_bad)
+    if known:
+        data.suit(zoo.Preprocess.of(known))
+    arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.channels}
+    arguments |= {} if weights else sized(options.model, data.image_size)
+    torch.manual_seed(options.seed)
+    arguments |= {} if options.dropout is None else {"dropout": options.dropout}
+    model: Any = zoo.create(options.model, weights=weights, **arguments)
+    try:
+        model.freeze([part.strip() for part in options.freeze.split(",") if part.strip()])
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    smallest = max(model.smallest_image, getattr(model, "smallest_auxiliary", 0))
+    if data.image_size < smallest:
+        raise UserError(f"--image_size must be {smallest} or more for {options.model}, got {data.image_size}")
+    model.config |= {"preprocess": data.preprocess().config(), "classes": data.classes}
     task = Classification(data, options.augment or data.augment, options.label_smoothing, options.seed, options.batch_size)
     task.auxiliary_weight = getattr(model, "auxiliary_weight", 0.0)
-    run = Run(task, model, options, folder)
-    if run.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / "options.json", asdict(options) | {"resume": False, "name": folder.name})
-        files.write_json(folder / "config.json", model.config)
-        shape = f"{data.channels}x{data.image_size}x{data.image_size}"
-        skipped = f", {len(data.skipped)} unreadable ones skipped" if data.skipped else ""
-        print(f"{options.model}, {sum(p.numel() for p in model.parameters()):,} parameters")
-        print(
-            f"{options.data}, {len(data.train):,} + {len(data.test):,} images of {shape}, {len(data.classes)} classes{skipped}",
-            flush=True,
-        )
-    run.accelerator.wait_for_everyone()
-    if options.resume:
-        with checking_input():
-            run.restore()
-    if run.finished and (folder / "mistakes.png").exists():
-        run.accelerator.print(f"{folder} is finished: nothing left to do")
-        return
-    summary = run.fit()
-    if run.main:
-        best = zoo.load(folder / "best.safetensors")
-        probabilities, _ = predictions(best, data.test)
-        if data.skipped:
-            files.write_json(folder / "summary.json", summary | {"skipped_images": len(data.skipped)})
-        draw(folder, run.history, probabilities, data)
-        best_accuracy, seconds = f"{summary['best_test_accuracy']:.4f} after epoch {summary['best_epoch']}", summary["seconds"]
-        print(f"test accuracy {summary['test_accuracy']:.4f} (best {best_accuracy}), {seconds:.1f} s of training; see {folder}")
+    shape = f"{data.channels}x{data.image_size}x{data.image_size}"
+    skipped = f", {len(data.skipped)} unreadable ones skipped" if data.skipped else ""
+    task.told = [
+        f"{options.data}, {len(data.train):,} + {len(data.test):,} images of {shape}, {len(data.classes)} classes{skipped}",
+        "there is no validation split: valid_* are measured on the test images",
+    ]
+    return task, model
 
 
 def find_weights(model: str, init: str, folder: Path) -> Any:
@@ -194,26 +176,16 @@ def sized(model: str, image_size: int) -> dict[str, str]:
     return suitable
 
 
-def draw(folder: Path, history: list[dict[str, Any]], probabilities: Tensor, data: ImageData) -> None:
-    from tasks import plots
-
-    plots.curves(history, folder / "curves.png")
-    plots.confusion(data.test.labels, probabilities.argmax(-1), data.classes, folder / "confusion.png")
-    plots.mistakes(data.test.pixels, data.test.labels, probabilities, data.classes, folder / "mistakes.png")
+COMMANDS = {
+    "train": Command(TrainOptions, "train a model and leave a run in RUNS_DIR/NAME", train),
+    "evaluate": Command(EvaluateOptions, "measure a saved model on the test set", evaluate),
+    "predict": Command(PredictOptions, "the five likeliest classes of each --image, and why", predict),
+    "export": Command(ExportOptions, "write a saved model's weights for torchvision or timm", export),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    command, given = parse("tasks.image_classification", COMMANDS, sys.argv[1:] if argv is None else argv)
-    from tasks.runs import checking_input
-    from tasks.runs import main as guarded
-
-    def run() -> None:
-        if command == "train":
-            return train(given)
-        with checking_input():
-            return {"evaluate": evaluate, "predict": predict, "export": export}[command](given)
-
-    return guarded(run)
+    return commands.main("tasks.image_classification", COMMANDS, argv)
 
 
 if __name__ == "__main__":

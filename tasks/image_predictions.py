@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.options import UserError, option
+from tasks.commands import checking_input
+from tasks.options import Options, UserError, option
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor, nn
@@ -17,19 +18,19 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
 
 @dataclass
-class DataOptions:
+class DataOptions(Options):
     data: str = option("digits", "digits, fashion_mnist, cifar10, cifar100, or folder:PATH with PATH/train/CLASS/images")
     data_root: str = option(
         "data", "folder with the files of fashion_mnist and cifar, which are fetched there if there is a network"
     )
     image_size: int | None = option(
-        None, "pixels; every image becomes a square (default: 32, and 224 for folders, or what a trained model has had)"
+        None, "pixels; every image becomes a square (default: 32, and 224 for folders, or what a trained model has had)", least=1
     )
     skip_bad: bool = option(False, "go on without unreadable images, and count them")
 
 
 @dataclass
-class SavedOptions:
+class SavedOptions(Options):
     name: str = option("", "run to use (default: the latest under --runs_dir)")
     runs_dir: str = option("runs", "folder of all runs")
     init: str = option("", "a run's folder or .safetensors file to use instead")
@@ -38,7 +39,7 @@ class SavedOptions:
 @dataclass
 class EvaluateOptions(DataOptions, SavedOptions):
     data: str = option("", "as for train (default: what the run was trained on)")
-    batch_size: int = option(256, "images at a time")
+    batch_size: int = option(256, "images at a time", least=1)
 
 
 @dataclass
@@ -54,6 +55,7 @@ class ExportOptions(SavedOptions):
     to: str = option("torchvision", "whose names the weights get", ("torchvision", "timm"))
 
 
+@checking_input()
 def evaluate(given: dict[str, Any]) -> None:
     import zoo
     from tasks.data.images import load_images
@@ -70,9 +72,9 @@ def evaluate(given: dict[str, Any]) -> None:
     cut = None if options.image_size else preprocess.cut
     data = load_images(source, Path(root), options.image_size or preprocess.image_size, options.skip_bad, cut)
     data.suit(preprocess)
-    if len(data.classes) != (due := len(model.config["classes"])) or data.channels != preprocess.channels:
+    if len(data.classes) != (expected := len(model.config["classes"])) or data.channels != preprocess.channels:
         raise UserError(f"--data {source} has {len(data.classes)} classes and {data.channels} channels, "
-                        f"{path} was trained for {due} and {preprocess.channels}")  # fmt: skip
+                        f"{path} was trained for {expected} and {preprocess.channels}")  # fmt: skip
     from torch.nn import functional as F
 
     probabilities, labels = predictions(model, data.test, options.batch_size)
@@ -81,6 +83,7 @@ def evaluate(given: dict[str, Any]) -> None:
     print(f"{path}: test accuracy {accuracy:.4f}, loss {loss:.4f} on {len(labels):,} images of {source}")
 
 
+@checking_input()
 def predict(given: dict[str, Any]) -> None:
     import torch
 
@@ -109,6 +112,7 @@ def predict(given: dict[str, Any]) -> None:
         draw_features(model, images[:1], pixels[0], Path(options.features))
 
 
+@checking_input()
 def export(given: dict[str, Any]) -> None:
     import io
 

@@ -33,12 +33,12 @@ def short(name: str) -> str:
 
 
 def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Every metric that rows of metrics.jsonl have as `train_NAME` and `test_NAME`, over epochs."""
+    """Every metric that rows of metrics.jsonl have as `train_NAME` and `valid_NAME`, over epochs."""
     names = [key.removeprefix("train_") for key in history[0] if key.startswith("train_")]
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for split, style in (("train", "--"), ("test", "-")):
+        for split, style in (("train", "--"), ("valid", "-")):
             if f"{split}_{name}" in history[0]:
                 axes.plot(epochs, [row[f"{split}_{name}"] for row in history], style, marker=".", label=split)
         axes.set(title=name, xlabel="epoch")

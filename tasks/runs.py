@@ -1,53 +1,59 @@
-"""A run's options and folder, and how a command ends: done, something to mend (exit code 2), or diverged (1)."""
+"""The life of a run, whatever the task: options, folder, resume, training, report."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from tasks.commands import checking_input, first_process
+from tasks.engine import Run
 from tasks.options import EngineOptions, UserError
+from tasks.task import Task
 from zoo import files
 
 FREE = {"resume", "name", "runs_dir", "device", "checkpoint_every"}
 """Options that a resumed run may change: they leave the numbers alone."""
 
 
-class Diverged(Exception):
-    """The loss is no longer finite."""
+def train(
+    kind: type,
+    given: dict[str, Any],
+    default_name: Callable[[Any], str],
+    begin: Callable[[Any, Path], tuple[Task, nn.Module]],
+) -> None:
+    """Train from the first epoch, or from the last checkpoint, to the report in summary.json.
 
-
-def check_options(options: EngineOptions) -> None:
-    """Errors: `UserError` that names the first option out of range."""
-    least = {
-        "epochs": 1,
-        "accumulate": 1,
-        "warmup": 0,
-        "weight_decay": 0,
-        "clip": 0,
-        "average": 0,
-        "patience": 0,
-        "checkpoint_every": 0,
-        "seed": 0,
-    }
-    for name, low in least.items():
-        if not getattr(options, name) >= low:
-            raise UserError(f"--{name} must be {low} or more, got {getattr(options, name)}")
-    if not 0 < options.lr < math.inf:
-        raise UserError(f"--lr must be positive, got {options.lr}")
-    if not 0 <= options.ema < 1:
-        raise UserError(f"--ema must be at least 0 and below 1, got {options.ema}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here")
-    if options.precision == "fp16" and (options.device == "cpu" or not torch.cuda.is_available()):
-        raise UserError("--precision fp16 needs a GPU; bf16 works on the CPU too")
+    kind, given:  the options' class and those that the command line gives.
+    default_name: the run's name where none is given.
+    begin:        ``begin(options, folder)`` checks all input and makes task and model, whose `config` goes to config.json.
+    """
+    with checking_input():
+        options, folder = open_folder(kind, given, default_name)
+        task, model = begin(options, folder)
+        config = getattr(model, "config", {})
+    run = Run(task, model, options, folder)
+    if run.main:
+        folder.mkdir(parents=True, exist_ok=True)
+    if options.resume:  # before anything is written: it may be refused
+        with checking_input():
+            run.restore()
+    if run.main:
+        files.write_json(folder / "options.json", asdict(options) | {"resume": False, "name": folder.name})
+        files.write_json(folder / "config.json", config)
+        task.keep(folder)
+        print(f"{options.model}, {sum(p.numel() for p in model.parameters()):,} parameters", *task.told, sep="\n", flush=True)
+    run.accelerator.wait_for_everyone()
+    if run.finished and (folder / "summary.json").exists():
+        run.accelerator.print(f"{folder} is finished: nothing left to do")
+        return
+    summary = run.fit()
+    if run.main:
+        files.write_json(folder / "summary.json", summary | task.report(run, summary))
 
 
 def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any], str]) -> tuple[Any, Path]:
@@ -56,7 +62,7 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
     Errors: `UserError` if the name is taken, if there is nothing to resume, or if a given option differs from the run's own.
     """
     options = kind(**given)
-    check_options(options)
+    require_device(options)
     if options.resume and not options.name:
         raise UserError("--resume needs --name: which run under --runs_dir is to go on?")
     folder = Path(options.runs_dir) / (options.name or default_name(options))
@@ -75,29 +81,9 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
     return options, folder
 
 
-@contextlib.contextmanager
-def checking_input() -> Iterator[None]:
-    """While options, data and checkpoints are read, a `ValueError` is about them, not a fault of the program."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def first_process() -> bool:
-    """True outside torchrun, and in the process that reports and writes files."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def main(run: Callable[[], Any]) -> int:
-    """Run a command: what the user can mend becomes one line and exit code 2, a diverged run one line and 1."""
-    try:
-        run()
-    except (Diverged, UserError, OSError) as error:
-        if first_process():
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 1 if isinstance(error, Diverged) else 2
-    except KeyboardInterrupt:
-        print("stopped; the same command with --name NAME --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+def require_device(options: EngineOptions) -> None:
+    """Errors: `UserError` if there is no such device, or if it lacks the precision."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here")
+    if options.precision == "fp16" and (options.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("--precision fp16 needs a GPU; bf16 works on the CPU too")

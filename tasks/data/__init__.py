@@ -5,6 +5,10 @@ import hashlib
 import torch
 from torch import Tensor
 
+SPLITS = ("test", "valid", "train")
+SHARE = 20
+"""One value in so many is held out for test, and as many for valid."""
+
 
 class DataError(ValueError):
     """Something about the data that its user can mend; the message is one line."""
@@ -22,3 +26,8 @@ def generator_of(*where: int | str) -> torch.Generator:
 def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     """The order of the examples in an epoch (from 0): a permutation that only seed and epoch decide."""
     return torch.randperm(size, generator=generator_of("order", seed, epoch))
+
+
+def split_of(number: int) -> str:
+    """The split of what hashes to this number: a twentieth each for test and valid, the rest for train."""
+    return SPLITS[min(number % SHARE, len(SPLITS) - 1)]

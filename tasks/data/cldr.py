@@ -16,63 +16,20 @@ numbers below ten of a unit or currency, whose plurals may be words of their own
 from __future__ import annotations
 
 import difflib
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import count, islice
 from typing import Any
 
-from tasks.data import DataError
+from tasks.data import SPLITS, DataError
+from tasks.data.cldr_values import Draw, Family
 from tasks.data.text import optional
 
 KINDS = {"date": 4, "time": 1, "interval": 3, "duration": 3, "quantity": 4, "currency": 4, "name": 6}
 """Kinds of values, and how often each is drawn."""
-SPLITS = ("test", "valid", "train")
-SHARE = 20
-"""One value in so many is held out for test, and as many for valid."""
 PROBES = 24
-
-Form = Callable[[Any, Any], str]
-"""``form(value, locale)`` is the text; KeyError, ValueError or Babel's NotImplementedError if the locale lacks the form."""
-
-
-class Draw:
-    """Random numbers that are a pure function of a place: 512 bits of its hash, used up like the digits of a number."""
-
-    def __init__(self, *where: int | str) -> None:
-        self.left = int.from_bytes(hashlib.blake2b(repr(where).encode()).digest(), "big")
-
-    def below(self, limit: int) -> int:
-        self.left, rest = divmod(self.left, limit)
-        return rest
-
-    def pick(self, items: Sequence[Any]) -> Any:
-        return items[self.below(len(items))]
-
-
-@dataclass(frozen=True)
-class Family:
-    """Values of one sort and the forms they are written in, best first. `key` names what is split; `closed` values are not."""
-
-    kind: str
-    key: str
-    draw: Callable[[Draw], Any]
-    forms: Sequence[Form]
-    closed: Callable[[Any], bool] = lambda value: False
-    probes: Sequence[Any] = ()  # values at which other families may clash, besides some drawn ones
-
-    def split(self, value: Any) -> str:
-        if self.closed(value):
-            return "train"
-        digest = hashlib.blake2b(f"{self.key} {value!r}".encode(), digest_size=8).digest()
-        return SPLITS[min(int.from_bytes(digest, "big") % SHARE, 2)]
-
-    def write(self, value: Any, chosen: int, source: Any, target: Any) -> tuple[str, str]:
-        """The value in that form; if an earlier form has the same source ("May" is short and long), the target is that one's."""
-        text = self.forms[chosen](value, source)
-        form = next((form for form in self.forms[:chosen] if form(value, source) == text), self.forms[chosen])
-        return text, form(value, target)
+"""Values of every family at which forms are compared, besides those that the family names."""
 
 
 class Cldr:
@@ -85,7 +42,7 @@ class Cldr:
         if unknown := [kind for kind in kinds if kind not in KINDS] or ([] if kinds else ["none"]):
             raise DataError(f"kinds must be some of {', '.join(KINDS)}, got {', '.join(unknown)}")
         self.source, self.target = parse_locale(source), parse_locale(target)
-        from tasks.data.cldr_forms import families
+        from tasks.data.cldr_forms import families  # needs babel, which `parse_locale` has asked for
 
         claims: dict[str, Any] = {}
         sound = [self.sound(family, claims) for family in families(self.source, self.target) if family.kind in kinds]

@@ -8,7 +8,7 @@ from typing import Any
 
 from babel import Locale, dates
 
-from tasks.data.cldr import Draw, Family, Form
+from tasks.data.cldr_values import Draw, Family, Form
 
 LENGTHS = ("full", "long", "medium", "short")
 YEAR_FORMS = ("yMMMEd", "yMMMMEEEEd", "yMMMd", "yMMMMd", "yMd", "yMEd")

@@ -10,8 +10,8 @@ from typing import Any
 
 from babel import Locale, dates, lists, localedata, numbers, units
 
-from tasks.data.cldr import Draw, Family, Form
 from tasks.data.cldr_dates import date_families
+from tasks.data.cldr_values import Draw, Family, Form
 
 
 def families(source: Locale, target: Locale) -> Iterator[Family]:

@@ -5,8 +5,7 @@
     source.tokenizer.json, target...         what wrote the ids and reads them
     meta.json                                types, and for every split how many pairs were kept and skipped
 
-The folder appears whole or not at all. Ids are stored without <s> and </s>, which `collate` adds. The batches of an epoch are a
-pure function of (lengths, max_tokens, seed, epoch): tensors of indices whose padded examples have about as many tokens each.
+The folder appears whole or not at all. Ids are stored without the tokens that begin and end a sentence, which `collate` adds.
 """
 
 from __future__ import annotations
@@ -25,26 +24,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.data import DataError, epoch_order, generator_of
+from tasks.data import DataError
+from tasks.data.batching import Example
 from tasks.data.text import Counts, Pair, nonempty
-from tasks.data.tokenizer import BOS, EOS, PAD, TextTokenizer, load_tokenizer
+from tasks.data.tokenizer import TextTokenizer, load_tokenizer
 from zoo import files
 
 SIDES = ("source", "target")
 FORMAT = "zooproof parallel corpus 1"
 CHUNK = 4096
 """So many pairs are in memory at a time."""
-WINDOW = 8192
-"""So many examples, drawn at random, are sorted by length and cut into batches."""
-
-Example = tuple[Any, Any]
-"""Source and target ids, lists or arrays."""
 
 
 def tokenised(
     pairs: Iterable[Pair], source: TextTokenizer, target: TextTokenizer, longest: int, counts: Counts
 ) -> Iterator[Example]:
-    """Examples of at most `longest` tokens a side, </s> included; what is empty or longer is skipped and counted."""
+    """Examples of at most `longest` tokens a side, `eos` included; what is empty or longer is skipped and counted."""
     rest = nonempty(pairs, counts)
     while chunk := list(islice(rest, CHUNK)):
         sides = source.encode_batch([pair[0] for pair in chunk]), target.encode_batch([pair[1] for pair in chunk])
@@ -152,14 +147,14 @@ class Corpus(Sequence[Example]):
 
     @property
     def lengths(self) -> Tensor:
-        """(n, 2): the tokens of source and target, with </s>."""
+        """(n, 2): the tokens of source and target, `eos` included."""
         return torch.stack([torch.from_numpy(np.diff(offsets)) for offsets in self.offsets], 1) + 1
 
 
 def mapped(path: Path, dtype: Any, size: int) -> np.ndarray:
-    due = size * np.dtype(dtype).itemsize
-    if not path.is_file() or path.stat().st_size != due:
-        raise DataError(f"{path} is missing or truncated: {due} bytes are due")
+    expected = size * np.dtype(dtype).itemsize
+    if not path.is_file() or path.stat().st_size != expected:
+        raise DataError(f"{path} is missing or truncated: expected {expected} bytes")
     return np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
 
 
@@ -167,54 +162,3 @@ def prepared_tokenizers(folder: str | Path) -> tuple[TextTokenizer, TextTokenize
     """Those of source and target that wrote a prepared folder."""
     source, target = (load_tokenizer(Path(folder) / f"{side}.tokenizer.json") for side in SIDES)
     return source, target
-
-
-# ----------------------------------------------------------------------------------------------------------------- batches
-
-
-def lengths_of(examples: Sequence[Example]) -> Tensor:
-    """(n, 2): the tokens of source and target, with </s>, of examples in memory."""
-    return torch.tensor([[len(ids) + 1 for ids in example] for example in examples]).reshape(-1, 2)
-
-
-def batches(lengths: Tensor, max_tokens: int, seed: int, epoch: int, window: int = WINDOW) -> list[Tensor]:
-    """Indices of the examples in each batch of an epoch: every example once, like lengths together, in random order.
-
-    `lengths` are (n,) or (n, sides); on no side is rows times longest more than `max_tokens`.
-    Errors: `DataError` that names an example which is longer than `max_tokens` by itself.
-    """
-    lengths = lengths[:, None] if lengths.ndim == 1 else lengths
-    if len(lengths) and int(lengths.max()) > max_tokens:
-        worst = int(lengths.amax(1).argmax())
-        raise DataError(f"example {worst} has {int(lengths[worst].max())} tokens, more than the {max_tokens} of a whole batch")
-    found: list[Tensor] = []
-    for part in epoch_order(len(lengths), seed, epoch).split(window):
-        for side in range(lengths.shape[1]):  # the last side counts most; equally long ones stay in random order
-            part = part[lengths[part, side].argsort(stable=True)]
-        start, longest = 0, [0] * lengths.shape[1]
-        for n, sides in enumerate(lengths[part].tolist()):
-            grown = [max(pair) for pair in zip(longest, sides, strict=True)]
-            if (n + 1 - start) * max(grown) > max_tokens:
-                found.append(part[start:n])
-                start, grown = n, sides
-            longest = grown
-        found.append(part[start:])
-    found = [batch for batch in found if len(batch)]
-    return [found[n] for n in torch.randperm(len(found), generator=generator_of("batches", seed, epoch)).tolist()]
-
-
-def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    """Source (b, s) that ends in </s>, target_in (b, t) that begins with <s>, and target_out (b, t) that ends in </s>.
-
-    They are int64 and padded on the right; no examples give tensors of shape (0, 1).
-    """
-    rows = [([*source, EOS], [BOS, *target], [*target, EOS]) for source, target in examples]
-    source, target_in, target_out = (padded(side) for side in (zip(*rows, strict=True) if rows else ((), (), ())))
-    return source, target_in, target_out
-
-
-def padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    table = np.full((len(rows), max(map(len, rows), default=1)), PAD, np.int64)
-    for n, row in enumerate(rows):
-        table[n, : len(row)] = row
-    return torch.from_numpy(table)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tasks.data import DataError, generator_of
 from tasks.data.pictures import Cut, Split, load_folder, read_image, split_80_20
 from zoo.files import first_line
-from zoo.pretrained.preprocess import Preprocess, square
+from zoo.pretrained.preprocess import Preprocess, normalise, square
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,6 @@ class Images:
             drawn = torch.rand(len(self), 5, generator=generator_of("augment", seed, epoch))
             images = warp(images, drawn[indices], augmentation)
         return normalise(images, self.mean, self.std), self.labels[indices]
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def warp(images: Tensor, drawn: Tensor, augmentation: Augmentation) -> Tensor:
@@ -125,7 +121,7 @@ def load_images(
     Default sizes: 32, and 224 for a folder. Splits are those that the sets come with; digits, and a folder without train and test
     folders, are split 80 to 20, stratified, always the same way. All pixels are held in memory, one byte each.
     cut: of the pictures in folders, uint8 (c, y, x) -> (c, image_size, image_size), by default `preprocess.square`.
-    Errors: `DataError` that names the file or folder and what is due.
+    Errors: `DataError` that names the file or folder and what is expected.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be a positive number of pixels, got {image_size}")
@@ -213,9 +209,10 @@ def load_cifar(name: str, folder: str, files: list[str]) -> Callable[[Path], tup
         from torchvision import datasets
 
         make = getattr(datasets, name)
-        due = [f"{folder}/{file}" for file in files]
+        expected = [f"{folder}/{file}" for file in files]
         found = [
-            fetch(lambda t=t: make(str(data_root), train=t, download=True), name.lower(), data_root, due) for t in (True, False)
+            fetch(lambda t=t: make(str(data_root), train=t, download=True), name.lower(), data_root, expected)
+            for t in (True, False)
         ]
         splits = [(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in found]
         return splits[0], splits[1], list(found[0].classes), "flip"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data import DataError
+from tasks.data.batching import Example
 from tasks.data.cldr import cldr
-from tasks.data.corpus import Corpus, Example, prepare, prepared_tokenizers, tokenised
+from tasks.data.corpus import Corpus, prepare, prepared_tokenizers, tokenised
 from tasks.data.text import Counts, Pair, find_splits, nonempty, read
 from tasks.data.text_packages import pronunciations, read_hub
 from tasks.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
@@ -114,8 +115,9 @@ def fitting(pairs: Iterable[Pair], tokenizer: TextTokenizer, longest: int, count
 
 
 def make_tokenizer(options: Any, reader: Callable[[], Iterable[Pair]]) -> TextTokenizer:
+    """The given tokenizer, with a token for padding if it has none, or one that is trained on the pairs."""
     if options.tokenizer:
-        return load_tokenizer(options.tokenizer)
+        return load_tokenizer(options.tokenizer).with_padding().require("bos", "eos")
     level = options.level or ("word" if options.data == "cmudict" and not options.train else "bpe")
     size = options.vocab_size or (1000 if options.data == "cldr" and not (options.train or options.dataset_path) else 8000)
     return train_tokenizer(chain.from_iterable(islice(reader(), TRAINING_LINES)), level, size)

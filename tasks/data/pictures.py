@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.data import DataError
+from zoo.files import first_line
 from zoo.pretrained.preprocess import square
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def load_folder(
 ) -> tuple[Split, Split, list[str], str]:
     """PATH/train/CLASS/images with PATH/test or PATH/val, or PATH/CLASS/images, which is split 80 to 20."""
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder: PATH/CLASS/images, or PATH/train/CLASS/images with PATH/test, is due")
+        raise DataError(f"{root} is not a folder: expected PATH/CLASS/images, or PATH/train/CLASS/images with PATH/test")
     if (root / "train").is_dir():
         other = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
         if other is None:
@@ -51,7 +52,7 @@ def load_folder(
 def list_classes(root: Path) -> dict[str, list[Path]]:
     classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
-        raise DataError(f"{root} is empty: one folder of images for each class is due")
+        raise DataError(f"{root} is empty: expected one folder of images for each class")
     files = {
         c.name: sorted(p for p in c.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")) for c in classes
     }
@@ -99,7 +100,7 @@ def read_image(path: Path, channels: int) -> Tensor:
         with Image.open(path) as picture:
             return V.pil_to_tensor(eight_bits(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path} cannot be read as an image ({first_line(error)})") from error
 
 
 def eight_bits(picture: Pillow.Image) -> Pillow.Image:
@@ -107,7 +108,7 @@ def eight_bits(picture: Pillow.Image) -> Pillow.Image:
     from PIL import Image
 
     if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whole numbers of 8 or 16 bits are due")
+        raise ValueError("its pixels are floating-point numbers, expected whole numbers of 8 or 16 bits")
     if picture.mode.startswith("I"):
         return Image.fromarray((np.asarray(picture).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:

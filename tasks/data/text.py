@@ -127,7 +127,7 @@ def pair_of(row: Any, source: str, target: str, where: str) -> Pair:
             if isinstance(inner.get(first), str) and isinstance(inner.get(second), str):
                 return inner[first], inner[second]
     found = f"the keys {', '.join(map(str, inner))}" if isinstance(inner, dict) else type(inner).__name__
-    raise DataError(f"{where}: texts {source!r} and {target!r}, or 'source' and 'target', are due, got {found}")
+    raise DataError(f"{where}: expected texts {source!r} and {target!r}, or 'source' and 'target', got {found}")
 
 
 def read_gettext(path: Path, source: str) -> Iterator[Pair]:

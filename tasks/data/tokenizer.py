@@ -4,7 +4,8 @@
     word           what stands between spaces, such as phonemes; other words are <unk>
     char           characters; those that were not seen in training are <unk>
 
-Ids 0 to 3 are <pad>, <s>, </s> and <unk>. A text that happens to contain "</s>" means these four characters, not the token.
+A given tokenizer may spell its special tokens otherwise, and have them at any ids: they are attributes, such as `tokenizer.pad`.
+A text that happens to contain "</s>" means these four characters, not the token.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +22,94 @@ from tasks.data.text import optional
 from zoo import files
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-PAD, BOS, EOS, UNK = range(4)
+"""Special tokens of a tokenizer that is trained here, at ids 0 to 3."""
+SPELLINGS = {
+    "pad": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<PAD>"),
+    "bos": ("<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<BOS>", "[CLS]", "<|endoftext|>"),
+    "eos": ("</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>", "<EOS>", "[SEP]"),
+    "unk": ("<unk>", "[UNK]", "<|unk|>", "<UNK>"),
+    "cls": ("[CLS]", "<cls>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "</s>"),
+    "mask": ("[MASK]", "<mask>", "<|mask|>"),
+}
+"""How tokenizers of others spell each special token; where one has several of a kind, the first in the list counts."""
 LEVELS = ("bpe", "unigram", "word", "char")
 LEAST = len(SPECIAL) + 256
 """Tokens that BPE and Unigram have at least: every byte is one."""
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` whose special tokens are ours; `path` is told in complaints."""
+    """A `tokenizers.Tokenizer` that knows its special tokens; `path` is told in complaints.
+
+    pad, bos, eos, unk, cls, sep, mask: their ids, found by name; `DataError` when one is asked for that the tokenizer lacks.
+    """
+
+    pad: int
+    bos: int
+    eos: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
 
     def __init__(self, inner: Any, path: Path | None = None) -> None:
         self.inner, self.path = inner, path
-        if [inner.token_to_id(token) for token in SPECIAL] != list(range(4)):
-            found = ", ".join(str(inner.id_to_token(n)) for n in range(4))
-            raise DataError(f"{path or 'the tokenizer'} must have {', '.join(SPECIAL)} at ids 0 to 3, got {found}")
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True  # as plain text; the file does not keep this setting
+        vocabulary = inner.get_vocab()
+        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
+        declared = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
+        self.special: dict[str, int] = {}
+        for kind, spellings in SPELLINGS.items():  # "[MASK]" may be a word of the text, where it is not declared
+            known = [x for x in spellings if x in vocabulary and (x in declared or not declared or kind == "unk")]
+            if known:
+                self.special[kind] = vocabulary[known[0]]
+        vars(self).update(self.special)
 
-    @property
-    def vocab_size(self) -> int:
-        return self.inner.get_vocab_size()
+    def __getattr__(self, name: str) -> Any:
+        if name in SPELLINGS:
+            raise DataError(f"{self.path or 'the tokenizer'} has no {name} token: expected one of {', '.join(SPELLINGS[name])}")
+        raise AttributeError(name)
 
     @property
     def fingerprint(self) -> str:
         """Tells two tokenizers apart."""
         return blake2b(self.inner.to_str().encode(), digest_size=8).hexdigest()
 
+    def with_padding(self) -> TextTokenizer:
+        """Itself, or where it has no token for padding, as GPT-2's, a copy with one more token at the end."""
+        if "pad" in self.special:
+            return self
+        inner = type(self.inner).from_str(self.inner.to_str())
+        inner.add_special_tokens([SPELLINGS["pad"][0]])
+        return TextTokenizer(inner, self.path)
+
     def encode(self, text: str) -> list[int]:
-        """Ids without <s> and </s>."""
+        """Ids without `bos` and `eos`."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """A word or character that is spelled like a special token is an unknown one; left out where there is no `unk`."""
+        special, unknown = set(self.special.values()), [self.special[kind] for kind in ("unk",) if kind in self.special]
         found = self.inner.encode_batch(list(texts), add_special_tokens=False)
-        # a word or character that is spelled like a special token is an unknown one
-        return [[token if token > UNK else UNK for token in encoding.ids] for encoding in found]
+        return [[n for token in e.ids for n in ((token,) if token not in special else unknown)] for e in found]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text up to the first </s>; <pad> and <s> are left out."""
-        ids = list(ids)
-        ids = ids[: ids.index(EOS)] if EOS in ids else ids
-        return self.inner.decode([token for token in ids if token not in (PAD, BOS)], skip_special_tokens=False)
+        """The text up to the first `eos`; `pad` and `bos` are left out."""
+        start, end = {self.special.get("pad"), self.special.get("bos")}, self.special.get("eos")
+        ids = list(dropwhile(start.__contains__, ids))
+        ids = ids[: ids.index(end)] if end in ids else ids
+        return self.inner.decode([token for token in ids if token not in start], skip_special_tokens=False)
 
     def decode_batch(self, rows: Iterable[Iterable[int]]) -> list[str]:
         return [self.decode(row) for row in rows]
+
+    def require(self, *kinds: str) -> TextTokenizer:
+        """Itself. Errors: `DataError` if it lacks one of these special tokens."""
+        for kind in kinds:
+            getattr(self, kind)
+        return self
 
     def require_vocab_size(self, vocab_size: int) -> None:
         """`DataError` unless a model with that many tokens is one for this tokenizer."""
@@ -80,12 +125,12 @@ class TextTokenizer:
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
-    """A tokenizer.json, or the one in a folder. Errors: `DataError` if it is missing, damaged, or has other special tokens."""
+    """A tokenizer.json, or the one in a folder. Errors: `DataError` if it is missing or damaged."""
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     tokenizers = optional("tokenizers")
     if not path.is_file():
-        raise DataError(f"{path} is not there: a tokenizer.json is due")
+        raise DataError(f"{path} is not there: expected a tokenizer.json")
     try:
         inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises nothing narrower

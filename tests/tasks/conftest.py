@@ -1,7 +1,9 @@
-"""A tiny set of pictures, and the real command: in a fresh process, in two under torchrun, or in one that kills itself."""
+"""A tiny set of pictures, and the real commands: in this process, in others that may be killed, and under torchrun."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -12,37 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parent))  # `toys` and `processes`, which are no tests
+import processes
+from command import small
+
 TASK = "tasks.image_classification"
-
-BOMB = """
-# argv: place, count, task, then the command's own; strikes at the count-th step, or write or rename of last.safetensors
-import os, resource, runpy, signal, sys
-from tasks import engine
-from zoo import files
-
-place, count = sys.argv.pop(1), int(sys.argv.pop(1))
-owner, name = {"write": (os, "fsync"), "rename": (os, "replace")}.get(place, (engine.Run, "train_step"))
-original, calls = getattr(owner, name), 0
-
-def concerns(where, *_):
-    path = os.readlink(f"/proc/self/fd/{where}") if place == "write" else where
-    return name == "train_step" or "last.safetensors" in str(path)
-
-def strike(*arguments):
-    global calls
-    calls += concerns(*arguments)
-    if calls == count and place == "disk":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
-    elif calls == count and concerns(*arguments):
-        if place == "write":
-            os.ftruncate(arguments[0], os.fstat(arguments[0]).st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments)
-
-setattr(owner, name, strike)
-runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-"""
 
 
 def write_pictures(folder: Path, counts: dict[str, int], size: int = 32, seed: int = 0) -> Path:
@@ -70,29 +46,65 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
 @pytest.fixture(scope="session")
-def launch() -> Command:
-    """Run ``python *launcher *arguments`` in the project's root, one thread, no terminal."""
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., processes.Done]:
+    """A command in a process of its own, or in several ranks; `blow` is when it kills itself, as `processes.strike` says."""
 
-    def run(*arguments: object, launcher: tuple[object, ...] = ("-m", TASK)) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        words = [sys.executable, *map(str, launcher), *map(str, arguments)]
-        return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    def run(*words: object, task: str = TASK, ranks: int = 1, blow: tuple[str, int] | None = None) -> processes.Done:
+        told = processes.ranks(ranks) if ranks > 1 else [{}]
+        folders = [tmp_path_factory.mktemp("said") for _ in told]
+        started = [processes.start(f, task, [*map(str, words)], blow, rank) for f, rank in zip(folders, told, strict=True)]
+        done = [processes.finish(*pair) for pair in zip(started, folders, strict=True)]
+        return max(done, key=lambda one: one.returncode != 0)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def bombed(launch: Command) -> Command:
-    """The command, killed at the count-th "step", "write" (half done) or "rename", or its "disk" full from a step on."""
-    return lambda place, count, *arguments, task=TASK: launch(*arguments, launcher=("-c", BOMB, place, count, task))
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``python *words`` in the project's root, one thread, no terminal: for what depends on imports, and on torchrun."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(processes.ROOT)}
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, cwd=processes.ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def torchrun(launch: Command) -> Command:
-    """The command in two processes."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", TASK)
-    return lambda *arguments: launch(*arguments, launcher=launcher)
+def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run of two epochs, and what it said."""
+    from tasks.image_classification import main
+
+    runs = tmp_path_factory.mktemp("runs")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([*small(pictures, runs), "--epochs", "2"]) == 0
+    return runs / "a", said.getvalue()
+
+
+@pytest.fixture
+def stopped(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the finished run, which the test may damage."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for name in ("options.json", "config.json", "metrics.jsonl", "last.safetensors", "best.safetensors"):
+        (folder / name).write_bytes((finished[0] / name).read_bytes())
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A run of a toy that has not begun; accelerate's shared state does not outlive the test."""
+    from accelerate.state import AcceleratorState
+    from toys import Sentences, network
+
+    from tasks.engine import Run
+    from tasks.options import EngineOptions
+
+    def build(task=None, model=None, **options) -> Run:
+        chosen = EngineOptions(device="cpu", **{"warmup": 0, **options})
+        return Run(task or Sentences(), model or network(), chosen, tmp_path)
+
+    yield build
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.data import DataError, corpus
+from tasks.data.batching import batches, collate, lengths_of
 from tasks.data.cldr import pair
-from tasks.data.corpus import Corpus, batches, collate, lengths_of, prepare, prepared_tokenizers, tokenised
+from tasks.data.corpus import Corpus, prepare, prepared_tokenizers, tokenised
 from tasks.data.text import Counts, read
-from tasks.data.tokenizer import BOS, EOS, PAD, TextTokenizer, train_tokenizer
+from tasks.data.tokenizer import TextTokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [pair("de", "en", 0, n) for n in range(300)]
@@ -56,13 +55,14 @@ def test_a_prepared_folder_holds_what_was_tokenised(
     counts = prepare(tmp_path / "new" / "data", {"train": iter(PAIRS), "test": PAIRS[:9]}, pieces, words)
     assert counts == {"train": Counts(300), "test": Counts(9)}
     train, test = Corpus(tmp_path / "new" / "data"), Corpus(tmp_path / "new" / "data", "test")
-    due = [(pieces.encode(source), words.encode(target)) for source, target in PAIRS]
-    assert [tuple(side.tolist() for side in train[n]) for n in range(len(train))] == due
-    assert [tuple(map(list, example)) for example in train] == due  # a sequence, which ends
+    expected = [(pieces.encode(source), words.encode(target)) for source, target in PAIRS]
+    assert [tuple(side.tolist() for side in train[n]) for n in range(len(train))] == expected
+    assert [tuple(map(list, example)) for example in train] == expected  # a sequence, which ends
     assert len(test) == 9
-    assert torch.equal(train.lengths, lengths_of(due))
-    assert train.lengths[:, 0].tolist() == [len(source) + 1 for source, _ in due]
-    assert all(torch.equal(a, b) for a, b in zip(collate([train[n] for n in (5, 2)]), collate([due[5], due[2]]), strict=True))
+    assert torch.equal(train.lengths, lengths_of(expected))
+    assert train.lengths[:, 0].tolist() == [len(source) + 1 for source, _ in expected]
+    mapped, listed = collate([train[n] for n in (5, 2)], pieces), collate([expected[5], expected[2]], pieces)
+    assert all(torch.equal(a, b) for a, b in zip(mapped, listed, strict=True))
     again = prepared_tokenizers(tmp_path / "new" / "data")
     assert [t.fingerprint for t in again] == [pieces.fingerprint, words.fingerprint]
     with pytest.raises(IndexError):
@@ -72,9 +72,9 @@ def test_a_prepared_folder_holds_what_was_tokenised(
 def test_ids_take_four_bytes_only_where_two_are_too_few(pieces: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     prepare(tmp_path / "small", {"train": PAIRS}, pieces, pieces)
     assert Corpus(tmp_path / "small").tokens[0].dtype == np.uint16
-    monkeypatch.setattr(TextTokenizer, "vocab_size", 2**16)
+    monkeypatch.setattr(pieces, "vocab_size", 2**16)
     assert corpus.token_type(pieces) == np.uint16  # ids up to 65,535
-    monkeypatch.setattr(TextTokenizer, "vocab_size", 2**16 + 1)
+    monkeypatch.setattr(pieces, "vocab_size", 2**16 + 1)
     prepare(tmp_path / "large", {"train": PAIRS}, pieces, pieces)
     assert Corpus(tmp_path / "large").tokens[0].dtype == np.uint32
     small, large = Corpus(tmp_path / "small"), Corpus(tmp_path / "large")
@@ -102,41 +102,13 @@ def test_a_failed_prepare_leaves_nothing(pieces: TextTokenizer, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "good"]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tasks.data import corpus
-from tasks.data.cldr import pair
-from tasks.data.tokenizer import train_tokenizer
-from zoo import files
-
-place, folder = sys.argv[1:]
-corpus.CHUNK = 10
-
-def pairs():
-    for n in range(100):
-        if place == "middle" and n == 60:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield pair("de", "en", 0, n)
-
-original = files.write_json
-def write_json(path, data):
-    if place == "before meta":
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(path, data)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-files.write_json = write_json
-tokenizer = train_tokenizer((text for n in range(50) for text in pair("de", "en", 0, n)), "bpe", 300)
-corpus.prepare(folder, {"train": pairs()}, tokenizer, tokenizer)
-"""
-
-
+@pytest.mark.processes
 @pytest.mark.parametrize("place", ["middle", "before meta", "before the rename"])
-def test_a_killed_prepare_looks_unfinished_and_the_next_one_sweeps_up(pieces: TextTokenizer, place: str, tmp_path: Path):
+def test_a_killed_prepare_looks_unfinished_and_the_next_one_sweeps_up(
+    pieces: TextTokenizer, place: str, tmp_path: Path, launch: Callable
+):
     folder = tmp_path / "data"
-    command = [sys.executable, "-c", KILLED, place, str(folder)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    done = launch(place, folder, task="killed_prepare")
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not folder.exists()
     assert len(list(tmp_path.iterdir())) == 1  # or it was killed too early to tell
@@ -191,7 +163,7 @@ def test_complaints(pieces: TextTokenizer, tmp_path: Path):
     for name, part in (("train.source.tokens", 10), ("train.target.offsets", 8)):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[:-part])
-        assert f"{folder / name} is missing or truncated: {len(content)} bytes are due" in complaint(Corpus, folder)
+        assert f"{folder / name} is missing or truncated: expected {len(content)} bytes" in complaint(Corpus, folder)
         (folder / name).unlink()
         assert f"{folder / name} is missing or truncated" in complaint(Corpus, folder)
         (folder / name).write_bytes(content)
@@ -264,15 +236,16 @@ def test_an_example_longer_than_a_batch_is_named():
 
 @pytest.mark.parametrize("kind", [list, np.array])
 def test_collation_pads_on_the_right(kind: Callable):
-    source, target_in, target_out = collate([(kind([5, 6]), kind([7, 8, 9])), (kind([5, 6, 7, 8]), kind([10]))])
-    assert source.tolist() == [[5, 6, EOS, PAD, PAD], [5, 6, 7, 8, EOS]]
-    assert target_in.tolist() == [[BOS, 7, 8, 9], [BOS, 10, PAD, PAD]]
-    assert target_out.tolist() == [[7, 8, 9, EOS], [10, EOS, PAD, PAD]]
+    special = SimpleNamespace(pad=90, bos=91, eos=92)
+    source, target_in, target_out = collate([(kind([5, 6]), kind([7, 8, 9])), (kind([5, 6, 7, 8]), kind([10]))], special)
+    assert source.tolist() == [[5, 6, 92, 90, 90], [5, 6, 7, 8, 92]]
+    assert target_in.tolist() == [[91, 7, 8, 9], [91, 10, 90, 90]]
+    assert target_out.tolist() == [[7, 8, 9, 92], [10, 92, 90, 90]]
     assert {x.dtype for x in (source, target_in, target_out)} == {torch.int64}
 
 
-def test_no_examples_are_a_batch_of_none():
-    assert [tuple(x.shape) for x in collate([])] == [(0, 1)] * 3
+def test_no_examples_are_a_batch_of_none(pieces: TextTokenizer):
+    assert [tuple(x.shape) for x in collate([], pieces)] == [(0, 1)] * 3
     assert lengths_of([]).shape == (0, 2)
 
 

@@ -40,14 +40,14 @@ def test_with_a_linear_head_it_is_the_class_activation_map(small, given):
     batch = images(4, 3, 16, 16)
     grid, logits = small.features(batch)[-1], small(batch)
     classes = torch.tensor([1, 0, 3, 2]) if given else logits.argmax(-1)
-    due = torch.einsum("bc,bcyx->byx", small.head.output.weight[classes], grid)
+    expected = torch.einsum("bc,bcyx->byx", small.head.output.weight[classes], grid)
     own = logits.gather(1, classes[:, None])[:, 0] - small.head.output.bias[classes]
-    torch.testing.assert_close(due.mean((1, 2)), own)
+    torch.testing.assert_close(expected.mean((1, 2)), own)
     maps, stage, stages = class_activation(small, batch, classes if given else None)
     assert (stage, stages) == (1, 2)
-    torch.testing.assert_close(maps, due.relu(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(maps, expected.relu(), rtol=1e-12, atol=1e-12)
     assert (maps > 0).any()
-    assert (due < 0).any() or not given, "the relu had nothing to do"
+    assert (expected < 0).any() or not given, "the relu had nothing to do"
 
 
 def test_below_four_pixels_it_is_the_paper_on_an_earlier_stage(small):
@@ -57,8 +57,8 @@ def test_below_four_pixels_it_is_the_paper_on_an_earlier_stage(small):
     assert stage == 0
     grid = small.stages[0](batch).detach().requires_grad_()
     small.head(small.stages[1](grid)).max(-1).values.sum().backward()
-    due = (grid.grad.mean((2, 3), keepdim=True) * grid * 16).sum(1).relu()
-    torch.testing.assert_close(maps, due.detach())
+    expected = (grid.grad.mean((2, 3), keepdim=True) * grid * 16).sum(1).relu()
+    torch.testing.assert_close(maps, expected.detach())
     assert (maps > 0).any()
 
 

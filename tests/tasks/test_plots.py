@@ -32,9 +32,9 @@ def rows(epochs: int) -> list[dict[str, float]]:
         {
             "epoch": n,
             "train_loss": 2 / n,
-            "test_loss": 3 / n,
+            "valid_loss": 3 / n,
             "train_accuracy": 1 - 1 / n,
-            "test_accuracy": 1 - 1.1 / n,
+            "valid_accuracy": 1 - 1.1 / n,
             "lr": 0.1,
         }
         for n in range(1, epochs + 1)
@@ -53,7 +53,7 @@ def test_curves_show_both_splits_of_every_metric(tmp_path, drawn):
     loss, accuracy = drawn[0].axes
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
         assert axes.get_title() == name
-        assert [line.get_label() for line in axes.lines] == ["train", "test"]
+        assert [line.get_label() for line in axes.lines] == ["train", "valid"]
         for line in axes.lines:
             assert list(line.get_xdata()) == [1, 2, 3, 4]
             assert list(line.get_ydata()) == [row[f"{line.get_label()}_{name}"] for row in history]
@@ -73,8 +73,8 @@ def test_confusion_counts_the_true_class_in_the_row(tmp_path, drawn):
     assert {(t.get_position()[::-1], t.get_text()) for t in axes.texts} == {
         ((0, 0), "1"), ((0, 1), "2"), ((0, 2), "1"), ((1, 1), "2")
     }  # fmt: skip
-    due = torch.tensor([[0.25, 0.5, 0.25], [0, 1, 0], [0, 0, 0]])  # nothing of the third class: no division by zero
-    torch.testing.assert_close(torch.as_tensor(axes.images[0].get_array().data).float(), due)
+    expected = torch.tensor([[0.25, 0.5, 0.25], [0, 1, 0], [0, 0, 0]])  # nothing of the third class: no division by zero
+    torch.testing.assert_close(torch.as_tensor(axes.images[0].get_array().data).float(), expected)
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
     for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
         assert [tick.get_text() for tick in ticks] == ["ant", "bee", "cow"]
@@ -192,8 +192,8 @@ def test_features_show_filters_and_the_strongest_channels(tmp_path, drawn, chann
     assert all(axes.images[0].get_clim() == (0, 1) for axes in used[1:])
     colours = filters if channels == 3 else filters.mean(1, keepdim=True)
     first = shown(used[1]).reshape(38, 38, -1)[:18:6, :18:6]  # six times as large
-    due = (colours[0] / colours.abs().max() / 2 + 0.5).permute(1, 2, 0)
-    torch.testing.assert_close(first.float(), due)
+    expected = (colours[0] / colours.abs().max() / 2 + 0.5).permute(1, 2, 0)
+    torch.testing.assert_close(first.float(), expected)
     low, high = (bound(stages[0][stages[0].mean((1, 2)).argsort()[-4:]]) for bound in (torch.min, torch.max))
     torch.testing.assert_close(shown(used[2])[:18:3, :18:3].float(), (stages[0][7] - low) / (high - low))
     assert is_whole(tmp_path / "f.png")
@@ -228,7 +228,8 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
     assert path.read_bytes() != before
 
 
-def test_no_display_and_no_global_state_are_needed(tmp_path, launch, monkeypatch):
+@pytest.mark.processes
+def test_no_display_and_no_global_state_are_needed(tmp_path, python, monkeypatch):
     """With a backend that wants a display, and none at hand."""
     monkeypatch.setenv("MPLBACKEND", "tkagg")
     monkeypatch.delenv("DISPLAY", raising=False)
@@ -236,10 +237,10 @@ def test_no_display_and_no_global_state_are_needed(tmp_path, launch, monkeypatch
 import sys
 from pathlib import Path
 from tasks import plots
-plots.curves([{{"epoch": 1, "train_loss": 1.0, "test_loss": 2.0}}], Path({str(tmp_path)!r}) / "curves.png")
+plots.curves([{{"epoch": 1, "train_loss": 1.0, "valid_loss": 2.0}}], Path({str(tmp_path)!r}) / "curves.png")
 print("matplotlib.pyplot" in sys.modules)
 """
-    done = launch(launcher=("-c", script))
+    done = python("-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
     assert is_whole(tmp_path / "curves.png")

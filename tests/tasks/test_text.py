@@ -108,14 +108,14 @@ def test_jsonl(tmp_path: Path, shape: str):
     assert list(read([path])) == PAIRS
     if shape != "sides":
         assert list(read([path], "en", "de")) == [(b, a) for a, b in PAIRS]
-        assert f"{path}, line 1: texts 'de' and 'pl'" in complaint(read, [path], "de", "pl")
+        assert f"{path}, line 1: expected texts 'de' and 'pl'" in complaint(read, [path], "de", "pl")
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
         ("{", "not JSON"),
-        ("[1, 2]", "are due, got list"),
+        ("[1, 2]", "or 'source' and 'target', got list"),
         ('{"de": "a"}', "got the keys de"),
         ('{"de": "a", "en": 3}', "got the keys de, en"),
         ('{"translation": "a"}', "got str"),

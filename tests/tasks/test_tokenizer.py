@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tasks.data import DataError
 from tasks.data.cldr import pair
-from tasks.data.tokenizer import BOS, EOS, LEAST, LEVELS, PAD, SPECIAL, UNK, TextTokenizer, load_tokenizer, train_tokenizer
+from tasks.data.tokenizer import LEAST, LEVELS, SPECIAL, TextTokenizer, load_tokenizer, train_tokenizer
 
 TEXTS = [text for n in range(1500) for text in pair("de", "en", 0, n)]
 PHONEMES = ["HH AH0 L OW1", "T AH0 M EY1 T OW2", "W ER1 L D"]
@@ -46,7 +47,7 @@ def test_any_text_comes_back(trained: dict[str, TextTokenizer], level: str):
     def check(text: str) -> None:
         ids = trained[level].encode(text)
         assert trained[level].decode(ids) == text
-        assert min(ids, default=4) > UNK
+        assert min(ids, default=4) >= len(SPECIAL)
         assert max(ids, default=0) < trained[level].vocab_size
 
     check()
@@ -56,7 +57,9 @@ def test_any_text_comes_back(trained: dict[str, TextTokenizer], level: str):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_special_tokens_are_the_first_four(trained: dict[str, TextTokenizer], level: str):
-    assert [trained[level].inner.token_to_id(token) for token in SPECIAL] == [PAD, BOS, EOS, UNK] == [0, 1, 2, 3]
+    tokenizer = trained[level]
+    assert [tokenizer.inner.token_to_id(token) for token in SPECIAL] == [0, 1, 2, 3]
+    assert [tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk] == [0, 1, 2, 3]
     assert trained[level].vocab_size <= 600
 
 
@@ -88,21 +91,52 @@ def test_words(trained: dict[str, TextTokenizer]):
     words = train_tokenizer(PHONEMES, "word", 100)
     assert words.vocab_size == 4 + len({phoneme for line in PHONEMES for phoneme in line.split()})
     assert words.decode(words.encode("  W OW2  L ")) == "W OW2 L"
-    assert words.encode("W </s> XX")[1:] == [UNK, UNK]  # text is no special token, known or not
-    assert words.decode([BOS, *words.encode("HH XX"), EOS, 7, PAD]) == "HH <unk>"
+    assert words.encode("W </s> XX")[1:] == [words.unk, words.unk]  # text is no special token, known or not
+    assert words.decode([words.bos, *words.encode("HH XX"), words.eos, 7, words.pad]) == "HH <unk>"
 
 
 def test_characters():
     characters = train_tokenizer(["hello world\n", "tomato"], "char", 100)
     assert characters.vocab_size == 4 + len(set("hello world\ntomato"))
     assert characters.decode(characters.encode(" to\nher ")) == " to\nher "
-    assert characters.encode("x<s>") == [UNK, UNK, UNK if "s" not in "hello world" else 0, UNK]
+    assert characters.encode("x<s>") == [characters.unk] * 4
 
 
 def test_decoding_ends_where_the_sentence_does(trained: dict[str, TextTokenizer]):
-    ids = trained["bpe"].encode("Montag")
-    assert trained["bpe"].decode([PAD, BOS, *ids, EOS, *ids, EOS, PAD]) == "Montag"
-    assert trained["bpe"].decode_batch([[*ids, EOS], [EOS, *ids], []]) == ["Montag", "", ""]
+    tokenizer = trained["bpe"]
+    ids, pad, bos, eos = tokenizer.encode("Montag"), tokenizer.pad, tokenizer.bos, tokenizer.eos
+    assert tokenizer.decode([pad, bos, *ids, eos, *ids, eos, pad]) == "Montag"
+    assert tokenizer.decode_batch([[*ids, eos], [eos, *ids], []]) == ["Montag", "", ""]
+
+
+def test_one_token_may_begin_and_end_a_sentence(trained: dict[str, TextTokenizer]):
+    """As GPT-2's: <|endoftext|> in front is no end."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(["Montag"], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    inner.add_special_tokens(["<|endoftext|>"])
+    bare = TextTokenizer(inner)
+    with pytest.raises(DataError, match=r"the tokenizer has no pad token: expected one of <pad>, \[PAD\]"):
+        bare.require("eos", "pad")
+    tokenizer = bare.with_padding().require("pad", "bos", "eos")
+    assert tokenizer.with_padding() is tokenizer
+    assert tokenizer.vocab_size == bare.vocab_size + 1 == tokenizer.pad + 1
+    assert tokenizer.bos == tokenizer.eos == inner.token_to_id("<|endoftext|>")
+    ids = tokenizer.encode("Montag <|endoftext|>")
+    assert tokenizer.eos not in ids
+    assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.eos, *ids, tokenizer.pad]) == "Montag <|endoftext|>"
+    assert tokenizer.decode([tokenizer.eos, tokenizer.pad]) == ""
+
+
+def test_what_only_looks_like_a_special_token_is_a_word():
+    """Where special tokens are declared, [MASK] in the texts is none; where none is declared, names decide."""
+    words = train_tokenizer(["[MASK] a b"], "word", 100)
+    assert "mask" not in words.special
+    assert words.decode(words.encode("a [MASK]")) == "a [MASK]"
+    undeclared = TextTokenizer(Tokenizer(models.WordLevel({"a": 0, "[SEP]": 1, "[UNK]": 2, "[PAD]": 7}, unk_token="[UNK]")))
+    assert undeclared.special == {"pad": 7, "eos": 1, "unk": 2, "sep": 1}
+    assert undeclared.vocab_size == 8
 
 
 def test_padding_and_truncation_of_a_given_file_are_undone(trained: dict[str, TextTokenizer], tmp_path: Path):
@@ -126,7 +160,7 @@ def test_complaints(trained: dict[str, TextTokenizer], tmp_path: Path, monkeypat
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert complaint(load_tokenizer, tmp_path) == f"{tmp_path / 'tokenizer.json'} is not there: a tokenizer.json is due"
+    assert complaint(load_tokenizer, tmp_path) == f"{tmp_path / 'tokenizer.json'} is not there: expected a tokenizer.json"
     (tmp_path / "tokenizer.json").write_text(trained["bpe"].inner.to_str()[:500])
     assert "truncated or damaged" in complaint(load_tokenizer, tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe")
@@ -135,7 +169,8 @@ def test_complaints(trained: dict[str, TextTokenizer], tmp_path: Path, monkeypat
     foreign["added_tokens"] = []
     foreign["model"]["vocab"] = {"<unk>": 0, "a": 1}
     (tmp_path / "tokenizer.json").write_text(json.dumps(foreign))
-    assert "must have <pad>, <s>, </s>, <unk> at ids 0 to 3, got <unk>, a, None, None" in complaint(load_tokenizer, tmp_path)
+    lacking = complaint(load_tokenizer(tmp_path).require, "unk", "eos")
+    assert lacking.startswith(f"{tmp_path / 'tokenizer.json'} has no eos token: expected one of </s>, <eos>, ")
     assert "level must be bpe, unigram, word, char, got 'bytes'" in complaint(train_tokenizer, TEXTS, "bytes")
     assert f"vocab_size must be {LEAST} or more for bpe, got {LEAST - 1}" in complaint(train_tokenizer, TEXTS, "bpe", LEAST - 1)
     assert "vocab_size must be 5 or more for word" in complaint(train_tokenizer, TEXTS, "word", 4)

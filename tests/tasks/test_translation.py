@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
 
 import zoo
 from tasks.data.parallel import Held, ParallelData
-from tasks.data.tokenizer import PAD, load_tokenizer, train_tokenizer
+from tasks.data.tokenizer import SPELLINGS, load_tokenizer, train_tokenizer
 from tasks.translation import TrainOptions, Translation, main, scores, translate
 from zoo import files
 
@@ -25,7 +26,8 @@ PAIRS = [("eins", "one"), ("zwei", "two"), ("drei", "three"), ("eins zwei", "one
 
 def small(runs: Path, name: str = "a") -> list[str]:
     """A few batches of numbers in words, with dropout on."""
-    return f"--dataset_path {runs / 'corpus'} --batch_tokens 24 --epochs 2 --device cpu --runs_dir {runs} --name {name}".split()
+    return f"""--dataset_path {runs / "corpus"} --batch_tokens 24 --epochs 2 --max_length 20 --device cpu --runs_dir {runs}
+               --name {name}""".split()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,9 @@ def complaint(capsys, *arguments) -> str:
 def test_a_run_leaves_what_the_readme_says(runs):
     folder = runs / "a"
     summary = files.read_json(folder / "summary.json")
-    assert {"exact_match", "bleu", "chrf", "seconds", "sentences_per_second", "test_loss", "test_bleu"} <= summary.keys()
+    scores = {"exact_match", "bleu", "chrf"}
+    assert {f"{split}_{name}" for split in ("valid", "test") for name in scores} <= summary.keys()
+    assert {"seconds", "sentences_per_second", "valid_loss", "best_valid_bleu"} <= summary.keys()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     assert rows[1]["train_loss"] < rows[0]["train_loss"]
@@ -64,26 +68,27 @@ def test_a_run_leaves_what_the_readme_says(runs):
     assert zoo.load(folder).config["tokenizer"] == load_tokenizer(folder).fingerprint
 
 
-def test_a_killed_run_resumes_to_the_same_bits(runs, launch, bombed):
+@pytest.mark.processes
+def test_a_killed_run_resumes_to_the_same_bits(runs, launch):
     options = [*small(runs, "killed"), "--checkpoint_every", "2"]
     for step in (4, 3):
-        died = bombed("step", step, "train", *options, *(["--resume"] if step == 3 else []), task=TASK)
+        died = launch("train", *options, *(["--resume"] if step == 3 else []), task=TASK, blow=("step", step))
         assert died.returncode == -9, died.stderr
-    done = launch("train", *options, "--resume", launcher=("-m", TASK))
-    assert done.returncode == 0, done.stderr
-    again = launch("train", *small(runs, "whole"), "--checkpoint_every", "2", launcher=("-m", TASK))
-    assert again.returncode == 0, again.stderr
+    for name, more in (("killed", ["--resume"]), ("whole", [])):
+        done = launch("train", *small(runs, name), "--checkpoint_every", "2", *more, task=TASK)
+        assert done.returncode == 0, done.stderr
     for name in ("last.safetensors", "best.safetensors"):
         one, other = (files.read_tensors(runs / run / name) for run in ("killed", "whole"))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one), name
 
 
+@pytest.mark.processes
 def test_two_processes_give_the_metrics_of_one(runs, launch):
     found = []
-    for name, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))):
+    for name, ranks in (("one", 1), ("two", 2)):
         options = [*small(runs, name), "--dropout", "0", "--ema", "0.9", "--optimizer", "sgd", "--lr", "0.01"]
-        done = launch("train", *options, launcher=(*launcher, "-m", TASK))
+        done = launch("train", *options, task=TASK, ranks=ranks)
         assert done.returncode == 0, done.stderr
         rows = (runs / name / "metrics.jsonl").read_text().splitlines()
         found.append([value for row in map(json.loads, rows) for value in row.values()])
@@ -102,10 +107,10 @@ def test_padding_takes_no_part_in_the_loss():
     work = task()
     torch.manual_seed(0)
     model = zoo.create("transformer_small", vocab_size=work.data.tokenizer.vocab_size, dropout=0.0).double().train()
-    batch = work.batch(torch.arange(5), 0)
+    batch = work.train.batch(torch.arange(5), 0)
     whole, metrics = work.loss(model, batch)
-    rows = [work.batch(torch.tensor([i]), 0) for i in range(5)]
-    assert (batch[2] == PAD).any()
+    rows = [work.train.batch(torch.tensor([i]), 0) for i in range(5)]
+    assert (batch[2] == work.tokenizer.pad).any()
     parts = [work.loss(model, row) for row in rows]
     assert whole.item() == pytest.approx(sum(loss.item() for loss, _ in parts), rel=1e-6)
     assert metrics["token_accuracy"] == sum(m["token_accuracy"] for _, m in parts)
@@ -118,7 +123,7 @@ def test_padding_takes_no_part_in_the_loss():
 
 def test_every_pair_is_seen_once_an_epoch_in_another_order():
     work = task()
-    epochs = [[i for batch in work.batches(epoch) for i in batch.tolist()] for epoch in (0, 1, 0)]
+    epochs = [[i for batch in work.train.batches(epoch) for i in batch.tolist()] for epoch in (0, 1, 0)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(5))
     assert epochs[0] == epochs[2] != epochs[1]
 
@@ -142,11 +147,11 @@ spoken = st.lists(st.sampled_from(["AH0", "AH1", "K", "T"]), min_size=1, max_siz
 
 @given(st.lists(st.tuples(st.one_of(spoken, st.just([])), st.lists(spoken, min_size=1, max_size=3)), min_size=1, max_size=3))
 def test_phoneme_errors_are_counted_against_the_nearest_pronunciation(words):
-    found = scores([" ".join(got) for got, _ in words], [[" ".join(right) for right in due] for _, due in words], "cmudict")
-    nearest = [min(due, key=lambda right, got=got: edits(got, right)) for got, due in words]
+    found = scores([" ".join(got) for got, _ in words], [[" ".join(right) for right in rights] for _, rights in words], "cmudict")
+    nearest = [min(rights, key=lambda right, got=got: edits(got, right)) for got, rights in words]
     errors = sum(edits(got, right) for (got, _), right in zip(words, nearest, strict=True))
     assert found["phoneme_error_rate"] == pytest.approx(errors / sum(map(len, nearest)))
-    wrong = sum(got not in due for got, due in words) / len(words)
+    wrong = sum(got not in rights for got, rights in words) / len(words)
     assert found == pytest.approx({**found, "word_error_rate": wrong, "exact_match": 1 - wrong})
 
 
@@ -155,11 +160,11 @@ def test_phoneme_errors_are_counted_against_the_nearest_pronunciation(words):
 
 def test_translations_come_in_order_whatever_the_batches(runs):
     model, tokenizer = zoo.load(runs / "a"), load_tokenizer(runs / "a")
-    sentences = ["drei", "eins zwei drei eins", "zwei", "", "eins zwei", 40 * "eins drei "]
-    alone = [translate(model, tokenizer, [s])[0] for s in sentences]
-    for batch_size in (1, 2, 64):
-        assert translate(model, tokenizer, sentences, batch_size=batch_size) == alone
-    assert translate(model, tokenizer, sentences, beam=3) == [translate(model, tokenizer, [s], beam=3)[0] for s in sentences]
+    sentences = ["drei", "eins zwei drei eins", "", 9 * "eins drei "]
+    for options in ({"beam": 1}, {"beam": 3}):
+        alone = [translate(model, tokenizer, [s], longest=75, **options)[0] for s in sentences]
+        for batch_size in (2, 64):
+            assert translate(model, tokenizer, sentences, batch_size=batch_size, longest=75, **options) == alone
 
 
 def test_lines_in_lines_out(runs, tmp_path, capsys, monkeypatch):
@@ -171,16 +176,31 @@ def test_lines_in_lines_out(runs, tmp_path, capsys, monkeypatch):
     assert written.count("\n") == 3
     assert written.split("\n")[1] == ""
     assert picture.stat().st_size > 1000
-    capsys.readouterr()
-    assert main([str(a) for a in [*options, "--input", lines, "--compile"]]) == 0
-    assert capsys.readouterr().out == written
+
+
+def test_a_compiled_model_writes_the_same_lines(runs, tmp_path, capsys):
+    """One of one layer, for it compiles sooner."""
+    tokenizer = load_tokenizer(runs / "a")
+    torch.manual_seed(0)
+    model = zoo.create("transformer_small", vocab_size=tokenizer.vocab_size, dim=16, heads=2, hidden_dim=32, layers=1)
+    model.config["tokenizer"] = tokenizer.fingerprint
+    zoo.save(model, tmp_path / "run")
+    tokenizer.save(tmp_path / "run" / "tokenizer.json")
+    (tmp_path / "lines").write_text("eins\n\nzwei drei\n")
+    found = []
+    for more in ([], ["--compile"]):
+        options = ["translate", "--name", "run", "--runs_dir", tmp_path, "--max_length", 12, "--input", tmp_path / "lines", *more]
+        assert main([str(a) for a in options]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+    assert found[0].count("\n") == 3
 
 
 def test_evaluate_tells_its_signature(runs, capsys):
-    assert main(["evaluate", "--name", "a", "--runs_dir", str(runs)]) == 0
+    assert main(["evaluate", "--name", "a", "--runs_dir", str(runs), "--max_length", "20"]) == 0
     told = capsys.readouterr().out
     summary = files.read_json(runs / "a" / "summary.json")
-    assert f"bleu {summary['bleu']:.4f}" in told
+    assert f"bleu {summary['test_bleu']:.4f}" in told
     assert "nrefs:1|case:mixed" in told
 
 
@@ -192,6 +212,62 @@ def test_a_prepared_folder_trains_the_same(runs, tmp_path, capsys):
     assert main(["train", *options]) == 0
     one, other = (files.read_tensors(runs / run / "last.safetensors") for run in ("a", "prepared"))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# ------------------------------------------------------------------------------------------------ tokenizers of others
+
+
+def bert_like(texts: list[str]) -> Tokenizer:
+    """Pieces of words; [PAD] and its like at ids that no module constant knows."""
+    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    special = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]"]
+    inner.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=60, special_tokens=special, show_progress=False))
+    inner.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    return inner
+
+
+def gpt_like(texts: list[str]) -> Tokenizer:
+    """Pieces of bytes and one special token, the last: no padding, nothing unknown."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, show_progress=False))
+    inner.add_special_tokens(["<|endoftext|>"])
+    return inner
+
+
+@pytest.mark.parametrize("like", [bert_like, gpt_like])
+def test_a_run_trains_on_a_tokenizer_of_others(runs, tmp_path, like):
+    """Its special tokens are where they are, for the embedding, the loss, decoding and pictures."""
+    inner = like([text for pair in PAIRS for text in pair])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    size = inner.get_vocab_size()
+    name = like.__name__
+    assert main(["train", *small(runs, name), "--tokenizer", str(tmp_path / "tokenizer.json"), "--epochs", "3"]) == 0
+    model, kept = zoo.load(runs / name), load_tokenizer(runs / name)
+    if like is bert_like:
+        assert [kept.special[kind] for kind in SPELLINGS] == [4, 1, 2, 0, 1, 2, 3]
+        assert kept.vocab_size == size
+    else:
+        assert kept.special == {"pad": size, "bos": size - 1, "eos": size - 1}
+        assert kept.vocab_size == size + 1
+    assert model.embedding.table.padding_idx == kept.pad
+    summary = files.read_json(runs / name / "summary.json")
+    assert summary["valid_token_accuracy"] > 0.4
+    (tmp_path / "in").write_text("eins zwei\n")
+    options = ["--name", name, "--runs_dir", runs, "--input", tmp_path / "in", "--output", tmp_path / "out"]
+    assert main([str(a) for a in ["translate", *options, "--attention", tmp_path / "attention.png"]]) == 0
+    assert "<" not in (tmp_path / "out").read_text().replace("<|endoftext|>", "")
+    assert main(["evaluate", "--name", name, "--runs_dir", str(runs), "--max_length", "20"]) == 0
+
+
+def test_a_tokenizer_that_cannot_end_a_sentence_is_refused(runs, tmp_path, capsys):
+    inner = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "<unk>": 2, "eins": 3}, unk_token="<unk>"))
+    inner.save(str(tmp_path / "tokenizer.json"))
+    error = complaint(capsys, "train", *small(runs, "bad"), "--tokenizer", tmp_path / "tokenizer.json")
+    assert f"{tmp_path / 'tokenizer.json'} has no eos token: expected one of </s>, <eos>" in error
 
 
 # ----------------------------------------------------------------------------------------------------------- complaints

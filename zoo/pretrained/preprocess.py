@@ -77,8 +77,13 @@ class Preprocess:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (..., channels, y, x) -> float32 of that shape"""
-        mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (self.mean, self.std))
-        return (pixels.float() / 255 - mean) / std
+        mean, std = (torch.tensor(x, device=pixels.device) for x in (self.mean, self.std))
+        return normalise(pixels.float() / 255, mean, std)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """images (..., channels, y, x), of mean and standard deviation (channels,) -> of mean 0 and standard deviation 1"""
+    return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def square(pixels: Tensor, size: int) -> Tensor:

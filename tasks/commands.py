@@ -1,0 +1,70 @@
+"""From the command line to a command's function, and how it ends: done, something to mend (exit code 2), or diverged (1)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tasks.options import UserError, add
+
+
+class Diverged(Exception):
+    """The loss is no longer finite."""
+
+
+class Command(NamedTuple):
+    """One command of a program. `call` is given the options that were written, by name."""
+
+    options: type
+    summary: str
+    call: Callable[[dict[str, Any]], None]
+
+
+def parse(program: str, commands: Mapping[str, Command], argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
+    """The command (the first one if none is given) and the options that were given; `--batch-size` and `--batch_size` are one."""
+    argv = [
+        f"--{a[2:].partition('=')[0].replace('-', '_')}{''.join(a.partition('=')[1:])}" if a.startswith("--") else a for a in argv
+    ]
+    if not argv or argv[0] not in commands:
+        argv = [next(iter(commands)), *argv]
+    command = commands[argv[0]]
+    parser = argparse.ArgumentParser(
+        usage=f"python -m {program} [{'|'.join(commands)}] [options]", description=f"{argv[0]}: {command.summary}",
+        argument_default=argparse.SUPPRESS, allow_abbrev=False,
+        epilog="Commands: " + "; ".join(f"{name}: {c.summary}" for name, c in commands.items()),
+    )  # fmt: skip
+    add(parser, command.options)
+    return command, vars(parser.parse_args(argv[1:]))
+
+
+@contextlib.contextmanager
+def checking_input() -> Iterator[None]:
+    """While options, data and checkpoints are read, a `ValueError` is about them, not a fault of the program."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def first_process() -> bool:
+    """True outside torchrun, and in the process that reports and writes files."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main(program: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
+    """Run a command: what the user can mend becomes one line and exit code 2, a diverged run one line and 1."""
+    command, given = parse(program, commands, sys.argv[1:] if argv is None else argv)
+    try:
+        command.call(given)
+    except (Diverged, UserError, OSError) as error:
+        if first_process():
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 1 if isinstance(error, Diverged) else 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with --name NAME --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,32 @@
+"""The command `tasks.image_classification` on a few pictures, and how it is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def small(pictures: Path, runs: Path, name: str = "a") -> list[str]:
+    """13 images in steps of 6, 6 and 1, each in two micro-batches."""
+    return f"""--data folder:{pictures} --image_size 32 --batch_size 6 --accumulate 2 --device cpu --optimizer sgd --lr 0.01
+               --runs_dir {runs} --name {name}""".split()
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def refused(capsys: Any, runs: Path, *arguments: object) -> str:
+    """The one line of a command that ends with exit code 2 and leaves the runs as they were."""
+    from tasks.image_classification import main
+
+    before = sorted(runs.rglob("*")) if runs.exists() else []
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert code == 2, captured.out + captured.err
+    lines = captured.err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert (sorted(runs.rglob("*")) if runs.exists() else []) == before, "something is left behind"
+    return lines[0]

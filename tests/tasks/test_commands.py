@@ -1,0 +1,124 @@
+"""Every complaint of the command is one line and leaves nothing behind; its options, its help, its imports."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import pytest
+import torch
+from command import refused, small
+
+from tasks.image_classification import main
+from zoo import files
+
+
+def test_bad_folders_are_named(make_pictures, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    options = ["--image_size", 32, "--runs_dir", runs]
+    assert "nowhere" in refused(capsys, runs, *options, "--data", f"folder:{tmp_path / 'nowhere'}")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "empty" in refused(capsys, runs, *options, "--data", f"folder:{empty}")
+    hollow = make_pictures(tmp_path / "hollow", {"full": 6, "hollow_class": 0})
+    assert "hollow_class" in refused(capsys, runs, *options, "--data", f"folder:{hollow}")
+    assert "digits" in refused(capsys, runs, "--runs_dir", runs, "--data", "digit")
+
+
+def test_a_truncated_image_is_named_or_skipped_and_counted(make_pictures, tmp_path, capsys):
+    runs, root = tmp_path / "runs", make_pictures(tmp_path / "pictures", {"dark": 10, "light": 10})
+    bad = root / "dark" / "03.png"
+    bad.write_bytes(bad.read_bytes()[:700])
+    options = [*small(root, runs), "--epochs", "1"]
+    assert str(bad) in refused(capsys, runs, *options)
+    assert main([*options, "--skip_bad"]) == 0
+    assert "1 unreadable" in capsys.readouterr().out
+    assert files.read_json(runs / "a" / "summary.json")["skipped_images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (["--image_size", "16"], "--image_size must be 32 or more"),
+        (["--model", "vgg11_bm"], "vgg11_bn"),
+        (["--batch_size", "0"], "--batch_size"),
+        (["--epochs", "0"], "--epochs"),
+        (["--lr", "nan"], "--lr"),
+        (["--lr", "-1"], "--lr"),
+        (["--label_smoothing", "1"], "--label_smoothing"),
+        (["--ema", "1"], "--ema"),
+        (["--accumulate", "0"], "--accumulate"),
+        (["--clip", "-1"], "--clip"),
+        (["--dropout", "2"], "dropout"),
+        (["--precision", "fp16", "--device", "cpu"], "--precision"),
+        (["--init", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--resume"], "b"),
+        (["evaluate"], "b"),
+        (["predict", "--image", "nowhere.png"], "b"),
+    ],
+)
+def test_bad_options_are_named(pictures, tmp_path, capsys, wrong, named):
+    runs = tmp_path / "runs"
+    command, wrong = (wrong[:1], wrong[1:]) if not wrong[0].startswith("-") else ([], wrong)
+    common = ["--runs_dir", runs, "--name", "b"] if command else small(pictures, runs, "b")
+    assert named in refused(capsys, runs, *command, *common, *wrong)
+
+
+def test_unknown_options_and_choices_are_argparse_errors(capsys):
+    for wrong in (["--no_such_option", "1"], ["--precision", "fp8"], ["--epochs", "three"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(wrong)
+        assert stopped.value.code == 2
+        assert wrong[0] in capsys.readouterr().err
+
+
+def test_an_existing_name_is_not_overwritten(finished, pictures, capsys):
+    folder, _ = finished
+    assert "--resume" in refused(capsys, folder.parent, *small(pictures, folder.parent))
+
+
+def test_a_pickle_of_more_than_tensors_is_refused(pictures, tmp_path, capsys):
+    torch.save({"weight": partial(int)}, tmp_path / "weights.pt")
+    line = refused(capsys, tmp_path, *small(pictures, tmp_path), "--init", tmp_path / "weights.pt")
+    assert "weights.pt is damaged, or holds more than tensors" in line
+
+
+@pytest.mark.processes
+def test_help_is_documentation_and_does_not_wait_for_torch(python):
+    script = (
+        "import runpy, sys\ntry: runpy.run_module('tasks.image_classification', run_name='__main__', alter_sys=True)\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = python("-c", script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("False\n"), "--help imports torch"
+    words = " ".join(done.stdout.split())
+    for text in ("--batch_size", "default: 64", "--epochs", "default: 10", "evaluate", "predict", "--skip_bad"):
+        assert text in words
+    for line in re.split(r"\n  (?=--)", done.stdout)[1:]:
+        assert len(line.split()) > 3, f"{line.split()[0]} is not documented"
+
+
+def test_both_spellings_of_an_option(finished, capsys):
+    folder, _ = finished
+    for option in (["--batch-size", "7"], ["--batch_size", "7"], ["--batch-size=7"], ["--batch_size=7"]):
+        assert main(["--runs-dir", str(folder.parent), "--name", "a", "--resume", *option]) == 2
+        assert capsys.readouterr().err.startswith("error: --batch_size 7"), option
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("room", ["layers", "zoo"])
+def test_a_foreign_package_of_our_name_is_named(tmp_path, room, python):
+    (tmp_path / room).mkdir()
+    (tmp_path / room / "__init__.py").write_text("")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tasks.image_classification"
+    done = python("-c", script)
+    assert done.returncode == 1
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("ImportError")
+    assert str(tmp_path / room) in line
+
+
+def test_an_image_too_small_for_an_auxiliary_head(pictures, tmp_path, capsys):
+    assert main([*small(pictures, tmp_path), "--model", "inception_v3", "--image_size", "128"]) == 2
+    assert "--image_size must be 299 or more for inception_v3, got 128" in capsys.readouterr().err

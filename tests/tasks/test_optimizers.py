@@ -1,0 +1,55 @@
+"""The learning rate's law, which parameters decay, and the average of weights."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from tasks.optimizers import learning_rate, parameter_groups, update_average
+from tasks.options import EngineOptions
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "rsqrt", "constant"])
+def test_schedule_rises_then_follows_its_law(schedule):
+    options = EngineOptions(lr=2.0, epochs=10, warmup=2, schedule=schedule)
+    rates = [learning_rate(options, step, 100) for step in range(1000)]
+    assert all(a < b for a, b in pairwise(rates[:201]))
+    assert 0 < rates[0] < 0.02
+    assert max(rates) == rates[200] == 2.0
+    half, late = rates[200 + 400], rates[200 + 600]
+    expected = {"cosine": (1.0, 2 * 0.5 * (1 - 0.5**0.5)), "step": (0.2, 0.02), "constant": (2.0, 2.0),
+           "rsqrt": (2.0 * (201 / 601) ** 0.5, 2.0 * (201 / 801) ** 0.5)}[schedule]  # fmt: skip
+    assert (half, late) == pytest.approx(expected)
+    assert rates[-1] < 1e-4 or schedule != "cosine"
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg19_bn", "transformer_small"])
+def test_parameter_groups_are_a_partition_without_decay_of_norms_and_biases(name):
+    with torch.device("meta"):
+        model = zoo.create(name, **({"vocab_size": 9} if "former" in name else {"num_classes": 3}))
+    decays = {id(p): group["weight_decay"] for group in parameter_groups(model, 0.1) for p in group["params"]}
+    assert sum(len(group["params"]) for group in parameter_groups(model, 0.1)) == len(list(model.parameters()))
+    for module in model.modules():
+        for kind, p in module.named_parameters(recurse=False):
+            decayed = isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding) and kind == "weight"
+            assert decays[id(p)] == (0.1 if decayed else 0.0), (module, kind)
+
+
+def test_average_of_decay_zero_is_the_model_and_of_others_the_law():
+    models = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)) for _ in range(3)]
+    for seed, model in enumerate(models):
+        torch.manual_seed(seed)
+        for value in model.state_dict().values():
+            value.random_(0, 50)
+    average, model, copied = models
+    old = {name: value.clone() for name, value in average.state_dict().items()}
+    update_average(copied, model, 0.0)
+    update_average(average, model, 0.75)
+    for name, new in model.state_dict().items():
+        assert torch.equal(copied.state_dict()[name], new), name
+        expected = 0.75 * old[name] + 0.25 * new if new.is_floating_point() else new
+        torch.testing.assert_close(average.state_dict()[name], expected, msg=lambda text, name=name: f"{name}: {text}")
