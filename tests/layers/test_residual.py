@@ -16,7 +16,7 @@ from torchvision.models.mobilenetv3 import InvertedResidual as InvertedV3
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops import SqueezeExcitation
 
-from layers.convolution import BlurPool, SqueezeExcite
+from layers.convolution import BlurPool, SqueezeExcite, hard_sigmoid
 from layers.residual import DepthwiseSeparable, InvertedResidual, PaddedShortcut, basic_block, bottleneck
 from layers.testing import Contract, Twin, tensor
 from layers.weights import WeightMap
@@ -212,9 +212,7 @@ class ByHand(nn.Module):
 
 squeeze_excite = Contract(
     SqueezeExcite,
-    arguments=dict(
-        channels=st.integers(1, 4), hidden_dim=st.integers(5, 8), gate=st.sampled_from([torch.sigmoid, F.hardsigmoid])
-    ),
+    arguments=dict(channels=st.integers(1, 4), hidden_dim=st.integers(5, 8), gate=st.sampled_from([torch.sigmoid, hard_sigmoid])),
     inputs=lambda a: dict(images=tensor("batch channels height width", channels=a.channels)),
     outputs=lambda a, s: ("batch", a.channels, s.height, s.width),
     twins=[
@@ -295,7 +293,7 @@ inverted_of_timm = Contract(
 
 
 def squeezed(channels):
-    return SqueezeExcite(channels, 8, gate=F.hardsigmoid)
+    return SqueezeExcite(channels, 8, gate=hard_sigmoid)
 
 
 def names_v3(a):
