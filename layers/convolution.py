@@ -162,9 +162,11 @@ def fold_norms(model: nn.Module) -> nn.Module:
     """
     require(not model.training, "model", "training", "in eval mode: training needs the batch norms")
     for block in model.modules():
-        if isinstance(block, ConvNormAct) and type(block).forward is ConvNormAct.forward and folds(block.conv, block.norm):
-            fused = fuse_conv_bn_eval(block.conv, block.norm)  # a new one: another block may share the convolution
-            block.conv, block.norm = fused, nn.Identity()
+        if isinstance(block, ConvNormAct) and type(block).forward is ConvNormAct.forward:
+            norm: Any = block.norm
+            if folds(block.conv, norm):
+                block.conv = fuse_conv_bn_eval(block.conv, norm)  # a new one: another block may share the old
+                block.norm = nn.Identity()
     return model
 
 

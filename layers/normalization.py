@@ -90,9 +90,10 @@ def synchronise_norms(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             on_gpu = any(x.is_cuda for x in [*module.parameters(), *module.buffers()])
-            module.__class__ = nn.SyncBatchNorm if on_gpu else SyncedBatchNorm2d  # the same attributes; `forward` differs
+            norm: Any = module
+            norm.__class__ = nn.SyncBatchNorm if on_gpu else SyncedBatchNorm2d  # the same attributes; `forward` differs
             if on_gpu:
-                module.process_group = None
+                norm.process_group = None
     return model
 
 

@@ -106,7 +106,7 @@ def trace(case: Case) -> bool:
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         with torch.no_grad():
-            traced = torch.jit.trace(Flat(case, block), tensors(case), check_trace=False)
+            traced: Any = torch.jit.trace(Flat(case, block), tensors(case), check_trace=False)
     found = traced(*(v for v in other.values() if isinstance(v, Tensor)))
     expected = [x for _, x in leaves(case.call(block, other))]
     require_equal(list(found), expected, case.tolerance(block), "traced")

@@ -84,7 +84,7 @@ def forward_derivatives(case: Case) -> bool:
     direction = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in values]
     with warnings.catch_warnings():  # torch scripts some of its own rules
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
-        _, moved = torch.func.jvp(run, tuple(v.detach() for v in values), tuple(direction))
+        moved = torch.func.jvp(run, tuple(v.detach() for v in values), tuple(direction))[1]
     outputs = run(*values)
     weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in outputs]
     gradients = torch.autograd.grad(outputs, values, weights, allow_unused=True)

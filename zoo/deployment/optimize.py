@@ -7,7 +7,7 @@ On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's. O
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -85,7 +85,7 @@ class Optimized(nn.Module):
         """Errors: `RuntimeError`, for a state without weights would be taken for the model's."""
         return self.refuse("be saved")
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """What `load_state_dict` does, of an outer model too."""
         if any(name.startswith(prefix) for name in state_dict):
             self.refuse("load weights")

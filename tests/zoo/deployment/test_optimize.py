@@ -21,10 +21,11 @@ from zoo.generation import decoding
 from zoo.model import LinearHead
 from zoo.resnet import ResNet, small_stem
 from zoo.transformer import Transformer, build
+from zoo.vgg import VGG
 
 
 def test_optimized_equals_eager_and_leaves_the_model_alone():
-    model = zoo.create("vgg11_bn", head="small", num_classes=10)
+    model = VGG((1, 2), LinearHead(128, 10), widths=(16, 128), norm=torch.nn.BatchNorm2d)
     images = torch.randn(8, 3, 40, 33)
     model(images)
     model.eval()
