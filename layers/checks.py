@@ -23,3 +23,9 @@ def require_axes(tensor: Tensor, name: str, axes: str, **sizes: int) -> None:
     for axis, size in zip(names, tensor.shape, strict=True):
         if axis in sizes and size != sizes[axis]:
             raise ValueError(f"{name}: {axis} must be {sizes[axis]}, got {size} (shape {tuple(tensor.shape)}, axes {axes})")
+
+
+def require_pixels(images: Tensor, least: int) -> None:
+    """Raise `ValueError` unless images (b, c, y, x) have this many rows and columns."""
+    if min(images.shape[-2:]) < least:
+        raise ValueError(f"images must have at least {least} rows and columns, got {tuple(images.shape)}")

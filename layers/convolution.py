@@ -5,21 +5,19 @@ Axes: b batch, c channels, y rows, x columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from layers.checks import require, require_axes
+from layers.checks import require, require_axes, require_pixels
+from layers.normalization import SyncedBatchNorm2d
 
-ReLU = partial(nn.ReLU, inplace=True)
-"""In place: it overwrites what the convolution or norm in front of it has just made, never the caller's tensor."""
-
-Pair = int | tuple[int, int]
+Pair = int | Sequence[int]
 
 
 class ConvNormAct(nn.Module):
@@ -27,11 +25,13 @@ class ConvNormAct(nn.Module):
 
     With y' = (y + 2 * padding - kernel_size) // stride + 1, so the default padding keeps the size at stride 1.
 
-    kernel_size, stride, padding: pixels, an int or (rows, columns); padding None is (kernel_size - 1) / 2, odd kernels only.
+    kernel_size, stride, padding: pixels, an int or (rows, columns). Padding None is (kernel_size - 1) / 2, for odd kernels;
+                "valid" and "same" are those of `nn.Conv2d`, "same" for stride 1.
     groups:     1 is a full convolution, in_channels a depthwise one.
     bias:       None means only where no norm follows, which would subtract it again.
     norm:       channels -> module, such as `nn.BatchNorm2d`, or None.
-    activation: () -> module, such as `nn.SiLU`, or None.
+    activation: () -> module, such as `nn.SiLU`, or None. The default does not work in place: peak memory and time are the same,
+                and hooks on the convolution or the norm keep what they were given (pytorch/pytorch issue 61519).
     Errors:     `ValueError` at construction for sizes that do not fit, at the call for another number of channels.
     Proven against `nn.Conv2d`, `nn.BatchNorm2d` and the activation in sequence, and torchvision's `Conv2dNormActivation`.
     """
@@ -43,24 +43,29 @@ class ConvNormAct(nn.Module):
         kernel_size: Pair = 3,
         *,
         stride: Pair = 1,
-        padding: Pair | None = None,
+        padding: Pair | str | None = None,
         groups: int = 1,
         bias: bool | None = None,
         norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
-        activation: Callable[[], nn.Module] | None = ReLU,
+        activation: Callable[[], nn.Module] | None = nn.ReLU,
     ) -> None:
         super().__init__()
         require(in_channels > 0, "in_channels", in_channels, "positive")
         require(out_channels > 0, "out_channels", out_channels, "positive")
-        require(min(pair(kernel_size)) > 0, "kernel_size", kernel_size, "positive")
-        require(min(pair(stride)) > 0, "stride", stride, "positive")
+        kernel_size, stride = pair(kernel_size, "kernel_size"), pair(stride, "stride")
+        require(min(kernel_size) > 0, "kernel_size", kernel_size, "positive")
+        require(min(stride) > 0, "stride", stride, "positive")
         require(groups > 0 and in_channels % groups == 0 and out_channels % groups == 0, "groups", groups,
                 f"a divisor of in_channels {in_channels} and of out_channels {out_channels}")  # fmt: skip
         if padding is None:
-            odd = all(k % 2 for k in pair(kernel_size))
-            require(odd, "kernel_size", kernel_size, "odd, or padding must be given")
-            padding = (pair(kernel_size)[0] // 2, pair(kernel_size)[1] // 2)
-        require(min(pair(padding)) >= 0, "padding", padding, "zero or more")
+            require(all(k % 2 for k in kernel_size), "kernel_size", kernel_size, "odd, or padding must be given")
+            padding = (kernel_size[0] // 2, kernel_size[1] // 2)
+        if isinstance(padding, str):
+            known = ("valid", "same") if stride == (1, 1) else ("valid",)
+            require(padding in known, "padding", padding, f"{' or '.join(known)} or pixels, for stride {stride}")
+        else:
+            padding = pair(padding, "padding")
+            require(min(padding) >= 0, "padding", padding, "zero or more")
         self.in_channels = in_channels
         bias = norm is None if bias is None else bias
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
@@ -94,7 +99,8 @@ class ConvStack(nn.Module):
 class SqueezeExcite(nn.Module):
     """Scales every channel by a gate that sees the mean of all: images (b, c, y, x) -> (b, c, y, x).
 
-    ``gate(up(activation(down(mean))))``, `down` to hidden_dim channels and `up` from there.
+    ``gate(up(relu(down(mean))))``, `down` to hidden_dim channels and `up` from there.
+    gate: channels -> factors, such as `hard_sigmoid`.
     Hu et al., 2017 (arXiv 1709.01507). Proven against torchvision's `SqueezeExcitation`.
     """
 
@@ -107,8 +113,14 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         require_axes(images, "images", "batch channels height width", channels=self.channels)
+        require_pixels(images, 1)
         mean = images.mean((2, 3), keepdim=True)
-        return images * self.gate(self.up(self.down(mean).relu_()))
+        return images * self.gate(self.up(self.down(mean).relu()))
+
+
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """``min(max(x + 3, 0), 6) / 6``. `F.hardsigmoid` is the same, but torch cannot differentiate it twice."""
+    return F.relu6(x + 3) / 6
 
 
 class BlurPool(nn.Module):
@@ -127,24 +139,46 @@ class BlurPool(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         require_axes(images, "images", "batch channels height width", channels=self.channels)
-        if min(images.shape[-2:]) < 2:
-            raise ValueError(f"images must have at least 2 rows and columns, got {tuple(images.shape)}")
+        require(images.is_floating_point(), "images", images.dtype, "of a floating-point dtype")
+        require_pixels(images, 2)
         line = 0.5 - 0.25 * torch.arange(-1, 2, dtype=images.dtype, device=images.device).abs()  # 1 2 1, of a sum of 1
         kernel = (line[:, None] * line).expand(self.channels, 1, 3, 3)
         return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, stride=self.stride, groups=self.channels)
 
 
-def pair(size: Pair) -> tuple[int, int]:
-    return size if isinstance(size, tuple) else (size, size)
+def pair(size: Pair, argument: str) -> tuple[int, int]:
+    both = tuple(size) if isinstance(size, Sequence) else (size, size)
+    fits = len(both) == 2 and all(isinstance(n, int) for n in both)
+    require(fits, argument, size, "an int or (rows, columns)")
+    return both[0], both[1]
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
     """Put the batch norm of every ConvNormAct into its convolution, in place, for inference.
 
     ``w' = w * gamma / sqrt(var + eps)`` and ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``: equal up to rounding.
+    Left alone are norms that use the batch's own statistics, and whatever may compute something else than its class: hooked,
+    pruned and parametrized modules, and subclasses.
     """
     require(not model.training, "model", "training", "in eval mode: training needs the batch norms")
     for block in model.modules():
-        if isinstance(block, ConvNormAct) and isinstance(block.norm, nn.BatchNorm2d):
-            block.conv, block.norm = fuse_conv_bn_eval(block.conv, block.norm), nn.Identity()
+        if isinstance(block, ConvNormAct) and type(block).forward is ConvNormAct.forward:
+            norm: Any = block.norm
+            if folds(block.conv, norm):
+                block.conv = fuse_conv_bn_eval(block.conv, norm)  # a new one: another block may share the old
+                block.norm = nn.Identity()
     return model
+
+
+def folds(conv: nn.Module, norm: Any) -> bool:
+    """Whether these are a convolution and the affine map that a batch norm is in evaluation, and nothing more."""
+    norms = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncedBatchNorm2d)
+    if not (is_plain(conv, nn.Conv2d) and is_plain(norm, *norms)):
+        return False
+    return not (conv.training or norm.training or norm.running_mean is None or norm.running_var is None)
+
+
+def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
+    """Whether it computes what one of these classes does: no subclass (parametrized ones are), no hooks, no own `forward`."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return type(module) in classes and not any(hooks) and "forward" not in vars(module)

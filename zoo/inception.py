@@ -105,7 +105,7 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         x = self.conv(self.pool(grid)).flatten(1)
-        return self.output(self.dropout(self.hidden(x).relu_()))
+        return self.output(self.dropout(self.hidden(x).relu()))
 
 
 @torch.no_grad()

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.checks import require
-from layers.convolution import ConvNormAct, ReLU, SqueezeExcite
-from layers.residual import DepthwiseSeparable, InvertedResidual, ReLU6
+from layers.convolution import ConvNormAct, SqueezeExcite, hard_sigmoid
+from layers.residual import DepthwiseSeparable, InvertedResidual
 from layers.weights import WeightMap
 from zoo.model import ImageModel, LinearHead, init_he
-
-Hardswish = partial(nn.Hardswish, inplace=True)
 
 
 class MobileNet(ImageModel):
@@ -151,7 +149,7 @@ def mobilenet_v1(
             blocks.append(DepthwiseSeparable(before, scaled(channels), stride=stride if n == 0 else 1, norm=norm))
             before = scaled(channels)
         stages.append(blocks)
-    stem_block = entry(in_channels, scaled(32), stem, norm=norm, activation=ReLU6)
+    stem_block = entry(in_channels, scaled(32), stem, norm=norm, activation=nn.ReLU6)
     return MobileNet(stem_block, stages, LinearHead(before, num_classes, dropout=dropout))
 
 
@@ -181,8 +179,8 @@ def mobilenet_v2(
                 before = after
         stages.append(blocks)
     last = rounded(1280 * max(1.0, width))
-    stages[-1].append(ConvNormAct(before, last, 1, activation=ReLU6))
-    stem_block = entry(in_channels, rounded(32 * width), stem, activation=ReLU6)
+    stages[-1].append(ConvNormAct(before, last, 1, activation=nn.ReLU6))
+    stem_block = entry(in_channels, rounded(32 * width), stem, activation=nn.ReLU6)
     return MobileNet(stem_block, stages, LinearHead(last, num_classes, dropout=dropout))
 
 
@@ -222,14 +220,14 @@ def mobilenet_v3(
     norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
     def gate(channels: int) -> SqueezeExcite:
-        return SqueezeExcite(channels, rounded(channels // 4), gate=F.hardsigmoid)
+        return SqueezeExcite(channels, rounded(channels // 4), gate=hard_sigmoid)
 
     stages, first = [], rounded(16 * width)
     before = first
     for rows in table:
         blocks: list[nn.Module] = []
         for kernel, hidden, channels, excited, swish, stride in rows:
-            activation: Callable[[], nn.Module] = Hardswish if swish else ReLU
+            activation: Callable[[], nn.Module] = nn.Hardswish if swish else nn.ReLU
             after, options = rounded(channels * width), dict(hidden_dim=rounded(hidden * width), kernel_size=kernel)
             blocks.append(
                 InvertedResidual(
@@ -238,9 +236,9 @@ def mobilenet_v3(
             )
             before = after
         stages.append(blocks)
-    stages[-1].append(ConvNormAct(before, 6 * before, 1, norm=norm, activation=Hardswish))
+    stages[-1].append(ConvNormAct(before, 6 * before, 1, norm=norm, activation=nn.Hardswish))
     head = HiddenHead(6 * before, rounded(last * width), num_classes, dropout=dropout)
-    return MobileNet(entry(in_channels, first, stem, norm=norm, activation=Hardswish), stages, head)
+    return MobileNet(entry(in_channels, first, stem, norm=norm, activation=nn.Hardswish), stages, head)
 
 
 def mobilenet_v3_large(**options) -> MobileNet:

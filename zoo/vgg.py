@@ -104,8 +104,8 @@ class ImageNetHead(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         x = self.pool(grid).flatten(1)
-        x = self.dropout(self.hidden1(x).relu_())
-        x = self.dropout(self.hidden2(x).relu_())
+        x = self.dropout(self.hidden1(x).relu())
+        x = self.dropout(self.hidden2(x).relu())
         return self.output(x)
 
 

@@ -42,10 +42,10 @@ def influence(
                     raise Mismatch(
                         f"output position {o} changes with {source} position {i} along {axis}, which must not reach it"
                     )
-            due = [o for o in range(len(where)) if reaches(case.arguments, i, o)]
-            if due and not where[due].any() and torch.is_floating_point(inputs[source]):
-                raise Mismatch(f"no output position changes with {source} position {i} along {axis}; due are {due}")
-            shown |= bool(due) and len(due) < len(where)
+            expected = [o for o in range(len(where)) if reaches(case.arguments, i, o)]
+            if expected and not where[expected].any() and torch.is_floating_point(inputs[source]):
+                raise Mismatch(f"no output position changes with {source} position {i} along {axis}; expected: {expected}")
+            shown |= bool(expected) and len(expected) < len(where)
         return shown
 
     return Property(name, check, cost)

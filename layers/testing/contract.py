@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -91,6 +92,18 @@ class Contract:
         for name, reason in self.without.items():
             if not reason.strip():
                 raise ValueError(f"without[{name!r}] must give a reason, got {reason!r}")
+
+    def example(self) -> Case:
+        """One configuration, the same every time."""
+        found: list[Case] = []
+
+        @settings(max_examples=1, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
+        @given(self.cases())
+        def draw(case: Case) -> None:
+            found.append(case)
+
+        draw()
+        return found[0]
 
     def cases(self) -> st.SearchStrategy[Case]:
         """Hypothesis strategy of drawn configurations."""
@@ -202,6 +215,18 @@ class Case:
 
     def with_batch(self, size: int) -> Case:
         return replace(self, sizes={a: size if a in BATCH else n for a, n in self.sizes.items()})
+
+
+class Called(nn.Module):
+    """A block and how its contract calls it, for tools that call modules themselves, with the tensors among the inputs."""
+
+    def __init__(self, case: Case, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.run, self.given = block, case.contract.call, case.inputs()
+
+    def forward(self, *tensors: Tensor) -> Any:
+        names = [k for k, v in self.given.items() if isinstance(v, Tensor)]
+        return self.run(self.block, {**self.given, **dict(zip(names, tensors, strict=True))})
 
 
 def is_float(value: Any) -> bool:

@@ -1,9 +1,11 @@
-"""State, copies, the meta device, `torch.export` and `torch.compile`."""
+"""State, copies, the meta device, what tools do with modules, `torch.export` and `torch.compile`."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+import warnings
 from typing import Any
 
 import torch
@@ -11,8 +13,8 @@ from hypothesis import settings
 from pytest_torch import assert_checkpoint_roundtrip
 from torch import Tensor
 
-from layers.testing.contract import Case
-from layers.testing.equality import Mismatch, require_equal
+from layers.testing.contract import Called, Case
+from layers.testing.equality import Mismatch, leaves, require_equal
 from layers.testing.profiles import THOROUGH
 
 
@@ -21,7 +23,8 @@ def state_round_trip(case: Case) -> None:
     block = case.block()
     output = case.call(block, case.inputs())
     if block.state_dict():
-        assert_checkpoint_roundtrip(lambda: case.new(stream=1).double(), case.inputs(), model=block, rtol=0, atol=0)
+        again, whole = lambda: Called(case, case.new(stream=1).double()), Called(case, block)
+        assert_checkpoint_roundtrip(again, tensors(case), model=whole, rtol=0, atol=0)
     for how, copied in (("deepcopy", copy.deepcopy(block)), ("pickle", pickle.loads(pickle.dumps(block)))):
         require_equal(case.call(copied, case.inputs()), output, 0, f"output after {how}")
         with torch.no_grad():
@@ -49,25 +52,77 @@ def meta_device(case: Case) -> None:
     require_equal(case.call(bare.eval(), case.inputs()), case.call(block, case.inputs()), 0, "output")
 
 
-def dynamic_shapes(case: Case) -> dict[str, Any]:
-    batch = torch.export.Dim("batch")
-    return {k: {position: batch} if (position := case.batches().get(k)) is not None else None for k in case.specs}
+def tensors(case: Case) -> tuple[Tensor, ...]:
+    """The inputs of a `Called`."""
+    return tuple(v for v in case.inputs().values() if isinstance(v, Tensor))
+
+
+def inspection(case: Case) -> None:
+    """`inspect.getmembers` and `repr`, with which debuggers and editors look into modules, do not raise."""
+    for name, module in case.new().named_modules():
+        for look in (inspect.getmembers, repr):
+            try:
+                look(module)
+            except Exception as error:
+                raise Mismatch(f"{look.__name__} of {name or 'the block'} raises {error!r}") from error
+
+
+def hooks(case: Case) -> None:
+    """Hooks on every submodule: what a forward hook keeps is not written over; backward hooks leave the gradients as they are."""
+    for train in case.modes():
+        block, watched, seen = case.block(train), case.block(train), []
+        for name, module in watched.named_modules():
+            module.register_forward_hook(lambda m, i, output, name=name, seen=seen: seen.append((name, output, copied(output))))
+            module.register_full_backward_hook(lambda m, of_inputs, of_outputs: None)
+        with warnings.catch_warnings():  # the first module gets tokens, and so has no gradient of its input
+            warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+            ours = case.gradients(lambda i, m=watched: case.call(m, i), case.inputs(), watched)
+        plain = case.gradients(lambda i, m=block: case.call(m, i), case.inputs(), block)
+        require_equal(ours[0], plain[0], case.tolerance(block), "output with hooks")
+        require_equal(ours[1:], plain[1:], 10 * case.tolerance(block), "gradient with hooks", 1.0)
+        for name, output, kept in seen:
+            require_equal(dict(leaves(output)), kept, 0, f"what a hook on {name or 'the block'} kept: ")
+
+
+def copied(output: Any) -> dict[str, Tensor]:
+    return {name: x.detach().clone() for name, x in leaves(output)}
+
+
+def trace(case: Case) -> bool:
+    """`torch.jit.trace` equals eager in evaluation, for other values of the same sizes."""
+    block, other = case.block(), case.inputs(stream=3)
+    if not tensors(case):
+        return False
+
+    class Flat(Called):
+        """Tracing knows tuples of tensors."""
+
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple(x for _, x in leaves(super().forward(*tensors)))
+
+    with warnings.catch_warnings():  # about comparisons of sizes, which hold for these sizes; and that tracing is old
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        with torch.no_grad():
+            traced: Any = torch.jit.trace(Flat(case, block), tensors(case), check_trace=False)
+    found = traced(*(v for v in other.values() if isinstance(v, Tensor)))
+    expected = [x for _, x in leaves(case.call(block, other))]
+    require_equal(list(found), expected, case.tolerance(block), "traced")
+    return True
 
 
 def export(case: Case) -> bool:
     """`torch.export` with a dynamic batch equals eager, at another batch size too."""
     if not case.batches():
         return False
-    block = case.block()
-    program = torch.export.export(block, (), case.inputs(), dynamic_shapes=dynamic_shapes(case)).module()
+    block, batch, positions = case.block(), torch.export.Dim("batch"), case.batches()
+    names = [k for k, v in case.inputs().items() if isinstance(v, Tensor)]
+    dynamic = {"tensors": tuple({positions[k]: batch} if k in positions else None for k in names)}
+    program = torch.export.export(Called(case, block), tensors(case), dynamic_shapes=dynamic).module()
     for size in (case.batch_size(), case.batch_size() + 5):
         other = case.with_batch(size)
-        require_equal(
-            program(**other.inputs()),
-            other.call(block, other.inputs()),
-            case.tolerance(block),
-            f"exported, batch {size}",
-        )
+        expected = other.call(block, other.inputs())
+        require_equal(program(*tensors(other)), expected, case.tolerance(block), f"exported, batch {size}")
     return True
 
 

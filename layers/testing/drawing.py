@@ -29,6 +29,8 @@ class Input:
     axes: tuple[str, ...]
     sizes: Mapping[str, Any]
     sample: Sampler
+    broadcasts: bool = False
+    """Whether a size of 1 stands for any size of the axis in other inputs."""
 
     def __post_init__(self) -> None:
         for axis in self.sizes:
@@ -59,13 +61,13 @@ def tokens(axes: str, vocab_size: int, **sizes: Any) -> Input:
 
 
 def mask(axes: str, **sizes: Any) -> Input:
-    """Boolean tensor, True = may attend. About one row in four allows nothing, one in four everything."""
+    """Boolean tensor, True = may attend, that broadcasts. About one row in four allows nothing, one in four everything."""
 
     def sample(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
         row = torch.rand((*shape[:-1], 1), generator=g)
         return (torch.rand(shape, generator=g) < 0.5) & (row > 0.25) | (row > 0.75)
 
-    return Input(tuple(axes.split()), sizes, sample)
+    return Input(tuple(axes.split()), sizes, sample, broadcasts=True)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Arguments(SimpleNamespace):
         return ", ".join(f"{name}={getattr(value, '__name__', repr(value))}" for name, value in vars(self).items())
 
     def passed(self) -> dict[str, Any]:
-        """What the constructor gets: names with a leading underscore stay behind, parts are built."""
+        """What the constructor gets: parts are built, and names with a leading underscore left out."""
         items = ((name, value) for name, value in vars(self).items() if not name.startswith("_"))
         return {name: value.factory(**value.arguments) if isinstance(value, Part) else value for name, value in items}
 

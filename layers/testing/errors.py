@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +42,33 @@ def bad_input(case: Case) -> bool:
     return checked
 
 
+def sizes_agree(case: Case) -> bool:
+    """Inputs that share an axis and disagree about its size raise a `ValueError` that names the axis and one of them.
+
+    A size of 1 is a size as any other, unless the contract writes the axis as 1 or the input broadcasts, as masks do.
+    """
+    block, shared = case.block(), shared_axes(case.specs)
+    for axis, names in shared.items():
+        for odd, (size, other) in product(names, ((2, 1), (1, 2), (1, 3), (case.sizes[axis], case.sizes[axis] + 1))):
+            sizes = {name: other if name == odd else size for name in names}
+            if len({n for name, n in sizes.items() if n > 1 or not case.specs[name].broadcasts}) < 2:
+                continue
+            drawn = {name: case.inputs(sizes={**case.sizes, axis: n})[name] for name, n in sizes.items()}
+            inputs = {**case.inputs(), **drawn}
+            what = f"{axis} of {odd} {other}, of {', '.join(n for n in names if n != odd)} {size}"
+            require_error(lambda i=inputs: case.call(block, i), what, axis, any_of=names)
+    return bool(shared)
+
+
+def shared_axes(specs: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Axes of no fixed size that several inputs have, and which inputs; fixed ones are for `bad_input`."""
+    tensors = {name: spec for name, spec in specs.items() if isinstance(spec, Input)}
+    fixed = {axis for spec in tensors.values() for axis, size in spec.sizes.items() if isinstance(size, int)}
+    axes = dict.fromkeys(axis for spec in tensors.values() for axis in spec.axes if axis != "1" and axis not in fixed)
+    having = {axis: [name for name, spec in tensors.items() if axis in spec.axes] for axis in axes}
+    return {axis: names for axis, names in having.items() if len(names) > 1}
+
+
 def any_leading_axes(case: Case, block: nn.Module, inputs: dict[str, Any]) -> bool:
     """Whether the block takes the row of its only input, and gives the row of its output."""
     if len(inputs) > 1:
@@ -53,13 +81,16 @@ def any_leading_axes(case: Case, block: nn.Module, inputs: dict[str, Any]) -> bo
     return True
 
 
-def require_error(run: Callable[[], Any], what: str, *words: str) -> None:
+def require_error(run: Callable[[], Any], what: str, *words: str, any_of: Sequence[str] = ()) -> None:
     try:
         run()
     except ValueError as error:
-        if missing := [w for w in words if w not in str(error)]:
+        missing = [w for w in words if w not in str(error)]
+        if any_of and not any(w in str(error) for w in any_of):
+            missing.append(" or ".join(any_of))
+        if missing:
             raise Mismatch(f"{what}: the error does not name {', '.join(missing)}: {error}") from error
     except Exception as error:
-        raise Mismatch(f"{what}: a ValueError that names {', '.join(words)} is due, got {error!r}") from error
+        raise Mismatch(f"{what}: expected a ValueError that names {', '.join(words)}, got {error!r}") from error
     else:
         raise Mismatch(f"{what}: no error")

@@ -19,20 +19,7 @@ def gradcheck(case: Case) -> bool:
     Of a block, tensor by tensor; of a whole model, which may have hundreds, along one drawn direction in all of them at once.
     """
     for train in case.modes():
-        block, inputs = case.block(train), case.inputs()
-        names = [name for name, _ in block.named_parameters()]
-        moving = [k for k, v in inputs.items() if is_float(v)]
-        buffers = dict(block.named_buffers())
-
-        def run(*values: Tensor, block=block, inputs=inputs, names=names, moving=moving, buffers=buffers) -> Any:
-            parameters = dict(zip(names, values, strict=False))
-            given = {**inputs, **dict(zip(moving, values[len(names) :], strict=True))}
-            state = {**parameters, **{k: b.clone() for k, b in buffers.items()}}
-            output = case.call(Functional(block, state), given)
-            return tuple(x for _, x in leaves(output) if x.is_floating_point())
-
-        values = [p.detach().clone().requires_grad_() for p in block.parameters()]
-        values += [inputs[k].clone().requires_grad_() for k in moving]
+        run, values = as_function(case, case.block(train))
         if not values:
             return False
         if case.contract.model:
@@ -46,7 +33,71 @@ def gradcheck(case: Case) -> bool:
     return True
 
 
-def along_a_direction(run: Callable[..., tuple[Tensor, ...]], values: list[Tensor], generator: torch.Generator) -> None:
+Run = Callable[..., tuple[Tensor, ...]]
+
+
+def as_function(case: Case, block: nn.Module) -> tuple[Run, list[Tensor]]:
+    """The float outputs as a function of parameters and float inputs, and values for these."""
+    inputs, buffers = case.inputs(), dict(block.named_buffers())
+    names = [name for name, _ in block.named_parameters()]
+    moving = [k for k, v in inputs.items() if is_float(v)]
+
+    def run(*values: Tensor) -> tuple[Tensor, ...]:
+        parameters = dict(zip(names, values, strict=False))
+        given = {**inputs, **dict(zip(moving, values[len(names) :], strict=True))}
+        state = {**parameters, **{k: b.clone() for k, b in buffers.items()}}
+        output = case.call(Functional(block, state), given)
+        return tuple(x for _, x in leaves(output) if x.is_floating_point())
+
+    values = [p.detach().clone().requires_grad_() for p in block.parameters()]
+    return run, values + [inputs[k].clone().requires_grad_() for k in moving]
+
+
+def second_derivatives(case: Case) -> bool:
+    """Double backward: the gradient of the squared norm of the gradients equals finite differences, along one drawn direction."""
+    for train in case.modes():
+        run, values = as_function(case, case.block(train))
+        if not values:
+            return False
+        generator = case.generator(4)
+        weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in run(*values)]
+
+        def squared_norm(*values: Tensor, run: Run = run, weights: list[Tensor] = weights) -> tuple[Tensor]:
+            with torch.enable_grad():
+                values = tuple(v if v.requires_grad else v.requires_grad_() for v in values)
+                # the squares of the outputs, so that a block that is linear has second derivatives too
+                total = torch.stack([(w * x.square()).sum() for w, x in zip(weights, run(*values), strict=True)]).sum()
+                gradients = torch.autograd.grad(total, values, create_graph=True, allow_unused=True)
+                return (torch.stack([g.square().sum() for g in gradients if g is not None]).sum(),)
+
+        along_a_direction(squared_norm, values, case.generator(3), "second derivatives")
+    return True
+
+
+def forward_derivatives(case: Case) -> bool:
+    """Forward mode, `torch.func.jvp`, gives the derivatives that backward gives: <u, J v> = <J^T u, v> for drawn u and v."""
+    block = case.block()
+    run, values = as_function(case, block)
+    if not values:
+        return False
+    generator = case.generator(3)
+    direction = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in values]
+    with warnings.catch_warnings():  # torch scripts some of its own rules
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        moved = torch.func.jvp(run, tuple(v.detach() for v in values), tuple(direction))[1]
+    outputs = run(*values)
+    weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in outputs]
+    gradients = torch.autograd.grad(outputs, values, weights, allow_unused=True)
+    forward = torch.cat([(w * m).flatten() for w, m in zip(weights, moved, strict=True)])
+    backward = torch.cat([(g * d).flatten() for g, d in zip(gradients, direction, strict=True) if g is not None])
+    scale = forward.norm() + backward.norm()
+    error = (forward.sum() - backward.sum()).abs() / scale
+    if scale and not error <= 10 * case.tolerance(block):
+        raise Mismatch(f"forward and backward derivatives differ by {error:.1e} of their norm along a direction")
+    return bool(scale)
+
+
+def along_a_direction(run: Run, values: list[Tensor], generator: torch.Generator, what: str = "gradients") -> None:
     """The slope of a drawn sum of all outputs, in a drawn direction, from the gradients and from a step there and back.
 
     Not `torch.autograd.gradcheck`, which after a failure computes the whole Jacobian to describe it: hours for a model.
@@ -63,9 +114,7 @@ def along_a_direction(run: Callable[..., tuple[Tensor, ...]], values: list[Tenso
     with torch.no_grad():
         errors = [((total(eps) - total(-eps)) / (2 * eps) - parts.sum()).abs() / parts.norm() for eps in (1e-6, 1e-7, 1e-8, 1e-9)]
     if not min(errors) < 1e-5:
-        raise Mismatch(
-            f"the gradients along a direction differ from finite differences by {float(min(errors)):.1e} of their norm"
-        )
+        raise Mismatch(f"the {what} along a direction differ from finite differences by {float(min(errors)):.1e} of their norm")
 
 
 class Functional(nn.Module):
@@ -82,7 +131,7 @@ class Functional(nn.Module):
 def parameters_used(case: Case) -> bool:
     """Every parameter gets a gradient, and one that is not zero for some values."""
     missing: set[str] = set()
-    for attempt in range(8):  # a rectifier may silence a whole tensor for one set of values
+    for attempt in range(8):  # a ReLU may silence a whole tensor for one set of values
         drawn = Case(case.contract, case.arguments, case.specs, case.sizes, case.other_sizes, case.seed + attempt)
         block = drawn.block()
         _, _, gradients = drawn.gradients(lambda i, m=block, c=drawn: c.call(m, i), drawn.inputs(), block)

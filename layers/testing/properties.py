@@ -33,6 +33,8 @@ GENERIC = (
     Property("bfloat16", reference.bfloat16, each_twin=True),
     Property("autocast", reference.autocast, each_twin=True),
     Property("gradcheck", gradients.gradcheck, cost=2),
+    Property("second_derivatives", gradients.second_derivatives, cost=5),
+    Property("forward_derivatives", gradients.forward_derivatives, cost=5),
     Property("parameters_used", gradients.parameters_used),
     Property("per_sample_gradients", gradients.per_sample_gradients, cost=4),
     Property("deterministic", behaviour.deterministic),
@@ -46,8 +48,14 @@ GENERIC = (
     Property("finite", behaviour.finite),
     Property("state_round_trip", deployment.state_round_trip),
     Property("meta_device", deployment.meta_device),
+    Property("inspection", deployment.inspection, cost=20),
+    Property("hooks", deployment.hooks, cost=5),
+    Property("trace", deployment.trace, cost=20),
     Property("export", deployment.export, cost=50),
     Property("compile", deployment.compile, cost=50),
     Property("bad_argument", errors.bad_argument, cost=5, applies=lambda contract: bool(contract.arguments)),
     Property("bad_input", errors.bad_input, cost=5),
+    Property(
+        "sizes_agree", errors.sizes_agree, cost=5, applies=lambda contract: bool(errors.shared_axes(contract.example().specs))
+    ),
 )

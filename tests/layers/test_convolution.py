@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
-from layers.convolution import ConvNormAct, ConvStack, fold_norms
+from layers.convolution import BlurPool, ConvNormAct, ConvStack, SqueezeExcite, fold_norms, hard_sigmoid
 from layers.testing import Contract, Twin, part, shift_equivariant, tensor
 from layers.weights import WeightMap
 
@@ -20,12 +22,17 @@ def images(a):
     return dict(images=tensor("batch channels height width", channels=a.in_channels, **sizes))
 
 
+def kernel(a):
+    """Rows and columns are as many; JSON gives a list."""
+    return a.kernel_size[0] if isinstance(a.kernel_size, list) else a.kernel_size
+
+
 def padding(a):
-    return a.kernel_size // 2 if a.padding is None else a.padding
+    return {None: kernel(a) // 2, "same": kernel(a) // 2, "valid": 0}.get(a.padding, a.padding)
 
 
 def out(a, n):
-    return (n + 2 * padding(a) - a.kernel_size) // a.stride + 1
+    return (n + 2 * padding(a) - kernel(a)) // a.stride + 1
 
 
 def in_sequence(a):
@@ -37,7 +44,7 @@ def in_sequence(a):
 
 def border(a):
     """Output positions whose window touches the padding or what roll() brought in from the other end."""
-    return -(-(padding(a) + a.stride + a.kernel_size) // a.stride)
+    return -(-(padding(a) + a.stride + kernel(a)) // a.stride)
 
 
 conv_norm_act = Contract(
@@ -47,9 +54,9 @@ conv_norm_act = Contract(
         _per_group=st.permutations([1, 2, 3]),
         in_channels=lambda a: a.groups * a._per_group[0],
         out_channels=lambda a: a.groups * a._per_group[1],
-        kernel_size=st.sampled_from([1, 3, 5]),
+        kernel_size=st.sampled_from([1, 3, 5, [3, 3]]),
         stride=st.sampled_from([1, 2]),
-        padding=st.sampled_from([None, 0, 1]),
+        padding=lambda a: st.sampled_from([None, 0, 1, "valid"] + ["same"] * (a.stride == 1)),
         bias=st.sampled_from([None, True, False]),
         norm=st.sampled_from([nn.BatchNorm2d, None]),
         activation=st.sampled_from([nn.ReLU, nn.Hardswish, nn.SiLU, None]),
@@ -77,8 +84,15 @@ conv_norm_act = Contract(
         (dict(kernel_size=0), "kernel_size"),
         (dict(kernel_size=4, padding=None), "kernel_size"),
         (dict(kernel_size=(3, 2), padding=None), "kernel_size"),
+        (dict(kernel_size=[3, 3, 3]), "kernel_size"),
+        (dict(kernel_size="3"), "kernel_size"),
+        (dict(kernel_size=3.0), "kernel_size"),
         (dict(stride=0), "stride"),
+        (dict(stride=None), "stride"),
         (dict(padding=-1), "padding"),
+        (dict(padding=[1]), "padding"),
+        (dict(padding="full"), "padding"),
+        (dict(padding="same", stride=2), "padding"),
         (dict(groups=0), "groups"),
         (dict(groups=2, in_channels=3), "groups"),
     ],
@@ -133,3 +147,37 @@ def test_folded_norms_compute_the_same():
     fold_norms(model)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_pixels_are_needed_and_floats():
+    with pytest.raises(ValueError, match="images must have at least 1 rows and columns"):
+        SqueezeExcite(3, 4)(torch.randn(2, 3, 0, 5))
+    with pytest.raises(ValueError, match="images must have at least 2 rows and columns"):
+        BlurPool(3)(torch.randn(2, 3, 5, 1))
+    with pytest.raises(ValueError, match=r"images must be of a floating-point dtype, got torch.uint8"):
+        BlurPool(3)(torch.ones(2, 3, 5, 5, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_largest_pixels(dtype):
+    """The mean of float16 numbers whose sum overflows, and their blur, are numbers of that size."""
+    largest = torch.full((2, 3, 8, 8), torch.finfo(dtype).max / 4 if dtype == torch.float16 else 1e30, dtype=dtype)
+    assert BlurPool(3)(largest).isfinite().all()
+    block = SqueezeExcite(3, 4).to(dtype)
+    nn.init.zeros_(block.down.weight)
+    assert block(largest).isfinite().all()
+
+
+def test_hard_sigmoid_is_torchs():
+    x = torch.linspace(-5, 5, 1001, dtype=torch.float64)
+    torch.testing.assert_close(hard_sigmoid(x), nn.functional.hardsigmoid(x), rtol=1e-15, atol=1e-15)
+
+
+def test_defaults_are_those_of_torch_and_torchvision():
+    ours = ConvNormAct(3, 4)
+    theirs = Conv2dNormActivation(3, 4, inplace=False)
+    assert str(ours.conv) == str(theirs[0])
+    assert str(ours.norm) == str(theirs[1]) == str(nn.BatchNorm2d(4, eps=1e-5, momentum=0.1))
+    assert str(ours.activation) == str(theirs[2])
+    assert SqueezeExcite(3, 4).gate is torch.sigmoid
+    assert inspect.signature(BlurPool).parameters["stride"].default == 2

@@ -116,3 +116,10 @@ def test_branches_are_joined_in_order():
     x = torch.randn(2, 3, 4, 4)
     joined = inception.Branches(nn.Identity(), nn.ReLU())(x)
     assert torch.equal(joined, torch.cat([x, x.relu()], 1))
+
+
+def test_the_unit_has_the_eps_of_torchvision():
+    """0.001, as in TensorFlow; torch's is 0.00001."""
+    ours, theirs = inception.conv_unit(2, 3, 1), BasicConv2d(2, 3, kernel_size=1)
+    assert str(ours.norm) == str(theirs.bn) == str(nn.BatchNorm2d(3, eps=0.001, momentum=0.1))
+    assert str(ours.conv) == str(theirs.conv)

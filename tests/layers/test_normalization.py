@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import strategies as st
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -68,6 +70,124 @@ def test_two_processes_compute_what_one_does(tmp_path, shares, momentum):
     torch.testing.assert_close(first[3] + second[3], whole[0].bias.grad, **close)
     for state in (first[4], second[4]):
         torch.testing.assert_close(state, dict(whole.state_dict()), **close)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """A group of one process, in which sums over processes are what they were."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
+
+
+SHAPES = {
+    "images": (4, 3, 5, 2),
+    "one image": (1, 3, 2, 1),
+    "one value a channel": (1, 3, 1, 1),
+    "no images": (0, 3, 4, 4),
+    "no rows": (2, 3, 0, 4),
+    "fewer channels": (2, 1, 4, 4),
+    "more channels": (2, 4, 4, 4),
+    "three axes": (3, 4, 4),
+    "two axes": (2, 3),
+}
+OPTIONS = {
+    "usual": {},
+    "cumulative": dict(momentum=None),
+    "momentum of 0": dict(momentum=0.0),
+    "no affine": dict(affine=False),
+    "no statistics": dict(track_running_stats=False),
+    "neither": dict(affine=False, track_running_stats=False),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("train", [True, False])
+def test_degenerate_batches_are_as_in_torch(one_process, shape, options, train):
+    """Outputs, gradients and statistics, or an error of the same class; after an error nothing has moved."""
+    generator = torch.Generator().manual_seed(0)
+    theirs = fill(nn.BatchNorm2d(3, **OPTIONS[options]).double(), generator).train(train)
+    ours = copy.deepcopy(theirs)
+    synchronise_norms(ours)
+    assert type(ours) is SyncedBatchNorm2d
+    before, results = copy.deepcopy(ours.state_dict()), []
+    images = torch.randn(SHAPES[shape], generator=generator, dtype=torch.float64)
+    for norm in (theirs, ours):
+        x = images.clone().requires_grad_()
+        try:
+            y = norm(x)
+        except (ValueError, RuntimeError) as error:
+            results.append(error)
+        else:
+            (y * torch.arange(y.numel()).view_as(y)).sum().backward()
+            results.append([y, x.grad, *(p.grad for p in norm.parameters()), *norm.buffers()])
+    expected, found = results
+    if isinstance(expected, Exception):
+        assert type(found) is type(expected)
+        assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
+        return
+    assert not isinstance(found, Exception), found
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+def test_sums_over_processes_have_second_and_forward_derivatives(one_process):
+    generator = torch.Generator().manual_seed(0)
+    theirs = fill(nn.BatchNorm2d(2, track_running_stats=False).double(), generator)
+    ours = synchronise_norms(copy.deepcopy(theirs))
+    x, v = torch.randn(2, 3, 2, 2, 3, generator=generator, dtype=torch.float64)
+    results = []
+    for norm in (theirs, ours):
+        twice = torch.func.grad(lambda x, norm=norm: torch.func.grad(lambda x: norm(x).pow(3).sum())(x).square().sum())(x)
+        results.append((twice, torch.func.jvp(norm, (x,), (v,))[1]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-10)
+
+
+def test_only_plain_batch_norms_are_synchronised():
+    """A subclass may compute something else; on a GPU too, where torch's own conversion takes every subclass."""
+
+    class Other(nn.BatchNorm2d):
+        pass
+
+    model = nn.Sequential(nn.BatchNorm2d(2), Other(2), nn.BatchNorm1d(2), nn.GroupNorm(1, 2))
+    assert synchronise_norms(model) is model
+    assert [type(m) for m in model] == [SyncedBatchNorm2d, Other, nn.BatchNorm1d, nn.GroupNorm]
+    synchronise_norms(nn.ReLU())
+
+
+def test_on_a_gpu_it_is_torchs_norm(monkeypatch):
+    """With all that its constructor would have set; its `forward` is plain batch norm where no processes are joined."""
+    model = fill(
+        nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False, momentum=None)), torch.Generator().manual_seed(0)
+    )
+    images, expected = torch.randn(4, 3, 5, 5), copy.deepcopy(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        synchronise_norms(model)
+    for norm in model:
+        assert type(norm) is nn.SyncBatchNorm
+        assert vars(norm).keys() == vars(nn.SyncBatchNorm(3)).keys()
+    torch.testing.assert_close(model(images), expected(images))
+    torch.testing.assert_close(dict(model.state_dict()), dict(expected.state_dict()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rms_norm_of_extreme_numbers(dtype):
+    """Squares that overflow or vanish in half precision do not in float32, in which the mean is taken."""
+    norm = RMSNorm(64).to(dtype)
+    largest = torch.finfo(dtype).max / 4 if dtype == torch.float16 else 1e18
+    for x in (torch.full((2, 64), largest, dtype=dtype), torch.full((2, 64), -3.0, dtype=dtype)):
+        torch.testing.assert_close(norm(x), x.sign())
+    assert not norm(torch.zeros(2, 64, dtype=dtype)).any()
+    tiny = torch.full((2, 64), 1e-7, dtype=dtype)
+    torch.testing.assert_close(norm(tiny), (tiny.double() / (tiny.double() ** 2 + 1e-6).sqrt()).to(dtype))
+    with pytest.raises(ValueError, match=r"x must be of a floating-point dtype, got torch.int64"):
+        norm(torch.ones(2, 64, dtype=torch.long))
+
+
+def test_defaults_are_those_of_the_references():
+    assert inspect.signature(RMSNorm).parameters["eps"].default == LlamaRMSNorm(4).variance_epsilon == 1e-6
+    assert (SyncedBatchNorm2d(3).eps, SyncedBatchNorm2d(3).momentum) == (1e-5, 0.1)
 
 
 def llama(a):

@@ -25,7 +25,9 @@ FAR = 128
 """Positions drawn for twins that compute angles in float32: further out their own error would hide ours."""
 
 NO_PARAMETERS = dict.fromkeys(["weights", "parameters_used", "per_sample_gradients"], "it has no parameters")
-ANY_SUM = {"bad_input": "the sum takes anything that broadcasts; bad positions have tests of their own below"}
+ANY_SUM = dict.fromkeys(
+    ("bad_input", "sizes_agree"), "the sum takes anything that broadcasts; bad positions have tests of their own below"
+)
 
 
 class Embedded(nn.Module):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import timm
@@ -16,7 +17,7 @@ from torchvision.models.mobilenetv3 import InvertedResidual as InvertedV3
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops import SqueezeExcitation
 
-from layers.convolution import BlurPool, SqueezeExcite
+from layers.convolution import BlurPool, SqueezeExcite, hard_sigmoid
 from layers.residual import DepthwiseSeparable, InvertedResidual, PaddedShortcut, basic_block, bottleneck
 from layers.testing import Contract, Twin, tensor
 from layers.weights import WeightMap
@@ -212,9 +213,7 @@ class ByHand(nn.Module):
 
 squeeze_excite = Contract(
     SqueezeExcite,
-    arguments=dict(
-        channels=st.integers(1, 4), hidden_dim=st.integers(5, 8), gate=st.sampled_from([torch.sigmoid, F.hardsigmoid])
-    ),
+    arguments=dict(channels=st.integers(1, 4), hidden_dim=st.integers(5, 8), gate=st.sampled_from([torch.sigmoid, hard_sigmoid])),
     inputs=lambda a: dict(images=tensor("batch channels height width", channels=a.channels)),
     outputs=lambda a, s: ("batch", a.channels, s.height, s.width),
     twins=[
@@ -295,7 +294,7 @@ inverted_of_timm = Contract(
 
 
 def squeezed(channels):
-    return SqueezeExcite(channels, 8, gate=F.hardsigmoid)
+    return SqueezeExcite(channels, 8, gate=hard_sigmoid)
 
 
 def names_v3(a):
@@ -353,3 +352,24 @@ depthwise_separable = Contract(
     invalid=INVALID,
     trains_differently=lambda a: True,
 )
+
+
+def test_the_last_unit_of_a_block_has_no_activation_and_the_sum_has():
+    for block in (basic_block(4, 8, stride=2), bottleneck(4, 8, stride=2)):
+        assert isinstance(block.body[-1].activation, nn.Identity)
+        assert isinstance(block.shortcut.activation, nn.Identity)
+        assert str(block.activation) == "ReLU()"
+    assert inspect.signature(bottleneck).parameters["groups"].default == 1
+    assert bottleneck(4, 32).body[0].conv.out_channels == 32 // torchvision.models.resnet.Bottleneck.expansion
+
+
+def test_inverted_residuals_end_without_an_activation_and_use_relu6():
+    """Sandler et al., sections 3.1 and 5: linear bottlenecks, ReLU6 in between."""
+    block = InvertedResidual(4, 4, hidden_dim=8)
+    assert [str(unit.activation) for unit in (block.expand, block.depthwise, block.project)] == [
+        "ReLU6()",
+        "ReLU6()",
+        "Identity()",
+    ]
+    separable = DepthwiseSeparable(4, 4)
+    assert [str(unit.activation) for unit in (separable.depthwise, separable.pointwise)] == ["ReLU6()", "ReLU6()"]

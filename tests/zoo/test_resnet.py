@@ -11,7 +11,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import zoo
-from layers.convolution import BlurPool, ConvNormAct, ReLU, SqueezeExcite
+from layers.convolution import BlurPool, ConvNormAct, SqueezeExcite
 from layers.residual import PaddedShortcut, Residual, basic_block, bottleneck, projected
 from layers.testing import Contract, Twin, part, tensor
 from layers.weights import WeightMap
@@ -70,7 +70,7 @@ def first_strided(in_channels, out_channels, stride):
         ConvNormAct(hidden, hidden, 3),
         ConvNormAct(hidden, out_channels, 1, activation=None),
     )
-    return Residual(body, projected(in_channels, out_channels, stride), ReLU())
+    return Residual(body, projected(in_channels, out_channels, stride), nn.ReLU())
 
 
 def of_transformers(a):

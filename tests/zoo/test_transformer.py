@@ -87,7 +87,11 @@ marian_model = Contract(
     ],
     invalid=[(dict(activation="tanh"), "activation"), (dict(heads=0), "heads"), (dict(dropout=1.0), "dropout")],
     name="MarianTransformer",
-    without=FREE | {"gradcheck": "the padding's embedding gets no gradient, as in nn.Embedding, though outputs depend on it"},
+    without=FREE
+    | dict.fromkeys(
+        ("gradcheck", "forward_derivatives"),
+        "the padding's embedding gets no gradient, as in nn.Embedding, though outputs depend on it",
+    ),
     **shapes,
 )
 

@@ -7,6 +7,8 @@ On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's. O
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,31 +21,93 @@ from zoo.transformer import Transformer
 
 
 class Optimized(nn.Module):
-    """What `optimize` returns: inference only.
+    """What `optimize` returns: inference only, with weights that are constants.
+
+    It has no parameters and no state; nothing that a caller does to it from outside changes what it computes. `train()` leaves it
+    as it is, as part of an outer model that trains too. Loading a state, another dtype or device, `requires_grad_()` and pickling
+    raise a `RuntimeError`: change or save the model, and optimize that again. `copy.deepcopy` shares the programs.
 
     Two programs of the same weights, each compiled when it is first needed: one for inputs of the example's shape, and one for
     all others, without Winograd's convolutions, which for unknown sizes take minutes to compile. A call holds settings of the
     whole process while it runs, so that on torch 2.6 only one thread at a time may call.
+
+    Images of another float dtype are converted. All others that are not as the example was, integers or those of another device,
+    go to the model as it was before it was compiled, and so does a call that a program fails: its errors are the model's.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype, self.shape, self.images = dtype, example.shape, example.ndim == 4
-        same = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # a copy with the same parameters
-        if self.images and dtype == torch.float32 and example.device.type == "cpu":
+        self.shape, self.images = example.shape, example.ndim == 4
+        self.dtype = dtype if example.is_floating_point() else example.dtype
+        self.device = next((x.device for x in tensors(model)), example.device)
+        same = copied(model, {id(p): p for p in model.parameters()})  # a copy with the same parameters
+        if self.images and dtype == torch.float32 and self.device.type == "cpu":
             use_winograd(same)
-        self.for_example, self.for_others = torch.compile(same, dynamic=False), torch.compile(model)
+        # in a tuple, and so not among its modules, which others change
+        self.programs: tuple[Callable[..., Any], ...] = torch.compile(same, dynamic=False), torch.compile(model), model
+        super().train(False)
 
     def forward(self, images: Tensor) -> Any:
-        program = self.for_example if images.shape == self.shape else self.for_others
-        images = images.detach().to(self.dtype)
-        images = images.contiguous(memory_format=torch.channels_last) if self.images else images
-        # Given as an option of torch.compile, freezing comes too late: weights are arguments by then. In float64 they stay such,
-        # for constants are packed for oneDNN, which does not know it. And torch.compile gives up on a class after 8 models.
-        constants = torch._inductor.config.patch(freezing=self.dtype != torch.float64)
-        models = torch._dynamo.config.patch(cache_size_limit=2**16, accumulated_cache_size_limit=2**16)
-        with torch.no_grad(), constants, models:
-            return program(images)
+        for_example, for_others, model = self.programs
+        with torch.no_grad():
+            if isinstance(images, Tensor) and images.is_floating_point() and self.dtype.is_floating_point:
+                images = images.detach().to(self.dtype)
+            if not self.takes(images):
+                return model(images)
+            program = for_example if images.shape == self.shape else for_others
+            images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+            # Set for the whole process: as an option of torch.compile, freezing acts after weights became arguments. Not in
+            # float64, which oneDNN lacks. And torch.compile gives up on a class after 8 models.
+            constants = torch._inductor.config.patch(freezing=self.dtype != torch.float64)
+            models = torch._dynamo.config.patch(cache_size_limit=2**16, accumulated_cache_size_limit=2**16)
+            with constants, models:
+                try:
+                    return program(images)
+                except Exception:
+                    model(images)  # raises what it raises for such images
+                    raise
+
+    def takes(self, images: Any) -> bool:
+        """Whether there is a program for these."""
+        if not isinstance(images, Tensor) or images.numel() == 0:
+            return False
+        return images.device == self.device and images.dtype == self.dtype
+
+    def train(self, mode: bool = True) -> Optimized:
+        """Stays in evaluation."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Optimized:
+        """Errors: `RuntimeError` if gradients are asked for."""
+        return self.refuse("have gradients") if requires_grad else self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Errors: `RuntimeError`, for a state without weights would be taken for the model's."""
+        return self.refuse("be saved")
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """What `load_state_dict` does, of an outer model too."""
+        if any(name.startswith(prefix) for name in state_dict):
+            self.refuse("load weights")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Optimized:
+        """What `to`, `double`, `cuda` and the like do, of an outer model too; nothing to do is done."""
+        probe = torch.empty(1, dtype=self.dtype, device=self.device)
+        changed = fn(probe)
+        if (changed.dtype, changed.device) != (probe.dtype, probe.device):
+            self.refuse(f"be moved from {probe.dtype} on {probe.device} to {changed.dtype} on {changed.device}")
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimized:
+        other = type(self).__new__(type(self))
+        vars(other).update({k: v if k == "programs" else copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return other
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.refuse("be pickled")
+
+    def refuse(self, what: str) -> Any:
+        raise RuntimeError(f"an optimized model cannot {what}: its weights are constants of a program; optimize the model again")
 
 
 def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None) -> Any:
@@ -55,16 +119,34 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
              It takes a minute or two.
     dtype:   what to compute in, by default the model's own; `torch.bfloat16` trades three digits for speed, on processors that
              multiply such numbers (AVX-512 BF16, AMX), and is several times slower on others.
-    Equal to the model's eval output up to rounding in that dtype.
+    Equal to the model's eval output up to rounding in that dtype. Subclasses of layers, and hooked, pruned and parametrized ones,
+    are compiled as they are. What the copy refuses: see `Optimized`.
     """
-    own = next(p.dtype for p in model.parameters())
+    own = next((x.dtype for x in tensors(model) if x.is_floating_point()), example.dtype)
     dtype = dtype or own
     if isinstance(model, Transformer):
         return optimize_decoding(model, example, dtype)
-    fast = copy.deepcopy(model).eval().requires_grad_(False).to(torch.promote_types(own, dtype))
-    fast = fold_norms(fast).to(dtype)
+    fast = prepared(model, dtype)
     if example.ndim == 4:
         fast = fast.to(memory_format=torch.channels_last)
-    optimized = Optimized(fast, example, dtype).eval()
+    optimized = Optimized(fast, example, dtype)
     optimized(example)
     return optimized
+
+
+def prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy for inference, norms folded in the wider of its dtype and this one."""
+    wide = [torch.promote_types(x.dtype, dtype) for x in model.parameters() if x.is_floating_point()]
+    fast = copied(model, {}).eval().requires_grad_(False)
+    return fold_norms(fast.to(wide[0]) if wide else fast).to(dtype)
+
+
+def tensors(model: nn.Module) -> chain[Tensor]:
+    return chain(model.parameters(), model.buffers())
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Of tensors that are computed, such as a pruned weight, the value; torch copies no others than parameters."""
+    for module in model.modules():
+        memo |= {id(x): x.detach().clone() for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf}
+    return copy.deepcopy(model, memo)

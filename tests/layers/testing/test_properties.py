@@ -17,6 +17,7 @@ from layers.testing import (
     cache_consistent,
     causal,
     initial_distribution,
+    mask,
     padding_invariant,
     permutation_equivariant,
     shift_equivariant,
@@ -108,6 +109,84 @@ class WrongBackward(Sound):
         return WrongDerivative.apply(self.linear(x))
 
 
+class OnceDifferentiable(torch.autograd.Function):
+    """Right gradients, whose own gradients are lost; and forward derivatives that are twice too large."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output.detach())
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y.detach() ** 2)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (y,) = ctx.saved_tensors
+        return 2 * tangent * (1 - y**2)
+
+
+class WrongTwice(Sound):
+    def mix(self, x):
+        return OnceDifferentiable.apply(self.linear(x))
+
+
+class FusedKernel(torch.autograd.Function):
+    """Without a derivative of its backward, and without forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y**2)
+
+
+class Fused(Sound):
+    def mix(self, x):
+        return FusedKernel.apply(self.linear(x))
+
+
+class WritesOver(Sound):
+    """What its linear layer has given, which a hook on that may have kept or wrapped."""
+
+    def mix(self, x):
+        return self.linear(x).tanh_()
+
+
+class WritesOverWithoutGradients(Sound):
+    """Only where autograd does not see it."""
+
+    def mix(self, x):
+        y = self.linear(x)
+        y.data.tanh_()
+        return y
+
+
+class RaisingProperty(Sound):
+    @property
+    def twin(self):
+        raise ValueError("there is none")
+
+
+class RaisingRepr(Sound):
+    def extra_repr(self):
+        return self.nothing
+
+
 class Unused(Sound):
     def __init__(self, dim):
         super().__init__(dim)
@@ -125,6 +204,11 @@ class Silenced(ExtraParameter):
 class LooksAtValues(Sound):
     def mix(self, x):
         return super().mix(x) if x.sum() > 0 else -super().mix(x)
+
+
+class BakesValues(Sound):
+    def mix(self, x):
+        return super().mix(x) * x.mean().item()
 
 
 class Noisy(Sound):
@@ -229,6 +313,65 @@ class UncheckedInput(Sound):
         return self.mix(x)
 
 
+class Pair(Sound):
+    """tanh((x + y) W + b), y not to be broadcast."""
+
+    def check(self, x, y):
+        require_axes(y, "y", "batch time dim", batch=x.shape[0], time=x.shape[1])
+
+    def forward(self, x, y):
+        self.check(x, y)
+        return super().forward(x + y)
+
+
+class Broadcasting(Pair):
+    def check(self, x, y):
+        pass
+
+
+class ChecksLargeSizesOnly(Pair):
+    def check(self, x, y):
+        for n, axis in enumerate(("batch", "time")):
+            require(x.shape[n] == y.shape[n] or min(x.shape[n], y.shape[n]) == 1, axis, y.shape[n], "that of x")
+
+
+class NamesNoAxis(Pair):
+    def check(self, x, y):
+        require(x.shape == y.shape, "y", tuple(y.shape), f"of shape {tuple(x.shape)}")
+
+
+class NamesNoInput(Pair):
+    def check(self, x, y):
+        for n, axis in enumerate(("batch", "time")):
+            require(x.shape[n] == y.shape[n], axis, "another", "the same")
+
+
+class OtherError(Pair):
+    def check(self, x, y):
+        if x.shape != y.shape:
+            raise RuntimeError("y: batch and time must be those of x")
+
+
+class OneForAllTimes(Pair):
+    def check(self, x, y):
+        require_axes(y, "y", "batch one dim", batch=x.shape[0], one=1)
+
+
+class Masked(Pair):
+    """y may have 1 in place of every size."""
+
+    def check(self, x, y):
+        for axis, size, n in zip(("batch", "time", "dim"), x.shape, y.shape, strict=True):
+            require(n in (1, size), f"y: {axis}", n, f"1 or {size}")
+
+
+class Two(Sound):
+    """Called by position, and of two outputs the first is meant."""
+
+    def forward(self, a, /):
+        return super().forward(a), a
+
+
 FAILS: dict[str, list[type[Sound]]] = {
     "shape": [Transposed, AlwaysSingle],
     "forward": [SlightlyScaled, Transposed],
@@ -238,6 +381,8 @@ FAILS: dict[str, list[type[Sound]]] = {
     "bfloat16": [Cancelling, CancellingOnlyInHalf],
     "autocast": [CancellingOnlyInHalf],
     "gradcheck": [WrongBackward, DoubledGradient],
+    "second_derivatives": [WrongTwice, Fused],
+    "forward_derivatives": [WrongTwice, Fused],
     "parameters_used": [Unused, Silenced],
     "per_sample_gradients": [LooksAtValues],
     "deterministic": [Noisy],
@@ -251,14 +396,23 @@ FAILS: dict[str, list[type[Sound]]] = {
     "finite": [Normalising],
     "state_round_trip": [Forgetful, SharedCopy],
     "meta_device": [UnbuiltTable],
+    "inspection": [RaisingProperty, RaisingRepr],
+    "hooks": [WritesOver, WritesOverWithoutGradients],
+    "trace": [BakesValues],
     "export": [BakesBatch],
     "compile": [BakesBatch, BreaksGraph],
     "bad_argument": [UncheckedArgument],
     "bad_input": [UncheckedInput],
+    "sizes_agree": [Broadcasting, ChecksLargeSizesOnly, NamesNoAxis, NamesNoInput, OtherError],
 }
+
+GOOD: dict[str, type[Sound]] = {"sizes_agree": Pair}
+"""A block that passes, where it is not `Sound`."""
 
 
 def contract(block: Any, **changes: Any) -> Contract:
+    pair = isinstance(block, type) and issubclass(block, Pair)
+    more = dict(y=tensor("batch time dim")) if pair else {}
     twin = Twin(
         "torch",
         build=lambda a: nn.Sequential(nn.Linear(a.dim, a.dim), nn.Tanh()),
@@ -269,7 +423,7 @@ def contract(block: Any, **changes: Any) -> Contract:
         **{
             "block": block,
             "arguments": dict(dim=st.integers(2, 4)),
-            "inputs": lambda a: dict(x=tensor("batch time dim", dim=a.dim)),
+            "inputs": lambda a: dict(x=tensor("batch time dim", dim=a.dim), **more),
             "outputs": lambda a, s: ("batch", "time", a.dim),
             "twins": [twin],
             "invalid": [(dict(dim=0), "dim")],
@@ -290,7 +444,7 @@ def test_every_property_has_a_block_that_fails_it():
 
 @pytest.mark.parametrize("name", [p.name for p in GENERIC])
 def test_a_sound_block_passes(name):
-    check(name, contract(Sound))
+    check(name, contract(GOOD.get(name, Sound)))
 
 
 @pytest.mark.parametrize(("name", "block"), [(name, block) for name, blocks in FAILS.items() for block in blocks])
@@ -298,6 +452,31 @@ def test_a_broken_block_fails(name, block):
     with pytest.raises((AssertionError, ValueError, RuntimeError, pytest.fail.Exception)) as caught:
         check(name, contract(block))
     assert "Unsatisfi" not in repr(caught.value)
+
+
+def test_sizes_agree_is_for_blocks_whose_inputs_share_an_axis():
+    prop = next(p for p in GENERIC if p.name == "sizes_agree")
+    assert prop.applies(contract(Pair))
+    assert not prop.applies(contract(Sound))
+    assert not prop.applies(contract(Pair, inputs=lambda a: dict(x=tensor("batch time dim"), y=tensor("rows 1 depth"))))
+
+
+@pytest.mark.parametrize(("y", "block", "sound"), [
+    (tensor("batch 1 dim"), OneForAllTimes, True),
+    (mask("batch time dim"), Masked, True),
+    (tensor("batch time dim"), Masked, False),
+])  # fmt: skip
+def test_an_input_may_broadcast_where_the_contract_says_so(y, block, sound):
+    promise = contract(block, inputs=lambda a: dict(x=tensor("batch time dim", dim=a.dim), y=y))
+    if sound:
+        return check("sizes_agree", promise)
+    with pytest.raises(AssertionError, match="batch of x 2, of y 1: no error"):
+        check("sizes_agree", promise)
+
+
+@pytest.mark.parametrize("name", ["export", "state_round_trip", "trace"])
+def test_a_block_is_called_as_its_contract_says(name):
+    check(name, contract(Two, call=lambda m, i: m(i["x"])[0]))
 
 
 @pytest.mark.parametrize("block", [Sound, *FAILS["gradcheck"]])
