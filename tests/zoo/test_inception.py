@@ -154,17 +154,11 @@ def test_auxiliary_logits_come_in_training_only():
     assert zoo.create("googlenet", num_classes=3, width=1 / 8, auxiliary=False).train()(images).shape == (2, 3)
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "options"),
-    [
-        ("googlenet", 40, dict(width=1 / 8, dropout=0.0, dropout_auxiliary=0.0)),
-        ("inception_v3", 299, dict(width=1 / 16, dropout=0.0)),
-    ],
-)
-def test_a_training_step_compiles_to_one_graph(name, size, options):
+def test_a_training_step_compiles_to_one_graph():
+    """With auxiliary heads, in the smaller net of the two."""
     torch.manual_seed(0)
-    model = zoo.create(name, num_classes=3, **options).double().train()
-    images, results = torch.randn(2, 3, size, size, dtype=torch.float64), []
+    model = zoo.create("googlenet", num_classes=3, width=1 / 8, dropout=0.0, dropout_auxiliary=0.0).double().train()
+    images, results = torch.randn(2, 3, 40, 40, dtype=torch.float64), []
     for call in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
         outputs = call(images)
         results.append((*outputs, *torch.autograd.grad(sum(x.square().sum() for x in outputs), list(model.parameters()))))
