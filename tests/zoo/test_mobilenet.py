@@ -108,6 +108,14 @@ def short_v3(stages, **options):
     return mobilenet_v3(TABLE[:stages], 64, **options)
 
 
+def exact(model):
+    """torch 2.6 multiplies the gradients of a hard sigmoid by a sixth in float32, whatever the dtype."""
+    for module in model.modules():
+        if isinstance(module, nn.Hardsigmoid):
+            module.forward = lambda x: (x + 3).clamp(0, 6) / 6
+    return model
+
+
 def their_v3(a):
     rows, before = [], 16
     for kernel, hidden, channels, excited, swish, stride in chain(*TABLE[: a.stages]):
@@ -115,7 +123,7 @@ def their_v3(a):
         rows.append(InvertedResidualConfig(*options))
         before = channels
     hidden_dim = InvertedResidualConfig.adjust_channels(64, a.width)
-    return with_channels(torchvision.models.MobileNetV3(rows, hidden_dim, num_classes=CLASSES, dropout=a.dropout), a)
+    return exact(with_channels(torchvision.models.MobileNetV3(rows, hidden_dim, num_classes=CLASSES, dropout=a.dropout), a))
 
 
 v3 = Contract(
