@@ -259,7 +259,7 @@ def test_the_hub(hub: SimpleNamespace):
     assert list(read_hub("bentrevett/multi30k")) == [("a", "b")]
     assert hub.asked == [("wmt14", "de-en"), ("wmt14", "de-en"), ("bentrevett/multi30k", None)]
     assert complaint(read_hub, "wmt14/de-en", "test") == "hf:wmt14/de-en has no split test, only train, validation"
-    assert "hf:wmt14/de-en, row 0: texts 'de' and 'fr'" in complaint(read_hub, "wmt14/de-en", "train", "de", "fr")
+    assert "hf:wmt14/de-en, row 0: expected texts 'de' and 'fr'" in complaint(read_hub, "wmt14/de-en", "train", "de", "fr")
     message = complaint(read_hub, "some/body/de-en")
     assert message == "hf:some/body/de-en is not in the cache and could not be fetched (Couldn't reach the Hub)"
     assert hub.asked[-1] == ("some/body", "de-en")
