@@ -168,8 +168,8 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
         bare = build(name, **arguments)
     if not isinstance(bare, ImageModel):
         raise ValueError(f"weights must be None for {name}, which is no image model; use its weight maps, got {weights.source!r}")
-    tensors, mapping = fitting(bare, weights)
-    output = mapping.to_ours(tensors, strict=False).get(f"{bare.output_layers[0]}.weight")
+    tensors, naming = fitting(bare, weights)
+    output = maps_of(bare)[naming].to_ours(tensors, strict=False).get(f"{bare.output_layers[0]}.weight")
     if output is None:
         lacking = f"no name of theirs stands for {bare.output_layers[0]}.weight"
         raise ValueError(f"weights {weights.source!r} do not fit {name}: {lacking}; {containers.found_names(weights.tensors)}")
@@ -179,11 +179,10 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
         trained_in["auxiliary"] = any(key.startswith("auxiliary.") or "aux" in key.lower() for key in tensors)
         arguments.setdefault("auxiliary", trained_in["auxiliary"])
     donor = build(name, **trained_in)
-    _, mapping = fitting(donor, weights)
     counters = {f"{k.rpartition('.')[0]}.num_batches_tracked" for k in tensors if k.endswith(".running_mean")}
     missing = {k: torch.tensor(0) for k in counters - tensors.keys()}  # torch has them since 0.4.1
     try:
-        mapping.load(donor, {**tensors, **missing})
+        maps_of(donor)[naming].load(donor, {**tensors, **missing})
     except ValueError as error:
         raise ValueError(f"weights {weights.source!r} do not fit {name}: {error}") from error
     if weights.reference is not None:
@@ -196,12 +195,23 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
     return model
 
 
-def fitting(model: ImageModel, weights: Weights) -> tuple[dict[str, Tensor], WeightMap]:
-    """The tensors without prefixes of wrappers, and the map, of the weights' naming or any, that knows most of their names."""
-    state = model.state_dict().keys()
-    maps = [model.maps[weights.naming]] if weights.naming else [WeightMap(("", "")), *model.maps.values()]
-    choices = [(tensors, mapping) for tensors in containers.unwrapped(weights.tensors) for mapping in maps]
-    return max(choices, key=lambda choice: len(choice[1].to_ours(choice[0], strict=False).keys() & state))
+def maps_of(model: ImageModel) -> dict[str, WeightMap]:
+    """The model's maps, and under "" that of its own names."""
+    return {"": WeightMap(("", "")), **model.maps}
+
+
+def fitting(model: ImageModel, weights: Weights) -> tuple[dict[str, Tensor], str]:
+    """The tensors without prefixes of wrappers, and the naming, the weights' or any, that knows most of their names."""
+    state, maps, best = model.state_dict().keys(), maps_of(model), -1
+    found = dict(weights.tensors), ""
+    for tensors in containers.unwrapped(weights.tensors):
+        for naming in [weights.naming] if weights.naming else maps:
+            known = len(maps[naming].to_ours(tensors, strict=False).keys() & state)
+            if known > best:
+                found, best = (tensors, naming), known
+            if known == len(state):
+                return found
+    return found
 
 
 def with_weights_of(donor: ImageModel, model: ImageModel) -> ImageModel:
