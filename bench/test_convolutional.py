@@ -51,7 +51,7 @@ def models(request, place):
     for module in (*ours.modules(), *theirs.modules()):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    theirs.load_state_dict(ours.torchvision.export(ours), strict=True)
+    theirs.load_state_dict(ours.maps["torchvision"].export(ours), strict=True)
     images, labels = torch.randn(batch, 3, size, size, device=device), torch.randint(1000, (batch,), device=device)
 
     def autocast():

@@ -19,7 +19,7 @@ from transformers import MarianConfig, MarianMTModel
 
 import zoo
 from zoo.generation import decoding
-from zoo.transformer import build, marian
+from zoo.transformer import build, names_of_marian
 
 VOCABULARY, DIM, LAYERS, HEADS, HIDDEN = 8000, 256, 4, 8, 1024
 PAD, EOS, START = 0, 1, 2
@@ -51,7 +51,7 @@ def models():
         forced_eos_token_id=None, attn_implementation="sdpa",
     )  # fmt: skip
     theirs = MarianMTModel(config)
-    theirs.load_state_dict(marian(128, DIM).export(ours), strict=True)
+    theirs.load_state_dict(names_of_marian(ours, 128).export(ours), strict=True)
     return ours, theirs
 
 

@@ -46,6 +46,7 @@ class Name:
         pattern = "".join(f"(?P<{p}>[0-9]+)" if i % 2 else re.escape(p) for i, p in enumerate(parts))
         rest = r"(\.(?P<_rest>.+))?" if template else r"(?P<_rest>.+)"
         self.template, self.regex = template, re.compile(pattern + (rest if prefix else "(?P<_rest>)"))
+        self.literal = bool(template) and not self.holes
 
     def match(self, name: str) -> tuple[tuple[str, str], ...] | None:
         found = self.regex.fullmatch(name)
@@ -83,7 +84,7 @@ class Row:
         return row
 
     def try_out(self) -> None:
-        """Convert a small example there and back: what einops will not read or the sizes leave open fails here, not at a load."""
+        """Convert a small example there and back: a wrong pattern or a missing size fails here, not at a load."""
         sides = [side.strip() for side in self.pattern.split("->")]
         size = {axis: n for n, axis in enumerate(dict.fromkeys(axes(self.pattern)), start=2)} | dict(self.sizes)
         many = max(len(self.ours), len(self.theirs))
@@ -217,6 +218,19 @@ def named(name: str, fixed: Fixed) -> bool:
     return any(template.match(name) is not None for template, _ in fixed)
 
 
+Place = tuple[int, int, Name]
+
+
+def indexed(rows: Sequence[Row], backward: bool) -> tuple[dict[str, list[Place]], list[Place]]:
+    """Names of one side with their row and position: those without holes by what they begin with, and the others."""
+    by_beginning: dict[str, list[Place]] = {}
+    others: list[Place] = []
+    for r, row in enumerate(rows):
+        for n, name in enumerate(row.theirs if backward else row.ours):
+            (by_beginning.setdefault(name.template, []) if name.literal else others).append((r, n, name))
+    return by_beginning, others
+
+
 def filled(fixed: Fixed, holes: list[dict[str, str]]) -> dict[str, Tensor]:
     """Every such tensor under every name that the holes of the converted rows give."""
     return {
@@ -239,17 +253,18 @@ class WeightMap:
 
     def __init__(self, *rows: Sequence[Any], constants: Tensors | None = None, derived: Tensors | None = None) -> None:
         self.rows = [Row.parse(*row) for row in rows]
+        self.index = {backward: indexed(self.rows, backward) for backward in (False, True)}
         self.constants, self.derived = (
             [(Name(template, prefix=False), value) for template, value in (given or {}).items()] for given in (constants, derived)
         )
 
     def to_theirs(self, tensors: Tensors, strict: bool = True) -> dict[str, Tensor]:
-        """Our names to theirs. Not strict: rows that are not wholly there, and constants, are left out (for gradients)."""
+        """Our names to theirs. strict=False skips incomplete rows and constants (for gradients)."""
         result, holes, problems = self._convert(tensors, backward=False, like={})
         if strict:
-            due = filled(self.constants + self.derived, holes)
-            refuse(problems + listed("claimed by a row and a constant", result.keys() & due.keys()))
-            result |= due
+            fixed = filled(self.constants + self.derived, holes)
+            refuse(problems + listed("claimed by a row and a constant", result.keys() & fixed.keys()))
+            result |= fixed
         return result
 
     def to_ours(self, tensors: Tensors, like: Tensors | None = None, strict: bool = True) -> dict[str, Tensor]:
@@ -263,10 +278,10 @@ class WeightMap:
         fixed = {k: v for k, v in tensors.items() if named(k, self.constants)}
         rest = {k: v for k, v in tensors.items() if k not in fixed and not named(k, self.derived)}
         result, holes, problems = self._convert(rest, backward=True, like=like)
-        due = filled(self.constants, holes)
-        wrong = [k for k in fixed.keys() & due.keys() if not same_bits(fixed[k], due[k])]
-        problems += listed("missing constants", due.keys() - fixed.keys()) + listed("not the constant", wrong)
-        return result, problems + listed("unmapped", fixed.keys() - due.keys())
+        expected = filled(self.constants, holes)
+        wrong = [k for k in fixed.keys() & expected.keys() if not same_bits(fixed[k], expected[k])]
+        problems += listed("missing constants", expected.keys() - fixed.keys()) + listed("not the constant", wrong)
+        return result, problems + listed("unmapped", fixed.keys() - expected.keys())
 
     def export(self, module: nn.Module) -> dict[str, Tensor]:
         """The module's state under their names, ready for `load_state_dict(..., strict=True)`."""
@@ -300,12 +315,10 @@ class WeightMap:
         groups: dict[tuple[int, tuple], dict[int, Tensor]] = {}
         unmapped, ambiguous, missing, failed = [], [], [], []
         for key, tensor in tensors.items():
-            claims = [
-                (r, n, values)
-                for r, row in enumerate(self.rows)
-                for n, name in enumerate(row.theirs if backward else row.ours)
-                if (values := name.match(key)) is not None
-            ]
+            by_beginning, others = self.index[backward]
+            parts = key.split(".")
+            near = [place for end in range(len(parts)) for place in by_beginning.get(".".join(parts[: end + 1]), ())]
+            claims = [(r, n, values) for r, n, name in (*near, *others) if (values := name.match(key)) is not None]
             if not claims:
                 unmapped.append(key)
             elif len(claims) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -137,12 +136,11 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
         model.freeze([part.strip() for part in options.freeze.split(",") if part.strip()])
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    smallest = max(model.smallest_image, getattr(model, "smallest_auxiliary", 0))
-    if data.image_size < smallest:
+    if data.image_size < (smallest := model.smallest_training_image):
         raise UserError(f"--image_size must be {smallest} or more for {options.model}, got {data.image_size}")
     model.config |= {"preprocess": data.preprocess().config(), "classes": data.classes}
     task = Classification(data, options.augment or data.augment, options.label_smoothing, options.seed, options.batch_size)
-    task.auxiliary_weight = getattr(model, "auxiliary_weight", 0.0)
+    task.auxiliary_weight = model.auxiliary_weight
     shape = f"{data.channels}x{data.image_size}x{data.image_size}"
     skipped = f", {len(data.skipped)} unreadable ones skipped" if data.skipped else ""
     task.told = [
@@ -164,16 +162,10 @@ def find_weights(model: str, init: str, folder: Path) -> Any:
 
 def sized(model: str, image_size: int) -> dict[str, str]:
     """Which head and stem suit images of so many pixels, of those that the model gives a choice of: {"stem": "small"}."""
-    import torch
-
     import zoo
 
-    suitable = {}
-    for part in ("head", "stem"):
-        with contextlib.suppress(ValueError), torch.device("meta"):  # no choice: another argument, or a model that is not there
-            zoo.create(model, **(choice := {part: "imagenet" if image_size >= 128 else "small"}))
-            suitable |= choice
-    return suitable
+    choices = [part for part in ("head", "stem") if part in zoo.arguments(model)]
+    return dict.fromkeys(choices, "imagenet" if image_size >= 128 else "small")
 
 
 COMMANDS = {

@@ -126,7 +126,7 @@ def export(given: dict[str, Any]) -> None:
     if out.suffix not in (".safetensors", ".pth") or out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out must be a .safetensors or .pth file in a folder that exists, got {options.out!r}")
     model = zoo.load(saved_path(options))
-    tensors = getattr(model, options.to).export(model)
+    tensors = model.maps[options.to].export(model)
     if out.suffix == ".safetensors":
         files.write_tensors(out, tensors)
     else:

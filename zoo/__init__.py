@@ -1,6 +1,7 @@
 """The models, by name: ``zoo.create("vgg16_bn", num_classes=10)``, ``zoo.save``, ``zoo.load``, ``zoo.optimize``.
 
-A model that `create` built carries `model.config`, a JSON object with its name and arguments; `save` writes it too.
+A model that `create` built carries `model.config`, a JSON object with its name and arguments; `save` writes it too. Of a model
+composed by hand, `save_state` and `load_state` keep the weights.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import layers
@@ -24,16 +26,17 @@ from zoo import files, inception, mobilenet, resnet, transformer, vgg
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
 from zoo.model import ImageModel, Model
-from zoo.pretrained import preprocess
+from zoo.pretrained import containers, preprocess
 from zoo.pretrained.load import Weights, find
 from zoo.pretrained.load import create as create_with
 from zoo.pretrained.preprocess import Preprocess
+from zoo.saving import DTYPES, differences, plain, state_of
 
-for _room in (decoding, sampling, preprocess):  # under their names of before there were rooms: `zoo.sampling`
+for _room in (decoding, sampling, preprocess):  # their names before there were rooms: `zoo.sampling`
     sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
 
 FAMILIES = (vgg, resnet, inception, mobilenet, transformer)
-MODELS: dict[str, Callable[..., Model]] = {f.__name__: f for family in FAMILIES for f in family.VARIANTS}
+MODELS: dict[str, Callable[..., Model]] = {name: build for family in FAMILIES for name, build in family.VARIANTS.items()}
 
 
 def names() -> tuple[str, ...]:
@@ -41,8 +44,22 @@ def names() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
+def arguments(name: str) -> dict[str, Any]:
+    """The arguments that a model takes, and their defaults, `zoo.REQUIRED` for those without one.
+
+    Errors: `ValueError` for an unknown name, with the nearest one.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]
+        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}, did you mean {near!r}?")
+    return {p.name: REQUIRED if p.default is p.empty else p.default for p in inspect.signature(MODELS[name]).parameters.values()}
+
+
+REQUIRED = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
+
+
 def create(name: str, *, weights: str | Path | Weights | None = None, **arguments: Any) -> Model:
-    """Build a model by name; arguments are those of its function, all of them JSON values.
+    """Build a model by name; arguments are those that `zoo.arguments` lists, all of them JSON values.
 
     weights: None for new ones, a file, or what torchvision or timm publish, as `zoo.pretrained.load` says. The model then has the
              arguments that they were trained with, where none are given, new output layers for another `num_classes`, and
@@ -50,21 +67,19 @@ def create(name: str, *, weights: str | Path | Weights | None = None, **argument
     Errors: `ValueError` for an unknown name, with the nearest one, for an argument that the model does not take or accept, and
             for weights that cannot be had or do not fit.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]
-        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}, did you mean {near!r}?")
     if weights is None:
         return build(name, **arguments)
     if not isinstance(weights, str | Path | Weights):
         raise ValueError(f"weights must be a file, torchvision:NAME or timm:NAME, got {weights!r}")
+    require_arguments(name, arguments)
     found = weights if isinstance(weights, Weights) else find(name, str(weights))
     return create_with(build, name, found, arguments)
 
 
 def build(name: str, **arguments: Any) -> Model:
-    """A model of a known name, without weights of others."""
+    """A model without weights of others."""
+    require_arguments(name, arguments)
     try:
-        inspect.signature(MODELS[name]).bind(**arguments)
         model = MODELS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {str(error).split('() ')[-1]}, got {arguments}") from error
@@ -72,17 +87,65 @@ def build(name: str, **arguments: Any) -> Model:
     return model
 
 
-def save(model: nn.Module, folder: str | Path, file: str = "model.safetensors") -> None:
-    """Write `folder/config.json` and the state to `folder/file`, each of them whole or not at all."""
-    if not isinstance(config := getattr(model, "config", None), dict):
-        raise ValueError(f"model must come from zoo.create or zoo.load, got a {type(model).__name__} without a config")
+def require_arguments(name: str, given: Mapping[str, Any]) -> None:
+    known = arguments(name)
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ValueError(f"{name} takes {', '.join(known)}, got {', '.join(f'{k}={given[k]!r}' for k in unknown)}")
+
+
+def save(model: nn.Module, folder: str | Path, file: str | None = None) -> None:
+    """Write `folder/config.json` and the state to `folder/file`, each of them whole or not at all.
+
+    file: "model.safetensors" by default. ``load(folder)`` gives what was last saved under this name or "best.safetensors"; under
+          another name, load it by its path.
+    What torch.compile or DataParallel has wrapped is saved as the model within. Nothing is written unless `load` will give the
+    model back, in its dtype.
+    Errors: `ValueError` for a model that `create` would not build as it is now: composed or changed by hand, pruned,
+            parametrized, folded, quantized, without values.
+    """
+    model, file = plain(model), file or files.MODEL
+    if not file.endswith(".safetensors") or Path(file).name != file:
+        raise ValueError(f"file must be a name that ends in .safetensors, got {file!r}")
+    config = vars(model).get("config")
+    if not isinstance(config, dict) or not {"model", "arguments"} <= config.keys():
+        raise ValueError(
+            f"model must come from zoo.create or zoo.load to be rebuilt, got a {type(model).__name__} without a config: keep its "
+            "weights with zoo.save_state(model, path), and read them with zoo.load_state into a model composed in the same way"
+        )
+    state = state_of(model)
+    with torch.device("meta"):
+        built = build(config["model"], **config["arguments"])
+    if problems := differences(model, built):
+        raise ValueError(
+            f"model must be as zoo.create({config['model']!r}, ...) builds it, or zoo.load could not give it back; it differs in "
+            f"{'; '.join(problems)}. Keep its weights with zoo.save_state(model, path)"
+        )
+    dtype = next((x.dtype for x in state.values() if x.is_floating_point()), torch.float32)
+    config = {key: value for key, value in config.items() if key not in ("file", "dtype")}
+    config |= {} if dtype == torch.float32 else {"dtype": str(dtype).removeprefix("torch.")}
+    last = file if file in (files.MODEL, files.BEST) else files.saved_file(Path(folder))
+    config |= {"file": last} if last == files.MODEL and (Path(folder) / files.BEST).exists() else {}
+    try:
+        text = files.json_bytes(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.config must be made of JSON values, got {config} ({error})") from error
     Path(folder).mkdir(parents=True, exist_ok=True)
-    files.write_tensors(Path(folder) / file, model.state_dict())
-    files.write_json(Path(folder) / "config.json", config)
+    files.write_tensors(Path(folder) / file, state)
+    files.write_bytes(Path(folder) / "config.json", text)
+
+
+def save_state(model: nn.Module, path: str | Path) -> None:
+    """Write the weights of any model to a .safetensors file, for `load_state` into one composed in the same way.
+
+    Errors: `ValueError` for another ending, or for what such a file cannot hold: tensors without values, or objects.
+    """
+    if not str(path).endswith(".safetensors"):
+        raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
+    files.write_tensors(path, state_of(plain(model)))
 
 
 def load(path: str | Path) -> Model:
-    """Rebuild a model in eval mode from a folder (config.json with best.safetensors or model.safetensors) or one of its files.
+    """Rebuild a model in eval mode, in the dtype that it had, from a folder that `save` or a run left, or one of its files.
 
     Errors: `ValueError` that names the file and what is wrong: missing, damaged, a pickle, another architecture.
     """
@@ -91,19 +154,29 @@ def load(path: str | Path) -> Model:
     config = files.read_json(folder / "config.json")
     if not isinstance(config.get("model"), str) or not isinstance(config.get("arguments"), dict):
         raise ValueError(f"{folder / 'config.json'} must give a 'model' and its 'arguments', got {config}")
-    model = create(config["model"], **config["arguments"])
+    config.pop("file", None)
+    dtype = config.pop("dtype", "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"{folder / 'config.json'} must give one of {', '.join(DTYPES)} as dtype, got {dtype!r}")
+    model = create(config["model"], **config["arguments"]).to(DTYPES[dtype])
     load_state(model, path)
     model.config = config
     return model.eval()
 
 
 def load_state(model: nn.Module, path: str | Path) -> None:
-    """Copy the tensors of a file into the model; nothing is changed unless every name, shape and dtype fits."""
-    tensors = files.read_state(path)
+    """Copy the tensors of a file into the model; nothing is changed unless every name, shape and dtype fits.
+
+    Prefixes that all names share, such as torch.compile's, are taken off where the model's names lack them.
+    """
+    model, tensors = plain(model), files.read_state(path)
     try:
-        WeightMap(("", "")).load(model, tensors)
+        WeightMap(("", "")).load(model, containers.fitting(tensors, model.state_dict().keys()))
     except ValueError as error:
         raise ValueError(f"{path} holds another architecture or class count: {error}") from error
 
 
-__all__ = ["ImageModel", "Model", "Preprocess", "Weights", "create", "load", "load_state", "names", "optimize", "save"]
+__all__ = [
+    "ImageModel", "Model", "Preprocess", "Weights", "arguments", "create", "load", "load_state", "names", "optimize", "save",
+    "save_state",
+]  # fmt: skip

@@ -7,7 +7,7 @@ import os
 import pickle
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,39 @@ UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.e
 """What `torch.load` raises for files that are none of its own."""
 TRAINING = "zooproof-training"
 """Value of "format" in the metadata of a training checkpoint, which holds the model's tensors under the prefix `model.`."""
+BEST, MODEL, INDEX = "best.safetensors", "model.safetensors", "model.safetensors.index.json"
+"""Files that a folder is asked for: the best model of a run, what `zoo.save` writes, and an index of shards."""
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of tensors that a path stands for: itself, or in a folder the best model of a run, or `zoo.save`'s.
+    """The file of tensors that a path stands for: itself, or in a folder the one that its config.json names under "file", else
+    the best model of a run, else `zoo.save`'s.
 
     Errors: `ValueError` if there is none.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path} is not there: a file of weights or a folder with one is due")
+        raise ValueError(f"{path} is not there: a file of weights or a folder with one is expected")
     if not path.is_dir():
         return path
-    choices = [path / name for name in ("best.safetensors", "model.safetensors", "model.safetensors.index.json")]
+    if (named := saved_file(path)) is not None:
+        if not (path / named).is_file():
+            raise ValueError(f"{path / 'config.json'} names {named}, which is not there")
+        return path / named
+    choices = [path / name for name in (BEST, MODEL, INDEX)]
     found = next((c for c in choices if c.exists()), None)
     if found is None:
         raise ValueError(f"{path} must hold one of {', '.join(c.name for c in choices)}")
     return found
+
+
+def saved_file(folder: Path) -> str | None:
+    """The file that `zoo.save` wrote last, as it notes in config.json where a folder might hold several."""
+    try:
+        named = read_json(folder / "config.json").get("file")
+    except ValueError:
+        return None
+    return named if named in (BEST, MODEL) else None
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -51,28 +67,14 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """A state dict that `torch.save` wrote, itself or under "model" or "state_dict": tensors are read and nothing else."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors ({first_line(error)})") from error
-    for key in ("model", "state_dict"):
-        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
-        raise ValueError(f"{path} must hold a state dict, names and their tensors, got {type(found).__name__}")
-    return dict(found)
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, read: Callable[[Path], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
     """All tensors of a `.safetensors` file, of an index of shards (`*.index.json`), or of a folder that holds one of them.
 
+    read: how to read a file or shard, if it may be of another kind.
     Errors: `ValueError` that names the file if it is missing, damaged, a pickle, or if a shard is missing.
     """
-    path = weights_file(path)
-    if path.name.endswith(".index.json"):
-        return read_shards(path)
-    return read_file(path)
+    path, read = weights_file(path), read or read_file
+    return read_shards(path, read) if path.name.endswith(".index.json") else read(path)
 
 
 def first_line(error: Exception) -> str:
@@ -85,14 +87,14 @@ def read_file(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def read_shards(index: Path) -> dict[str, Tensor]:
+def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
         raise ValueError(f"{index} must have an object 'weight_map' that gives the file of every tensor")
     shards = {file: index.parent / file for file in names.values()}
     if missing := sorted(file for file, path in shards.items() if not path.is_file()):
         raise ValueError(f"{index} names shards that are not there: {', '.join(missing)}")
-    tensors = {file: read_file(path) for file, path in shards.items()}
+    tensors = {file: read(path) for file, path in shards.items()}
     if lost := sorted(name for name, file in names.items() if name not in tensors[file]):
         raise ValueError(f"{index} names tensors that their shards do not hold: {', '.join(lost[:20])}")
     return {name: tensors[file][name] for name, file in names.items()}
@@ -106,7 +108,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def open_tensors(path: Path) -> Any:
     if not path.is_file():
-        raise ValueError(f"{path} is not there: a .safetensors file, or a folder with model.safetensors, is due")
+        raise ValueError(f"{path} is not there: a .safetensors file, or a folder with model.safetensors, is expected")
     with path.open("rb") as file:
         head = file.read(64)
     # a safetensors file starts with the length of its header, whose low bytes may look like a pickle's, and then "{"
@@ -140,7 +142,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
-    write_bytes(Path(path), (json.dumps(data, indent=2) + "\n").encode())
+    write_bytes(Path(path), json_bytes(data))
+
+
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -161,6 +167,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """What processes that were killed while they wrote have left behind."""
+    """Delete what processes left that were killed while they wrote."""
     for part in folder.glob(f".*{PART}"):
         part.unlink()

@@ -21,12 +21,11 @@ from zoo.model import ImageModel, LinearHead
 
 
 class Inception(ImageModel):
-    """images (b, c, y, x) -> logits (b, num_classes); in training with auxiliary heads, a tuple with theirs behind the main ones.
+    """images (b, c, y, x) -> logits (b, num_classes); in training with auxiliary heads, a tuple: the main ones, then theirs.
 
     stages:    modules of each stage.
     auxiliary: number of a stage, from 0 -> module from its output to logits.
     auxiliary_weight: what their losses count for, where the main one counts for 1.
-    units, linears: torchvision's names, of the `ConvNormAct`s in the order of our modules, and of the linear layers by our names.
     smallest_image, smallest_auxiliary: rows and columns, in pixels, that the stages and the auxiliary heads need.
     Errors:    `ValueError` for other channels or a smaller image.
     """
@@ -42,13 +41,10 @@ class Inception(ImageModel):
         auxiliary_weight: float,
         smallest_image: int,
         smallest_auxiliary: int,
-        units: Sequence[str],
-        linears: Mapping[str, str],
     ) -> None:
         super().__init__()
         self.in_channels, self.auxiliary_weight = in_channels, auxiliary_weight
         self.smallest_image, self.smallest_auxiliary = smallest_image, smallest_auxiliary
-        self.units, self.linears = tuple(units), dict(linears)
         self.stem = stem
         self.stages = nn.ModuleList(nn.Sequential(*modules) for modules in stages)
         self.auxiliary = nn.ModuleDict({str(stage): module for stage, module in auxiliary.items()})
@@ -59,7 +55,7 @@ class Inception(ImageModel):
 
     def all_logits(self, images: Tensor) -> tuple[Tensor, ...]:
         """The main logits, then those of the auxiliary heads, in any mode."""
-        self.check(images, max(self.smallest_image, self.smallest_auxiliary))
+        self.check(images, self.smallest_training_image)
         images, logits = self.stem(images), []
         for n, stage in enumerate(self.stages):
             images = stage(images)
@@ -67,17 +63,16 @@ class Inception(ImageModel):
                 logits.append(self.auxiliary[str(n)](images))  # at once: later, more of the net would be in memory beside it
         return self.head(images), *logits
 
-    @property
-    def torchvision(self) -> WeightMap:
-        """Our names and torchvision's."""
-        ours = [name for name, module in self.named_modules() if isinstance(module, ConvNormAct)]
-        rows = [(f"{a}.{part}", f"{b}.{theirs}") for a, b in zip(ours, self.units, strict=True) for part, theirs in PARTS]
-        return WeightMap(*rows, *self.linears.items())
 
-    @property
-    def timm(self) -> WeightMap:
-        """The same names; of Inception v3, for timm has no GoogLeNet."""
-        return self.torchvision if self.units[0] == "Conv2d_1a_3x3" else super().timm
+def names(model: Inception, units: Sequence[str], linears: Mapping[str, str]) -> WeightMap:
+    """Our names and those of torchvision and timm.
+
+    units:   their names of the `ConvNormAct`s, in the order of our modules.
+    linears: our names of the linear layers -> theirs.
+    """
+    ours = [name for name, module in model.named_modules() if isinstance(module, ConvNormAct)]
+    rows = [(f"{a}.{part}", f"{b}.{theirs}") for a, b in zip(ours, units, strict=True) for part, theirs in PARTS]
+    return WeightMap(*rows, *linears.items())
 
 
 PARTS = (("conv", "conv"), ("norm", "bn"))
@@ -133,7 +128,7 @@ def entry(transform_input: bool, in_channels: int) -> nn.Module:
     return Renormalize() if transform_input else nn.Identity()
 
 
-def names(prefix: str, blocks: Mapping[str, str]) -> list[str]:
+def listed(prefix: str, blocks: Mapping[str, str]) -> list[str]:
     return [f"{prefix}{block}.{unit}" for block, units in blocks.items() for unit in units.split()]
 
 
@@ -183,17 +178,18 @@ def googlenet(
         for stage, channels in ((1, 512), (2, 528))
         if auxiliary
     }
-    linears = {f"auxiliary.{n}.{a}": f"aux{n}.{b}" for n in heads for a, b in (("hidden", "fc1"), ("output", "fc2"))}
     model = Inception(
         stem, stages, LinearHead(scale(1024), num_classes, dropout=dropout), heads,
         in_channels=in_channels, auxiliary_weight=0.3, smallest_image=15, smallest_auxiliary=15,
-        units=[
-            "conv1", "conv2", "conv3",
-            *names("inception", dict.fromkeys(("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"), V1)),
-            *(f"aux{n}.conv" for n in heads),
-        ],
-        linears={"head.output": "fc", **linears},
     )  # fmt: skip
+    linears = {f"auxiliary.{n}.{a}": f"aux{n}.{b}" for n in heads for a, b in (("hidden", "fc1"), ("output", "fc2"))}
+    units = [
+        "conv1", "conv2", "conv3",
+        *listed("inception", dict.fromkeys(("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"), V1)),
+        *(f"aux{n}.conv" for n in heads),
+    ]  # fmt: skip
+    model.references = {"torchvision": partial(names, units=units, linears={"head.output": "fc", **linears})}  # timm has none
+    model.output_layers = ("head.output", *(f"auxiliary.{n}.output" for n in heads))
     return model.apply(partial(init_truncated, std=0.01))
 
 
@@ -243,15 +239,17 @@ def inception_v3(
     model = Inception(
         stem, stages, LinearHead(scale(2048), num_classes, dropout=dropout), {1: side} if auxiliary else {},
         in_channels=in_channels, auxiliary_weight=0.4, smallest_image=75, smallest_auxiliary=299 if auxiliary else 0,
-        units=[
-            "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
-            *names("Mixed_", V3), *(["AuxLogits.conv0", "AuxLogits.conv1"] if auxiliary else []),
-        ],
-        linears={"head.output": "fc", **({"auxiliary.1.3.output": "AuxLogits.fc"} if auxiliary else {})},
     ).apply(partial(init_truncated, std=0.1))  # fmt: skip
+    units = [
+        "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
+        *listed("Mixed_", V3), *(["AuxLogits.conv0", "AuxLogits.conv1"] if auxiliary else []),
+    ]  # fmt: skip
+    linears = {"head.output": "fc", **({"auxiliary.1.3.output": "AuxLogits.fc"} if auxiliary else {})}
+    model.references = dict.fromkeys(("torchvision", "timm"), partial(names, units=units, linears=linears))
+    model.output_layers = tuple(linears)
     large.apply(partial(init_truncated, std=0.01))
     last.apply(partial(init_truncated, std=0.001))
     return model
 
 
-VARIANTS = (googlenet, inception_v3)
+VARIANTS: dict[str, Callable[..., Inception]] = {"googlenet": googlenet, "inception_v3": inception_v3}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,62 +35,6 @@ class MobileNet(ImageModel):
         self.in_channels, self.stem, self.head = stem.in_channels, stem, head
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
         self.apply(init_he)
-
-    @property
-    def torchvision(self) -> WeightMap:
-        """Our names and torchvision's, which number all blocks in one sequence and the layers of each in another."""
-        deep = isinstance(self.head, HiddenHead)
-        if isinstance(self.stages[0][0], DepthwiseSeparable):
-            return super().torchvision
-        rows = unit("stem", "features.0")
-        blocks = [(f"stages.{s}.{b}", block) for s, stage in enumerate(self.stages) for b, block in enumerate(stage)]
-        for n, (name, block) in enumerate(blocks, start=1):
-            if isinstance(block, ConvNormAct):
-                rows += unit(name, f"features.{n}")
-                continue
-            theirs, k = f"features.{n}.{'block' if deep else 'conv'}", 0
-            for part in ("expand", "depthwise", "gate", "project"):
-                layer = getattr(block, part)
-                if isinstance(layer, SqueezeExcite):
-                    rows += [(f"{name}.gate.down", f"{theirs}.{k}.fc1"), (f"{name}.gate.up", f"{theirs}.{k}.fc2")]
-                elif part == "project" and not deep:  # v2 leaves the last convolution and its norm in the open
-                    rows += [(f"{name}.project.conv", f"{theirs}.{k}"), (f"{name}.project.norm", f"{theirs}.{k + 1}")]
-                elif isinstance(layer, ConvNormAct):
-                    rows += unit(f"{name}.{part}", f"{theirs}.{k}")
-                k += not isinstance(layer, nn.Identity)
-        if deep:
-            return WeightMap(*rows, ("head.hidden", "classifier.0"), ("head.output", "classifier.3"))
-        return WeightMap(*rows, ("head.output", "classifier.1"))
-
-    @property
-    def timm(self) -> WeightMap:
-        """Our names and timm's, of v1 and v2."""
-        if isinstance(self.head, HiddenHead):
-            raise ValueError("MobileNet v3 has no twin in timm: its head and eps differ")
-        separable = isinstance(self.stages[0][0], DepthwiseSeparable)
-        depths = [len(stage) for stage in self.stages] if separable else [row[2] for rows in V2 for row in rows]
-        places = iter([f"blocks.{s}.{b}" for s, depth in enumerate(depths) for b in range(depth)])
-        rows = [("stem.conv", "conv_stem"), ("stem.norm", "bn1"), ("head.output", "classifier")]
-        for s, stage in enumerate(self.stages):
-            for b, block in enumerate(stage):
-                ours = f"stages.{s}.{b}"
-                if isinstance(block, ConvNormAct):
-                    rows += [(f"{ours}.conv", "conv_head"), (f"{ours}.norm", "bn2")]
-                    continue
-                theirs = next(places)
-                parts = [name for name, part in block.named_children() if isinstance(part, ConvNormAct)]
-                for k, part in enumerate(parts, start=1):
-                    conv = "conv_pw" if len(parts) == 2 and k == 2 else TIMM[part]
-                    rows += [(f"{ours}.{part}.conv", f"{theirs}.{conv}"), (f"{ours}.{part}.norm", f"{theirs}.bn{k}")]
-        return WeightMap(*rows)
-
-
-TIMM = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
-
-
-def unit(ours: str, theirs: str) -> list[tuple[str, str]]:
-    """A `ConvNormAct` of ours and a `Conv2dNormActivation` of torchvision."""
-    return [(f"{ours}.conv", f"{theirs}.0"), (f"{ours}.norm", f"{theirs}.1")]
 
 
 class HiddenHead(nn.Module):
@@ -150,7 +95,9 @@ def mobilenet_v1(
             before = scaled(channels)
         stages.append(blocks)
     stem_block = entry(in_channels, scaled(32), stem, norm=norm, activation=nn.ReLU6)
-    return MobileNet(stem_block, stages, LinearHead(before, num_classes, dropout=dropout))
+    model = MobileNet(stem_block, stages, LinearHead(before, num_classes, dropout=dropout))
+    model.references = {"timm": v1_of_timm, "huggingface": v1_of_hugging_face}
+    return model
 
 
 V2 = (
@@ -181,7 +128,9 @@ def mobilenet_v2(
     last = rounded(1280 * max(1.0, width))
     stages[-1].append(ConvNormAct(before, last, 1, activation=nn.ReLU6))
     stem_block = entry(in_channels, rounded(32 * width), stem, activation=nn.ReLU6)
-    return MobileNet(stem_block, stages, LinearHead(last, num_classes, dropout=dropout))
+    model = MobileNet(stem_block, stages, LinearHead(last, num_classes, dropout=dropout))
+    model.references = {"torchvision": v2_of_torchvision, "timm": v2_of_timm}
+    return model
 
 
 # kernel, hidden channels, channels, squeeze-and-excitation, hard swish, stride: tables 1 and 2 of the paper, in stages
@@ -238,17 +187,84 @@ def mobilenet_v3(
         stages.append(blocks)
     stages[-1].append(ConvNormAct(before, 6 * before, 1, norm=norm, activation=nn.Hardswish))
     head = HiddenHead(6 * before, rounded(last * width), num_classes, dropout=dropout)
-    return MobileNet(entry(in_channels, first, stem, norm=norm, activation=nn.Hardswish), stages, head)
+    model = MobileNet(entry(in_channels, first, stem, norm=norm, activation=nn.Hardswish), stages, head)
+    model.references = {"torchvision": v3_of_torchvision}  # timm's has another head and another eps
+    return model
 
 
-def mobilenet_v3_large(**options) -> MobileNet:
-    """15 inverted residuals."""
-    return mobilenet_v3(LARGE, 1280, **options)
+VARIANTS: dict[str, Callable[..., MobileNet]] = {
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_small": partial(mobilenet_v3, SMALL, 1024),  # 11 inverted residuals
+    "mobilenet_v3_large": partial(mobilenet_v3, LARGE, 1280),  # 15
+}
 
 
-def mobilenet_v3_small(**options) -> MobileNet:
-    """11 inverted residuals."""
-    return mobilenet_v3(SMALL, 1024, **options)
+def unit(ours: str, theirs: str, conv: str, norm: str) -> list[tuple[str, str]]:
+    """The two layers of a `ConvNormAct`."""
+    return [(f"{ours}.conv", f"{theirs}{conv}"), (f"{ours}.norm", f"{theirs}{norm}")]
 
 
-VARIANTS = (mobilenet_v1, mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large)
+def v1_of_timm(model: MobileNet) -> WeightMap:
+    ours, theirs = "stages.{s}.{b}", "blocks.{s}.{b}."
+    return WeightMap(
+        *unit("stem", "", "conv_stem", "bn1"),
+        *unit(f"{ours}.depthwise", theirs, "conv_dw", "bn1"),
+        *unit(f"{ours}.pointwise", theirs, "conv_pw", "bn2"),
+        ("head.output", "classifier"),
+    )
+
+
+def v1_of_hugging_face(model: MobileNet) -> WeightMap:
+    """Theirs number all convolutions in one sequence."""
+    ours = ["stem", *(f"{name}.{part}" for name in blocks(model) for part in ("depthwise", "pointwise"))]
+    theirs = ["conv_stem", *(f"layer.{n}" for n in range(len(ours) - 1))]
+    rows = [unit(a, f"mobilenet_v1.{b}.", "convolution", "normalization") for a, b in zip(ours, theirs, strict=True)]
+    return WeightMap(*chain(*rows), ("head.output", "classifier"))
+
+
+def v2_of_timm(model: MobileNet) -> WeightMap:
+    """Theirs make a stage of each row of the paper's table."""
+    theirs = [f"blocks.{s}.{b}." for s, row in enumerate(chain(*V2)) for b in range(row[2])]
+    *ours, last = blocks(model).items()
+    rows = [*unit("stem", "", "conv_stem", "bn1"), *unit(last[0], "", "conv_head", "bn2")]
+    for (name, block), place in zip(ours, theirs, strict=True):
+        layers = layers_of(block)
+        convs = ["conv_pw", "conv_dw", "conv_pwl"] if len(layers) == 3 else ["conv_dw", "conv_pw"]
+        for n, (layer, conv) in enumerate(zip(layers, convs, strict=True), start=1):
+            rows += unit(f"{name}.{layer}", place, conv, f"bn{n}")
+    return WeightMap(*rows, ("head.output", "classifier"))
+
+
+def v2_of_torchvision(model: MobileNet) -> WeightMap:
+    """Theirs number all blocks in one sequence and the layers of each in another; the last one's norm counts as a layer."""
+    *ours, last = blocks(model).items()
+    rows = [*unit("stem", "features.0.", "0", "1"), *unit(last[0], f"features.{len(ours) + 1}.", "0", "1")]
+    for n, (name, block) in enumerate(ours, start=1):
+        *inner, project = layers_of(block)
+        rows += chain(*(unit(f"{name}.{layer}", f"features.{n}.conv.{k}.", "0", "1") for k, layer in enumerate(inner)))
+        rows += unit(f"{name}.{project}", f"features.{n}.conv.", f"{len(inner)}", f"{len(inner) + 1}")
+    return WeightMap(*rows, ("head.output", "classifier.1"))
+
+
+def v3_of_torchvision(model: MobileNet) -> WeightMap:
+    """Numbered as v2's; each layer has a number, the gate too."""
+    *ours, last = blocks(model).items()
+    rows = [*unit("stem", "features.0.", "0", "1"), *unit(last[0], f"features.{len(ours) + 1}.", "0", "1")]
+    for n, (name, block) in enumerate(ours, start=1):
+        for k, layer in enumerate(layers_of(block)):
+            place = f"features.{n}.block.{k}."
+            if layer == "gate":
+                rows += [(f"{name}.gate.down", f"{place}fc1"), (f"{name}.gate.up", f"{place}fc2")]
+            else:
+                rows += unit(f"{name}.{layer}", place, "0", "1")
+    return WeightMap(*rows, ("head.hidden", "classifier.0"), ("head.output", "classifier.3"))
+
+
+def blocks(model: MobileNet) -> dict[str, nn.Module]:
+    return {f"stages.{s}.{b}": block for s, stage in enumerate(model.stages) for b, block in enumerate(stage)}
+
+
+def layers_of(block: nn.Module) -> list[str]:
+    """Names of a block's layers that have weights, in order: expand, depthwise, gate, project."""
+    return [name for name, layer in block.named_children() if any(True for _ in layer.parameters())]

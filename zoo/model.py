@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,22 +12,90 @@ from layers.checks import require, require_axes
 from layers.weights import WeightMap
 from zoo.pretrained.preprocess import Preprocess
 
+References = Mapping[str, Callable[[Any], WeightMap]]
+
+
+class NotKnown(AttributeError, ValueError):
+    """A model lacks what was asked for. Both kinds of error, for tools that look into modules catch `AttributeError` only."""
+
+
+class Maps(Mapping[str, WeightMap]):
+    """The weight maps of a model by the names of its references, each made when it is asked for.
+
+    Errors: `ValueError` that names the model and its references, for any other name.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __getitem__(self, reference: str) -> WeightMap:
+        if reference not in self:
+            name = self.model.config.get("model", type(self.model).__name__)
+            raise NoTwin(f"{name} has no twin in {reference}, it has {', '.join(self) or 'none'}")
+        return self.model.references[reference](self.model)
+
+    def __contains__(self, reference: object) -> bool:
+        return reference in self.model.references
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.model.references)
+
+    def __len__(self) -> int:
+        return len(self.model.references)
+
+
+class NoTwin(ValueError, KeyError):
+    """A `KeyError` too, which `Mapping.get` expects."""
+
+    __str__ = Exception.__str__
+
 
 class Model(nn.Module):
-    """Abstract: a final model gives its weight map; `zoo.create` and `zoo.load` set `config`."""
+    """Abstract: what all models know of themselves, as data that a family or a variant sets."""
 
     config: dict[str, Any]
-    """JSON object with the model's name and arguments, and what a run added ("preprocess", "classes")."""
+    """JSON object: the model's name and arguments, and what a run added ("preprocess", "classes"); empty if composed by hand."""
+    references: References = {}
+    """Name of a reference implementation -> function from the model to the weight map between the two; `maps` calls it."""
+    output_layers: tuple[str, ...] = ()
+    """Names of the linear layers that put out a number for each class."""
+    frozen: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {}
 
     @property
-    def torchvision(self) -> WeightMap:
-        """Our names and torchvision's. Errors: `ValueError` for a model that torchvision has no twin of."""
-        raise ValueError(f"{type(self).__name__} has no twin in torchvision")
+    def maps(self) -> Maps:
+        """Weight maps by reference: ``model.maps["torchvision"].load(model, theirs.state_dict())``."""
+        return Maps(self)
 
-    @property
-    def timm(self) -> WeightMap:
-        """Our names and timm's. Errors: `ValueError` for a model that timm has no twin of."""
-        raise ValueError(f"{type(self).__name__} has no twin in timm")
+    def parts(self) -> dict[str, nn.Module]:
+        """What `freeze` takes, in order: each child that has parameters, and of lists each entry: encoder1, encoder2, ..."""
+        parts: dict[str, nn.Module] = {}
+        for name, child in self.named_children():
+            several = enumerate(child, start=1) if isinstance(child, nn.ModuleList) else ()
+            parts |= {f"{name}{n}": entry for n, entry in several} or {name: child}
+        return {name: part for name, part in parts.items() if any(True for _ in part.parameters())}
+
+    def freeze(self, parts: Iterable[str]) -> None:
+        """Train these parts no further: no gradients, and their batch norms stay in eval mode, whatever `train` says.
+
+        parts: names of `parts()`. Errors: `ValueError` that lists them, for any other name; nothing is frozen then.
+        """
+        parts, known = tuple(parts), self.parts()
+        for name in parts:
+            require(name in known, "freeze", name, f"one of {', '.join(known)}")
+        for name in parts:
+            known[name].requires_grad_(False)
+        self.frozen = tuple(dict.fromkeys(self.frozen + parts))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Model:
+        super().train(mode)
+        for name in self.frozen:
+            self.parts()[name].eval()
+        return self
 
 
 class ImageModel(Model):
@@ -36,18 +104,34 @@ class ImageModel(Model):
     in_channels: int
     smallest_image: int = 1
     """Rows and columns that the least image must have, in pixels."""
+    smallest_auxiliary: int = 0
+    """The same for the auxiliary heads."""
+    auxiliary_weight: float = 0.0
+    """What the losses of the auxiliary heads count for, where the main one counts for 1."""
+    output_layers: tuple[str, ...] = ("head.output",)
     stem: nn.Module
     stages: Any
     """`nn.ModuleList` of modules from images to images."""
     head: nn.Module
-    frozen: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary: Any = {}
+        """Number of a stage -> module from its output to logits, which only training calls for."""
+
+    @property
+    def smallest_training_image(self) -> int:
+        """Rows and columns that the least image to train on must have, in pixels."""
+        return max(self.smallest_image, self.smallest_auxiliary)
 
     @property
     def preprocess(self) -> Preprocess:
-        """Pictures -> images, as the weights expect them. Errors: `ValueError` for a model that was not trained on pictures."""
-        if "preprocess" not in self.config:
-            raise ValueError("preprocess is known of models that a run has trained, or that were made with weights=..., only")
-        return Preprocess.of(self.config["preprocess"])
+        """Pictures -> images, as the weights expect them. Errors: `NotKnown` for a model that was not trained on pictures."""
+        return trained_with(self.config)
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here once more after the AttributeError of a property, and torch's answer would hide what that said
+        return trained_with(self.config) if name == "preprocess" else super().__getattr__(name)
 
     def parts(self) -> dict[str, nn.Module]:
         """stem, stage1, stage2, ... in order."""
@@ -67,30 +151,21 @@ class ImageModel(Model):
         return outputs[1:]
 
     def forward(self, images: Tensor) -> Any:
-        """Of `features`, each is forgotten as soon as the next one is there."""
+        """Keeps only one stage's output in memory."""
         self.check(images, self.smallest_image)
         images = self.stem(images)
         for stage in self.stages:
             images = stage(images)
         return self.head(images)
 
-    def freeze(self, parts: Iterable[str]) -> None:
-        """Train these parts no further: no gradients, and their batch norms stay in eval mode, whatever `train` says.
 
-        parts: names of `parts()`.
-        """
-        parts, known = tuple(parts), self.parts()
-        for name in parts:
-            require(name in known, "freeze", name, f"one of {', '.join(known)}")
-            known[name].requires_grad_(False)
-        self.frozen = tuple(dict.fromkeys(self.frozen + parts))
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> ImageModel:
-        super().train(mode)
-        for name in self.frozen:
-            self.parts()[name].eval()
-        return self
+def trained_with(config: Mapping[str, Any]) -> Preprocess:
+    if "preprocess" not in config:
+        raise NotKnown("preprocess is known of models that a run has trained, or that were made with weights=..., only")
+    try:
+        return Preprocess.of(config["preprocess"])
+    except ValueError as error:
+        raise NotKnown(str(error)) from error
 
 
 class LinearHead(nn.Module):

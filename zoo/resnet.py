@@ -17,7 +17,7 @@ from layers.checks import require
 from layers.convolution import ConvNormAct, SqueezeExcite
 from layers.residual import PaddedShortcut, Residual, basic_block, bottleneck
 from layers.weights import WeightMap
-from zoo.model import ImageModel, LinearHead, init_he
+from zoo.model import ImageModel, LinearHead, References, init_he
 
 
 class ResNet(ImageModel):
@@ -45,6 +45,7 @@ class ResNet(ImageModel):
         zero_init: bool = False,
     ) -> None:
         super().__init__()
+        self.references = REFERENCES
         require(len(depths) == len(widths), "depths", tuple(depths), f"as many as the {len(widths)} widths")
         require(min(depths) > 0, "depths", tuple(depths), "positive")
         self.in_channels, self.stem, self.head = in_channels, stem, head
@@ -59,19 +60,35 @@ class ResNet(ImageModel):
                 *_, last = (m for m in module.body.modules() if isinstance(m, ConvNormAct))
                 nn.init.constant_(last.norm.get_parameter("weight"), 0)
 
-    @property
-    def torchvision(self) -> WeightMap:
-        """Our names and torchvision's, which are timm's too, squeeze-and-excitation included."""
-        rows = [("stem.0.conv", "conv1"), ("stem.0.norm", "bn1"), ("head.output", "fc")]
-        for s, stage in enumerate(self.stages):
-            for b, block in enumerate(stage):
-                rows += [(f"stages.{s}.{b}.{ours}", f"layer{s + 1}.{b}.{theirs}") for ours, theirs in names(block)]
-        return WeightMap(*rows)
 
-    @property
-    def timm(self) -> WeightMap:
-        """The same names."""
-        return self.torchvision
+def names_of_torchvision(model: ResNet) -> WeightMap:
+    """Our names and torchvision's, which are timm's too, squeeze-and-excitation included."""
+    rows = [("stem.0.conv", "conv1"), ("stem.0.norm", "bn1"), ("head.output", "fc")]
+    for s, stage in enumerate(model.stages):
+        for b, block in enumerate(stage):
+            rows += [(f"stages.{s}.{b}.{ours}", f"layer{s + 1}.{b}.{theirs}") for ours, theirs in names(block)]
+    return WeightMap(*rows)
+
+
+def names_of_hugging_face(model: ResNet) -> WeightMap:
+    """Our names and those of `transformers.ResNetForImageClassification`."""
+    layer = "resnet.encoder.stages.{s}.layers.{b}"
+    return WeightMap(
+        ("stem.0.conv", "resnet.embedder.embedder.convolution"),
+        ("stem.0.norm", "resnet.embedder.embedder.normalization"),
+        ("stages.{s}.{b}.body.{n}.conv", f"{layer}.layer.{{n}}.convolution"),
+        ("stages.{s}.{b}.body.{n}.norm", f"{layer}.layer.{{n}}.normalization"),
+        ("stages.{s}.{b}.shortcut.conv", f"{layer}.shortcut.convolution"),
+        ("stages.{s}.{b}.shortcut.norm", f"{layer}.shortcut.normalization"),
+        ("head.output", "classifier.1"),
+    )
+
+
+REFERENCES: References = {
+    "torchvision": names_of_torchvision,
+    "timm": names_of_torchvision,
+    "huggingface": names_of_hugging_face,
+}
 
 
 def names(block: Any) -> list[tuple[str, str]]:
@@ -105,33 +122,33 @@ WIDTHS = (64, 128, 256, 512)
 def build(
     block: Callable[..., nn.Module],
     depths: Sequence[int],
-    widths: Sequence[int],
+    expansion: int,
+    references: Sequence[str],
     num_classes: int = 1000,
     in_channels: int = 3,
     stem: str = "imagenet",
     dropout: float = 0.0,
     zero_init: bool = False,
 ) -> ResNet:
-    """The named variants' common options; `stem` is "imagenet" or "small"."""
+    """The options of all variants for ImageNet; `stem` is "imagenet" or "small". Stages put out `expansion` times `WIDTHS`."""
     require(stem in STEMS, "stem", stem, f"one of {', '.join(STEMS)}")
+    widths = [expansion * width for width in WIDTHS]
     head = LinearHead(widths[-1], num_classes, dropout=dropout)
-    return ResNet(block, depths, widths, STEMS[stem](in_channels), head, in_channels=in_channels, zero_init=zero_init)
+    model = ResNet(block, depths, widths, STEMS[stem](in_channels), head, in_channels=in_channels, zero_init=zero_init)
+    model.references = {name: REFERENCES[name] for name in references}
+    return model
 
 
-def deep(depths: Sequence[int], options: dict, *, groups: int = 1, width: int = 64) -> ResNet:
-    """Of bottlenecks that put out four times `WIDTHS` and compute with ``groups * width / 64`` times `WIDTHS` channels."""
-
-    def block(in_channels: int, out_channels: int, stride: int) -> Residual:
-        hidden_dim = out_channels // 4 * width // 64 * groups
-        return bottleneck(in_channels, out_channels, stride=stride, hidden_dim=hidden_dim, groups=groups)
-
-    return build(block, depths, [4 * w for w in WIDTHS], **options)
+def deep(in_channels: int, out_channels: int, stride: int, *, groups: int = 1, width: int = 64) -> Residual:
+    """A bottleneck that computes with ``groups * width / 64`` times the channels of ResNet's."""
+    hidden_dim = out_channels // 4 * width // 64 * groups
+    return bottleneck(in_channels, out_channels, stride=stride, hidden_dim=hidden_dim, groups=groups)
 
 
 def cifar(depth: int, num_classes: int = 10, in_channels: int = 3, dropout: float = 0.0, zero_init: bool = False) -> ResNet:
     """Section 4.2 of the paper: 16, 32 and 64 channels, (depth - 2) / 6 basic blocks each, shortcuts without parameters."""
     widths, head = (16, 32, 64), LinearHead(64, num_classes, dropout=dropout)
-    return ResNet(
+    model = ResNet(
         partial(basic_block, shortcut=PaddedShortcut),
         [(depth - 2) // 6] * 3,
         widths,
@@ -141,85 +158,26 @@ def cifar(depth: int, num_classes: int = 10, in_channels: int = 3, dropout: floa
         stem_channels=16,
         zero_init=zero_init,
     )
+    model.references = {"torchvision": names_of_torchvision}
+    return model
 
 
-def resnet18(**options) -> ResNet:
-    """Two basic blocks a stage. Options of this and all below, but for the CIFAR ones: those of `build`."""
-    return build(basic_block, (2, 2, 2, 2), WIDTHS, **options)
-
-
-def resnet34(**options) -> ResNet:
-    """3, 4, 6 and 3 basic blocks."""
-    return build(basic_block, (3, 4, 6, 3), WIDTHS, **options)
-
-
-def resnet50(**options) -> ResNet:
-    """3, 4, 6 and 3 bottlenecks."""
-    return deep((3, 4, 6, 3), options)
-
-
-def resnet101(**options) -> ResNet:
-    """3, 4, 23 and 3 bottlenecks."""
-    return deep((3, 4, 23, 3), options)
-
-
-def resnet152(**options) -> ResNet:
-    """3, 8, 36 and 3 bottlenecks."""
-    return deep((3, 8, 36, 3), options)
-
-
-def resnext50_32x4d(**options) -> ResNet:
-    """32 groups, of 4 channels each in the first stage."""
-    return deep((3, 4, 6, 3), options, groups=32, width=4)
-
-
-def resnext101_32x8d(**options) -> ResNet:
-    """32 groups of 8 channels."""
-    return deep((3, 4, 23, 3), options, groups=32, width=8)
-
-
-def resnext101_64x4d(**options) -> ResNet:
-    """64 groups of 4 channels."""
-    return deep((3, 4, 23, 3), options, groups=64, width=4)
-
-
-def wide_resnet50_2(**options) -> ResNet:
-    """ResNet-50 with bottlenecks twice as wide."""
-    return deep((3, 4, 6, 3), options, width=128)
-
-
-def wide_resnet101_2(**options) -> ResNet:
-    """ResNet-101 with bottlenecks twice as wide."""
-    return deep((3, 4, 23, 3), options, width=128)
-
-
-def resnet20(**options) -> ResNet:
-    """For CIFAR's images, with 0.27 million parameters. Options of this and all below: those of `cifar`."""
-    return cifar(20, **options)
-
-
-def resnet32(**options) -> ResNet:
-    """For CIFAR's images, with 0.46 million parameters."""
-    return cifar(32, **options)
-
-
-def resnet44(**options) -> ResNet:
-    """For CIFAR's images, with 0.66 million parameters."""
-    return cifar(44, **options)
-
-
-def resnet56(**options) -> ResNet:
-    """For CIFAR's images, with 0.85 million parameters."""
-    return cifar(56, **options)
-
-
-def resnet110(**options) -> ResNet:
-    """For CIFAR's images, with 1.7 million parameters."""
-    return cifar(110, **options)
-
-
-VARIANTS = (
-    resnet18, resnet34, resnet50, resnet101, resnet152,
-    resnext50_32x4d, resnext101_32x8d, resnext101_64x4d, wide_resnet50_2, wide_resnet101_2,
-    resnet20, resnet32, resnet44, resnet56, resnet110,
-)  # fmt: skip
+PLAIN, WIDE = ("torchvision", "timm", "huggingface"), ("torchvision", "timm")
+VARIANTS: dict[str, Callable[..., ResNet]] = {
+    "resnet18": partial(build, basic_block, (2, 2, 2, 2), 1, PLAIN),
+    "resnet34": partial(build, basic_block, (3, 4, 6, 3), 1, PLAIN),
+    "resnet50": partial(build, bottleneck, (3, 4, 6, 3), 4, PLAIN),
+    "resnet101": partial(build, bottleneck, (3, 4, 23, 3), 4, PLAIN),
+    "resnet152": partial(build, bottleneck, (3, 8, 36, 3), 4, PLAIN),
+    "resnext50_32x4d": partial(build, partial(deep, groups=32, width=4), (3, 4, 6, 3), 4, WIDE),  # 32 groups of 4 channels
+    "resnext101_32x8d": partial(build, partial(deep, groups=32, width=8), (3, 4, 23, 3), 4, WIDE),
+    "resnext101_64x4d": partial(build, partial(deep, groups=64, width=4), (3, 4, 23, 3), 4, WIDE),
+    "wide_resnet50_2": partial(build, partial(deep, width=128), (3, 4, 6, 3), 4, WIDE),  # bottlenecks twice as wide
+    "wide_resnet101_2": partial(build, partial(deep, width=128), (3, 4, 23, 3), 4, WIDE),
+    "resnet20": partial(cifar, 20),  # for CIFAR's images, with 0.27 million parameters
+    "resnet32": partial(cifar, 32),  # 0.46
+    "resnet44": partial(cifar, 44),  # 0.66
+    "resnet56": partial(cifar, 56),  # 0.85
+    "resnet110": partial(cifar, 110),  # 1.7
+}
+"""Blocks and depths by name. Options are those of `build`, of the nets for CIFAR those of `cifar`."""

@@ -7,8 +7,8 @@ wirings are other blocks, see the README. Proven against Hugging Face's Marian a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -172,10 +172,10 @@ def build(
     activation: str = "relu",
     bias: bool = False,
 ) -> Transformer:
-    """The named variants' common options.
+    """The options of the paper's variants.
 
     padding:     token that fills up short rows; its embedding is zeros and is not trained by them.
-    interleaved: sines and cosines take turns, as in the paper; else the sines come first, as in Marian.
+    interleaved: sines and cosines alternate, as in the paper; else the sines come first, as in Marian.
     activation:  "relu", or "silu" as in Marian. bias: of the output, as in Marian.
     """
     require(activation in ACTIVATIONS, "activation", activation, f"one of {', '.join(ACTIVATIONS)}")
@@ -188,6 +188,7 @@ def build(
         dropout=dropout,
         bias=bias,
     )
+    model.references = {"torch": names_of_torch} | ({"huggingface": names_of_marian} if bias and not interleaved else {})
     model.apply(init_xavier)
     return model
 
@@ -203,18 +204,6 @@ def init_xavier(module: nn.Module) -> None:
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
-def transformer_base(vocab_size: int, **options: Any) -> Transformer:
-    """The paper's base model: 6 + 6 layers, dim 512, 63 million parameters at 37,000 tokens. Options: those of `build`."""
-    sizes: dict[str, Any] = {"dim": 512, "heads": 8, "hidden_dim": 2048, "layers": 6}
-    return build(vocab_size, **(sizes | options))
-
-
-def transformer_big(vocab_size: int, **options: Any) -> Transformer:
-    """The paper's big model: dim 1024, 16 heads, dropout 0.3, 214 million parameters."""
-    sizes: dict[str, Any] = {"dim": 1024, "heads": 16, "hidden_dim": 4096, "layers": 6, "dropout": 0.3}
-    return build(vocab_size, **(sizes | options))
-
-
 def transformer_small(
     vocab_size: int,
     *,
@@ -225,7 +214,9 @@ def transformer_small(
     dropout: float = 0.0,
     padding: int = 0,
 ) -> Transformer:
-    """For small data and a CPU, wired as today: norms in front, rotary positions in place of sines. It learns twice as fast."""
+    """For small data and a CPU, wired as today: norms first, rotary positions instead of sines. It learns twice as fast."""
+
+    require(heads > 0 and dim % heads == 0, "heads", heads, f"positive and a divisor of dim {dim}")
 
     def attention(rotary: bool = False, causal: bool = False) -> PreNorm:
         positions = Rotary(dim // heads) if rotary else None
@@ -247,7 +238,12 @@ def transformer_small(
     return model
 
 
-VARIANTS = (transformer_base, transformer_big, transformer_small)
+VARIANTS: dict[str, Callable[..., Transformer]] = {
+    # the paper's base and big models: 63 and 214 million parameters at 37,000 tokens. Options are those of `build`
+    "transformer_base": partial(build, dim=512, heads=8, hidden_dim=2048, layers=6),
+    "transformer_big": partial(build, dim=1024, heads=16, hidden_dim=4096, layers=6, dropout=0.3),
+    "transformer_small": transformer_small,
+}
 
 
 def attention_rows(ours: str, theirs: str) -> list[tuple[str, str]]:
@@ -259,11 +255,12 @@ def attention_rows(ours: str, theirs: str) -> list[tuple[str, str]]:
 MARIAN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-def marian(max_positions: int, dim: int) -> WeightMap:
+def names_of_marian(model: Transformer, max_positions: int = 512) -> WeightMap:
     """Our names and those of `transformers.MarianMTModel`; the model needs a `bias` and positions that are not interleaved.
 
-    max_positions: length of the table of sines that they keep.
+    max_positions: length of the table of sines that they keep; 512 in the published models.
     """
+    dim = model.embedding.table.embedding_dim
     rows: list[tuple[str, str]] = []
     for side in ("encoder", "decoder"):
         block = f"model.{side}.layers.{{i}}"
@@ -296,18 +293,24 @@ def torch_rows(ours: str, theirs: str) -> list[tuple[str, ...]]:
     ]
 
 
-TORCH_ROWS = (
-    *(row for side in ("encoder", "decoder")
-      for row in torch_rows(f"{side}.{{i}}.attention.sublayer", f"{side}.layers.{{i}}.self_attn")),
-    *torch_rows("decoder.{i}.cross_attention.sublayer", "decoder.layers.{i}.multihead_attn"),
-    *((f"{side}.{{i}}.feedforward.sublayer.{ours}", f"{side}.layers.{{i}}.{theirs}")
-      for side in ("encoder", "decoder") for ours, theirs in (("up", "linear1"), ("down", "linear2"))),
-    *((f"{side}.{{i}}.attention.norm", f"{side}.layers.{{i}}.norm1") for side in ("encoder", "decoder")),
-    ("encoder.{i}.feedforward.norm", "encoder.layers.{i}.norm2"),
-    ("decoder.{i}.cross_attention.norm", "decoder.layers.{i}.norm2"),
-    ("decoder.{i}.feedforward.norm", "decoder.layers.{i}.norm3"),
-    ("encoder_norm", "encoder.norm"),
-    ("decoder_norm", "decoder.norm"),
-)  # fmt: skip
-TORCH_TRANSFORMER = WeightMap(*TORCH_ROWS)
-"""The blocks of a `Transformer` and an `nn.Transformer`, which has norms behind both stacks and no embeddings."""
+def names_of_torch(model: Transformer) -> WeightMap:
+    """Our names and those of an `nn.Transformer` of the same blocks; what that lacks, embedding and bias, keeps our names.
+
+    Its default stacks end with a norm, which the paper's post-norm models lack: pass it stacks with ``norm=None``.
+    """
+    rows: list[tuple[str, ...]] = [
+        ("encoder.{i}.feedforward.norm", "encoder.layers.{i}.norm2"),
+        ("decoder.{i}.cross_attention.norm", "decoder.layers.{i}.norm2"),
+        ("decoder.{i}.feedforward.norm", "decoder.layers.{i}.norm3"),
+        *torch_rows("decoder.{i}.cross_attention.sublayer", "decoder.layers.{i}.multihead_attn"),
+        *((name, name) for name in ("embedding", "bias")),
+    ]
+    for side in ("encoder", "decoder"):
+        rows += torch_rows(f"{side}.{{i}}.attention.sublayer", f"{side}.layers.{{i}}.self_attn")
+        rows += [
+            (f"{side}.{{i}}.feedforward.sublayer.up", f"{side}.layers.{{i}}.linear1"),
+            (f"{side}.{{i}}.feedforward.sublayer.down", f"{side}.layers.{{i}}.linear2"),
+            (f"{side}.{{i}}.attention.norm", f"{side}.layers.{{i}}.norm1"),
+            (f"{side}_norm", f"{side}.norm"),
+        ]
+    return WeightMap(*rows)

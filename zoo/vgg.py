@@ -1,12 +1,13 @@
 """VGG: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2014 (arXiv 1409.1556).
 
 Five stages of 3x3 convolutions, each closed by a 2x2 max pool that halves the image; three linear layers on top. Two 3x3 layers
-see what one 5x5 sees, with fewer weights and one more rectifier: that is the paper's idea. Proven against torchvision.
+see what one 5x5 sees, with fewer weights and one more ReLU: that is the paper's idea. Proven against torchvision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,14 +21,6 @@ from zoo.model import ImageModel, LinearHead, init_he
 DEPTHS = {"A": (1, 1, 2, 2, 2), "B": (2, 2, 2, 2, 2), "D": (2, 2, 3, 3, 3), "E": (2, 2, 4, 4, 4)}
 """Convolutions in each stage; the letters are the columns of the paper's table 1."""
 WIDTHS = (64, 128, 256, 512, 512)
-HEAD_NAMES = [("head.hidden1", "classifier.0"), ("head.hidden2", "classifier.3"), ("head.output", "classifier.6")]
-TIMM_HEAD = [
-    ("head.hidden1.weight", "pre_logits.fc1.weight", "o (c y x) -> o c y x", dict(y=7, x=7)),
-    ("head.hidden1.bias", "pre_logits.fc1.bias"),
-    ("head.hidden2.weight", "pre_logits.fc2.weight", "o i -> o i 1 1"),
-    ("head.hidden2.bias", "pre_logits.fc2.bias"),
-    ("head.output", "head.fc"),
-]
 
 
 class VGG(ImageModel):
@@ -35,7 +28,7 @@ class VGG(ImageModel):
 
     depths: convolutions in each stage.
     head:   module from the last stage's (b, widths[-1], y / 32, x / 32) to the logits: `ImageNetHead` or `LinearHead`.
-    norm:   channels -> module behind every convolution, or None as in the paper. Convolutions keep their bias, as in torchvision.
+    norm:   channels -> module after every convolution, or None as in the paper. Convolutions keep their bias, as in torchvision.
     init:   "torchvision" (He, fan-out) or "paper" (zero mean, variance 0.01, section 3.1).
     Errors: `ValueError` for other channels, or an image below 32 pixels, which five pools would halve to nothing.
     """
@@ -62,31 +55,8 @@ class VGG(ImageModel):
             for i, o, depth in zip(channels, widths, depths, strict=False)
         )
         self.head = head
+        self.references = {name: partial(names, head=rows) for name, rows in HEAD_NAMES.get(type(head), {}).items()}
         self.apply(INITS[init])
-
-    @property
-    def torchvision(self) -> WeightMap:
-        """Our names and torchvision's, which number all layers of all stages in one sequence."""
-        head = HEAD_NAMES if isinstance(self.head, ImageNetHead) else [("head.output", "classifier")]
-        return WeightMap(*self.numbered(), *head)
-
-    @property
-    def timm(self) -> WeightMap:
-        """Our names and timm's, whose hidden layers are convolutions."""
-        if not isinstance(self.head, ImageNetHead):
-            return super().timm
-        return WeightMap(*self.numbered(), *TIMM_HEAD)
-
-    def numbered(self) -> list[tuple[str, str]]:
-        rows, n = [], 0
-        for s, depth in enumerate(self.depths):
-            for c in range(depth):
-                rows.append((f"stages.{s}.convs.{c}.conv", f"features.{n}"))
-                if self.normed:
-                    rows.append((f"stages.{s}.convs.{c}.norm", f"features.{n + 1}"))
-                n += 3 if self.normed else 2
-            n += 1  # the pool
-        return rows
 
 
 class ImageNetHead(nn.Module):
@@ -131,50 +101,49 @@ def build(
     dropout: float | None = None,
     init: str = "torchvision",
 ) -> VGG:
-    """The named variants' common options; `head` is "imagenet" or "small", `dropout` None means the head's own default."""
+    """The options of all variants; `head` is "imagenet" or "small", `dropout` None means the head's own default."""
     require(head in HEADS, "head", head, f"one of {', '.join(HEADS)}")
     options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
     return VGG(depths, HEADS[head](WIDTHS[-1], num_classes, **options), in_channels=in_channels, norm=norm, init=init)
 
 
-def vgg11(**options: Any) -> VGG:
-    """Configuration A: 8 convolutions. Options of all variants: those of `build`."""
-    return build(DEPTHS["A"], None, **options)
+VARIANTS: dict[str, Callable[..., VGG]] = {
+    "vgg11": partial(build, DEPTHS["A"], None),  # 8 convolutions
+    "vgg11_bn": partial(build, DEPTHS["A"], nn.BatchNorm2d),
+    "vgg13": partial(build, DEPTHS["B"], None),  # 10
+    "vgg13_bn": partial(build, DEPTHS["B"], nn.BatchNorm2d),
+    "vgg16": partial(build, DEPTHS["D"], None),  # 13
+    "vgg16_bn": partial(build, DEPTHS["D"], nn.BatchNorm2d),
+    "vgg19": partial(build, DEPTHS["E"], None),  # 16
+    "vgg19_bn": partial(build, DEPTHS["E"], nn.BatchNorm2d),
+}
+"""Those of the paper by their depths, and with batch norm. Options are those of `build`."""
 
 
-def vgg11_bn(**options: Any) -> VGG:
-    """Configuration A with batch norm."""
-    return build(DEPTHS["A"], nn.BatchNorm2d, **options)
+def names(model: VGG, head: Sequence[Sequence[Any]]) -> WeightMap:
+    """Our names and those of torchvision and timm, which number all layers of all stages in one sequence."""
+    rows, n = [], 0
+    for s, depth in enumerate(model.depths):
+        for c in range(depth):
+            rows.append((f"stages.{s}.convs.{c}.conv", f"features.{n}"))
+            if model.normed:
+                rows.append((f"stages.{s}.convs.{c}.norm", f"features.{n + 1}"))
+            n += 3 if model.normed else 2
+        n += 1  # the pool
+    return WeightMap(*rows, *head)
 
 
-def vgg13(**options: Any) -> VGG:
-    """Configuration B: 10 convolutions."""
-    return build(DEPTHS["B"], None, **options)
-
-
-def vgg13_bn(**options: Any) -> VGG:
-    """Configuration B with batch norm."""
-    return build(DEPTHS["B"], nn.BatchNorm2d, **options)
-
-
-def vgg16(**options: Any) -> VGG:
-    """Configuration D: 13 convolutions."""
-    return build(DEPTHS["D"], None, **options)
-
-
-def vgg16_bn(**options: Any) -> VGG:
-    """Configuration D with batch norm."""
-    return build(DEPTHS["D"], nn.BatchNorm2d, **options)
-
-
-def vgg19(**options: Any) -> VGG:
-    """Configuration E: 16 convolutions."""
-    return build(DEPTHS["E"], None, **options)
-
-
-def vgg19_bn(**options: Any) -> VGG:
-    """Configuration E with batch norm."""
-    return build(DEPTHS["E"], nn.BatchNorm2d, **options)
-
-
-VARIANTS = (vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn)
+HEAD_NAMES: dict[type, dict[str, list[tuple]]] = {
+    ImageNetHead: {
+        "torchvision": [("head.hidden1", "classifier.0"), ("head.hidden2", "classifier.3"), ("head.output", "classifier.6")],
+        "timm": [  # whose hidden layers are convolutions
+            ("head.hidden1.weight", "pre_logits.fc1.weight", "o (c y x) -> o c y x", dict(y=7, x=7)),
+            ("head.hidden1.bias", "pre_logits.fc1.bias"),
+            ("head.hidden2.weight", "pre_logits.fc2.weight", "o i -> o i 1 1"),
+            ("head.hidden2.bias", "pre_logits.fc2.bias"),
+            ("head.output", "head.fc"),
+        ],
+    },
+    LinearHead: {"torchvision": [("head.output", "classifier")]},
+}
+"""By the kind of head: reference -> rows of the weight map for it."""

@@ -6,18 +6,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tasks.data import DataError
 from zoo.files import first_line
-from zoo.pretrained.preprocess import square
-
-if TYPE_CHECKING:
-    from PIL import Image as Pillow
+from zoo.pretrained.preprocess import eight_bits, square
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 Split = tuple[Tensor, Tensor]
@@ -98,23 +93,9 @@ def read_image(path: Path, channels: int) -> Tensor:
 
     try:
         with Image.open(path) as picture:
-            return V.pil_to_tensor(eight_bits(ImageOps.exif_transpose(picture)).convert("RGB" if channels == 3 else "L"))
+            return V.pil_to_tensor(eight_bits(ImageOps.exif_transpose(picture), "RGB" if channels == 3 else "L"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({first_line(error)})") from error
-
-
-def eight_bits(picture: Pillow.Image) -> Pillow.Image:
-    """16-bit greys scaled to 8, where Pillow would cut them off at 255, and what is transparent laid on white."""
-    from PIL import Image
-
-    if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, expected whole numbers of 8 or 16 bits")
-    if picture.mode.startswith("I"):
-        return Image.fromarray((np.asarray(picture).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture
 
 
 def split_80_20(pixels: Tensor, labels: Tensor) -> tuple[Split, Split]:

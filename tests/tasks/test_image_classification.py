@@ -119,7 +119,7 @@ def test_fine_tuning_of_published_weights(pictures, tmp_path, capsys, monkeypatc
     assert model.preprocess.image_size == 40
     assert model.preprocess.mean == pytest.approx([0.485, 0.456, 0.406])
     assert model.config["classes"] == ["dark", "light"]
-    state, before = model.torchvision.export(model), reference.state_dict()
+    state, before = model.maps["torchvision"].export(model), reference.state_dict()
     for key in (k for k in before if "num_batches" not in k):
         frozen = key.startswith(("features.0.", "features.1."))
         assert (state[key].shape == before[key].shape and torch.equal(state[key], before[key])) == frozen, key

@@ -64,7 +64,7 @@ v1 = Contract(
     arguments=dict(**COMMON, **TRANSFORM, width=1 / 8, auxiliary=False),
     inputs=images(33, 60),
     outputs=lambda a, s: ("batch", CLASSES),
-    twins=[Twin("torchvision", build=their_googlenet, weights=lambda a: googlenet(**a.passed()).torchvision)],
+    twins=[Twin("torchvision", build=their_googlenet, weights=lambda a: googlenet(**a.passed()).maps["torchvision"])],
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
@@ -87,7 +87,7 @@ v3 = Contract(
     arguments=dict(**COMMON, **TRANSFORM, width=1 / 16, auxiliary=False),
     inputs=images(107, 125),
     outputs=lambda a, s: ("batch", CLASSES),
-    twins=[Twin("torchvision", build=their_v3, weights=lambda a: inception_v3(**a.passed()).torchvision)],
+    twins=[Twin("torchvision", build=their_v3, weights=lambda a: inception_v3(**a.passed()).maps["torchvision"])],
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
@@ -102,8 +102,8 @@ def test_full_size_outputs_are_torchvisions(name, size, transform):
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)(init_weights=False, transform_input=transform).eval()
     ours = zoo.create(name, transform_input=transform).eval()
-    ours.torchvision.load(ours, theirs.state_dict())
-    state, exported = theirs.state_dict(), ours.torchvision.export(ours)
+    ours.maps["torchvision"].load(ours, theirs.state_dict())
+    state, exported = theirs.state_dict(), ours.maps["torchvision"].export(ours)
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[k], state[k]) for k in state)
     images = torch.randn(2, 3, size, size + 9)
@@ -124,7 +124,7 @@ def test_auxiliary_heads_are_torchvisions(name, size):
     off = {"dropout": 0.0} | ({"dropout_aux": 0.0} if name == "googlenet" else {})
     theirs = getattr(torchvision.models, name)(num_classes=CLASSES, init_weights=False, **off).double().train()
     ours = zoo.create(name, num_classes=CLASSES, **{k.replace("aux", "auxiliary"): v for k, v in off.items()}).double().train()
-    ours.torchvision.load(ours, theirs.state_dict())
+    ours.maps["torchvision"].load(ours, theirs.state_dict())
     images = torch.randn(3, 3, size, size, dtype=torch.float64)
     found, expected = ours(images), theirs(images)
     expected = (expected[0], *expected[:0:-1])  # torchvision has the second auxiliary head before the first
@@ -133,11 +133,11 @@ def test_auxiliary_heads_are_torchvisions(name, size):
         assert (one - other).abs().max() <= 1e-10 * other.std()
     for outputs in (found, expected):
         sum((n + 1) * x.square().sum() for n, x in enumerate(outputs)).backward()
-    gradients = ours.torchvision.to_theirs({k: p.grad for k, p in ours.named_parameters()}, strict=False)
+    gradients = ours.maps["torchvision"].to_theirs({k: p.grad for k, p in ours.named_parameters()}, strict=False)
     scale = max(p.grad.std() for p in theirs.parameters() if p.numel() > 1)
     for key, parameter in theirs.named_parameters():
         assert (gradients[key] - parameter.grad).abs().max() <= 1e-9 * max(parameter.grad.abs().max(), 1e-2 * scale), key
-    exported = ours.torchvision.export(ours)
+    exported = ours.maps["torchvision"].export(ours)
     for key, value in theirs.named_buffers():
         torch.testing.assert_close(exported[key], value, rtol=1e-10, atol=1e-12)
     if name == "inception_v3":

@@ -13,7 +13,6 @@ from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 
 import zoo
 from layers.testing import Contract, Twin, tensor
-from layers.weights import WeightMap
 from zoo.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v3, rounded
 
 CLASSES = 7
@@ -47,17 +46,6 @@ def hugging_face(a):
     return model
 
 
-def names_of_hugging_face(a):
-    rows, n = [("stem.conv", "mobilenet_v1.conv_stem.convolution"), ("stem.norm", "mobilenet_v1.conv_stem.normalization")], 0
-    for s, depth in enumerate((1, 2, 2, 6, 2)):
-        for b in range(depth):
-            for part in ("depthwise", "pointwise"):
-                rows.append((f"stages.{s}.{b}.{part}.conv", f"mobilenet_v1.layer.{n}.convolution"))
-                rows.append((f"stages.{s}.{b}.{part}.norm", f"mobilenet_v1.layer.{n}.normalization"))
-                n += 1
-    return WeightMap(*rows, ("head.output", "classifier"))
-
-
 v1 = Contract(
     mobilenet_v1,
     arguments=dict(**COMMON, width=st.sampled_from([0.05, 0.1, 0.13]), eps=st.sampled_from([1e-3, 1e-5])),
@@ -67,7 +55,7 @@ v1 = Contract(
         Twin(
             "transformers",
             build=hugging_face,
-            weights=names_of_hugging_face,
+            weights=lambda a: mobilenet_v1(**a.passed()).maps["huggingface"],
             call=lambda m, i: m(pixel_values=i["images"]).logits,
         )
     ],
@@ -88,7 +76,7 @@ v2 = Contract(
     arguments=dict(**COMMON, width=st.sampled_from([0.1, 0.2, 0.35])),
     inputs=images,
     outputs=lambda a, s: ("batch", CLASSES),
-    twins=[Twin("torchvision", build=their_v2, weights=lambda a: mobilenet_v2(**a.passed()).torchvision)],
+    twins=[Twin("torchvision", build=their_v2, weights=lambda a: mobilenet_v2(**a.passed()).maps["torchvision"])],
     invalid=[(dict(width=0), "width"), (dict(stem="x"), "stem")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
@@ -131,7 +119,7 @@ v3 = Contract(
     arguments=dict(stages=st.sampled_from([2, 3]), **COMMON, width=st.sampled_from([0.1, 0.2, 0.35])),
     inputs=images,
     outputs=lambda a, s: ("batch", CLASSES),
-    twins=[Twin("torchvision", build=their_v3, weights=lambda a: short_v3(**a.passed()).torchvision)],
+    twins=[Twin("torchvision", build=their_v3, weights=lambda a: short_v3(**a.passed()).maps["torchvision"])],
     invalid=[(dict(width=0), "width"), (dict(dropout=1.0), "dropout"), (dict(num_classes=0), "num_classes")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
@@ -148,8 +136,8 @@ def test_full_size_outputs_are_torchvisions(name, width):
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)(width_mult=width).eval()
     ours = zoo.create(name, width=width).eval()
-    ours.torchvision.load(ours, theirs.state_dict())
-    state, exported = theirs.state_dict(), ours.torchvision.export(ours)
+    ours.maps["torchvision"].load(ours, theirs.state_dict())
+    state, exported = theirs.state_dict(), ours.maps["torchvision"].export(ours)
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[k], state[k]) for k in state)
     images = torch.randn(2, 3, 45, 38)
@@ -163,19 +151,12 @@ def test_full_size_outputs_are_timms(version):
     torch.manual_seed(0)
     theirs = timm.create_model(f"mobilenetv{version}_100").eval()
     ours = zoo.create(f"mobilenet_v{version}").eval()
-    ours.timm.load(ours, theirs.state_dict())
-    assert ours.timm.export(ours).keys() == theirs.state_dict().keys()
+    ours.maps["timm"].load(ours, theirs.state_dict())
+    assert ours.maps["timm"].export(ours).keys() == theirs.state_dict().keys()
     images = torch.randn(2, 3, 45, 38)
     with torch.no_grad():
         expected, got = theirs(images), ours(images)
     assert (got - expected).abs().max() <= 1e-5 * expected.std()
-
-
-def test_v3_says_that_timms_differs():
-    with pytest.raises(ValueError, match="no twin in timm"):
-        zoo.create("mobilenet_v3_small").timm  # noqa: B018
-    with pytest.raises(ValueError, match="no twin in torchvision"):
-        zoo.create("mobilenet_v1").torchvision  # noqa: B018
 
 
 @pytest.mark.parametrize("divisor", [4, 8, 16])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -14,7 +15,6 @@ import zoo
 from layers.convolution import BlurPool, ConvNormAct, SqueezeExcite
 from layers.residual import PaddedShortcut, Residual, basic_block, bottleneck, projected
 from layers.testing import Contract, Twin, part, tensor
-from layers.weights import WeightMap
 from zoo.model import LinearHead
 from zoo.resnet import WIDTHS, ResNet, imagenet_stem, small_stem
 
@@ -54,7 +54,7 @@ resnet = Contract(
     ),
     inputs=lambda a: images(a, 33),
     outputs=lambda a, s: ("batch", CLASSES),
-    twins=[Twin("torchvision", build=narrow, weights=lambda a: ResNet(**a.passed()).torchvision)],
+    twins=[Twin("torchvision", build=narrow, weights=lambda a: ResNet(**a.passed()).maps["torchvision"])],
     invalid=[(dict(depths=(1, 1)), "depths"), (dict(depths=(1, 0, 1, 1)), "depths")],
     trains_differently=lambda a: True,
     model=True,
@@ -82,23 +82,6 @@ def of_transformers(a):
     return ResNetForImageClassification(config)
 
 
-def names_of_transformers(a):
-    layer, rows = "resnet.encoder.stages.{s}.layers.{b}", []
-    for n in range(2 if a.block is basic_block else 3):
-        rows += [
-            (f"stages.{{s}}.{{b}}.body.{n}.conv", f"{layer}.layer.{n}.convolution"),
-            (f"stages.{{s}}.{{b}}.body.{n}.norm", f"{layer}.layer.{n}.normalization"),
-        ]
-    return WeightMap(
-        *rows,
-        ("stages.{s}.{b}.shortcut.conv", f"{layer}.shortcut.convolution"),
-        ("stages.{s}.{b}.shortcut.norm", f"{layer}.shortcut.normalization"),
-        ("stem.0.conv", "resnet.embedder.embedder.convolution"),
-        ("stem.0.norm", "resnet.embedder.embedder.normalization"),
-        ("head.output", "classifier.1"),
-    )
-
-
 of_hugging_face = Contract(
     ResNet,
     arguments=dict(
@@ -116,7 +99,7 @@ of_hugging_face = Contract(
         Twin(
             "transformers",
             build=of_transformers,
-            weights=names_of_transformers,
+            weights=lambda a: ResNet(**a.passed()).maps["huggingface"],
             call=lambda m, i: m(pixel_values=i["images"]).logits,
         )
     ],
@@ -139,7 +122,9 @@ of_cifar = Contract(
     ),
     inputs=lambda a: images(a, 8),
     outputs=lambda a, s: ("batch", CLASSES),
-    twins=[Twin("torchvision", build=lambda a: cifar_by_torchvision(a), weights=lambda a: ResNet(**a.passed()).torchvision)],
+    twins=[
+        Twin("torchvision", build=lambda a: cifar_by_torchvision(a), weights=lambda a: ResNet(**a.passed()).maps["torchvision"])
+    ],
     invalid=[(dict(depths=(1, 1)), "depths")],
     trains_differently=lambda a: True,
     model=True,
@@ -179,31 +164,48 @@ def cifar_by_torchvision(a):
     return net
 
 
-TORCHVISIONS = [f for f in zoo.resnet.VARIANTS if hasattr(torchvision.models, f.__name__)]
+TORCHVISIONS = [name for name in zoo.resnet.VARIANTS if hasattr(torchvision.models, name)]
 
 
 def test_every_variant_for_imagenet_has_its_twin():
     assert len(TORCHVISIONS) == 10
 
 
-@pytest.mark.parametrize("variant", TORCHVISIONS, ids=lambda f: f.__name__)
-def test_full_size_names_and_shapes_are_torchvisions(variant):
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_full_size_names_and_shapes_are_torchvisions(name):
     with torch.device("meta"):
-        ours, theirs = variant(), getattr(torchvision.models, variant.__name__)()
-    theirs.load_state_dict(ours.torchvision.export(ours), strict=True, assign=True)
+        ours, theirs = zoo.create(name), getattr(torchvision.models, name)()
+    theirs.load_state_dict(ours.maps["torchvision"].export(ours), strict=True, assign=True)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
-@pytest.mark.parametrize("variant", TORCHVISIONS, ids=lambda f: f.__name__)
-def test_full_size_outputs_are_torchvisions(variant):
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_full_size_outputs_are_torchvisions(name):
     """Their weights into ours, ours back into theirs, the same bits and the same logits."""
-    theirs = getattr(torchvision.models, variant.__name__)(num_classes=10).eval()
-    ours = variant(num_classes=10).eval()
-    ours.torchvision.load(ours, theirs.state_dict())
-    state, exported = theirs.state_dict(), ours.torchvision.export(ours)
+    theirs = getattr(torchvision.models, name)(num_classes=10).eval()
+    ours = zoo.create(name, num_classes=10).eval()
+    ours.maps["torchvision"].load(ours, theirs.state_dict())
+    state, exported = theirs.state_dict(), ours.maps["torchvision"].export(ours)
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[k], state[k]) for k in state)
     images = torch.randn(2, 3, 45, 38)
+    with torch.no_grad():
+        expected, got = theirs(images), ours(images)
+    assert (got - expected).abs().max() <= 1e-5 * expected.std()
+
+
+CIFAR = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_full_size_nets_for_cifar_are_of_torchvisions_blocks(name):
+    ours = zoo.create(name, num_classes=CLASSES).eval()
+    depth = (int(name.removeprefix("resnet")) - 2) // 6
+    theirs = cifar_by_torchvision(
+        SimpleNamespace(in_channels=3, stem_channels=16, depths=[depth] * 3, widths=(16, 32, 64))
+    ).eval()
+    theirs.load_state_dict(ours.maps["torchvision"].export(ours), strict=True)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected, got = theirs(images), ours(images)
     assert (got - expected).abs().max() <= 1e-5 * expected.std()
@@ -225,8 +227,8 @@ def test_timms_variants_are_compositions(name):
     block, factor = (basic_block, 1) if name == "resnet18" else (partial(bottleneck, **parts), 4)
     widths = [factor * w for w in WIDTHS]
     ours = ResNet(block, (2, 2, 2, 2) if factor == 1 else (3, 4, 6, 3), widths, stem, LinearHead(widths[-1], 10)).eval()
-    ours.torchvision.load(ours, theirs.state_dict())
-    assert ours.torchvision.export(ours).keys() == theirs.state_dict().keys()
+    ours.maps["torchvision"].load(ours, theirs.state_dict())
+    assert ours.maps["torchvision"].export(ours).keys() == theirs.state_dict().keys()
     images = torch.randn(2, 3, 75, 68)
     with torch.no_grad():
         expected, got = theirs(images), ours(images)

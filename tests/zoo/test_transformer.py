@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,7 @@ from layers.normalization import RMSNorm
 from layers.positions import Rotary, Sinusoidal
 from layers.testing import Contract, Input, Twin, influence, tokens
 from layers.transformer import DecoderBlock, EncoderBlock, PreNorm
-from layers.weights import WeightMap
-from zoo.transformer import TORCH_ROWS, TORCH_TRANSFORMER, Transformer, build, decoder_block, encoder_block, marian
+from zoo.transformer import Transformer, build, decoder_block, encoder_block, names_of_torch, transformer_small
 
 
 def real_tokens(axes):
@@ -65,7 +65,7 @@ def theirs(implementation):
             vocab_size=a.vocab_size, d_model=a.dim, encoder_layers=a.layers, decoder_layers=a.layers,
             encoder_attention_heads=a.heads, decoder_attention_heads=a.heads, encoder_ffn_dim=a.hidden_dim,
             decoder_ffn_dim=a.hidden_dim, activation_function=a.activation, dropout=0.0, attention_dropout=0.0,
-            activation_dropout=0.0, scale_embedding=True, max_position_embeddings=16, pad_token_id=a.padding,
+            activation_dropout=0.0, scale_embedding=True, max_position_embeddings=512, pad_token_id=a.padding,
             eos_token_id=1, decoder_start_token_id=a.padding, attn_implementation=implementation,
         )  # fmt: skip
         return MarianMTModel(config)
@@ -82,7 +82,7 @@ marian_model = Contract(
     build,
     arguments=sizes | dict(dropout=0.0, padding=st.integers(0, 11), interleaved=False, activation="silu", bias=True),
     twins=[
-        Twin(f"marian_{how}", build=theirs(how), weights=lambda a: marian(16, a.dim), call=call_marian)
+        Twin(f"marian_{how}", build=theirs(how), weights=lambda a: build(**a.passed()).maps["huggingface"], call=call_marian)
         for how in ("eager", "sdpa")
     ],
     invalid=[(dict(activation="tanh"), "activation"), (dict(heads=0), "heads"), (dict(dropout=1.0), "dropout")],
@@ -112,12 +112,12 @@ def with_final_norms(vocab_size, dim, heads, hidden_dim, layers):
 
 
 class TorchTransformer(nn.Transformer):
-    def __init__(self, a):
-        options = dict(d_model=a.dim, nhead=a.heads, dim_feedforward=a.hidden_dim, dropout=0.0, batch_first=True)
+    def __init__(self, a, padding=None, **options):
+        options |= dict(d_model=a.dim, nhead=a.heads, dim_feedforward=a.hidden_dim, dropout=0.0, batch_first=True)
         layer = nn.TransformerEncoderLayer(**options)
         encoder = nn.TransformerEncoder(layer, a.layers, nn.LayerNorm(a.dim), enable_nested_tensor=False)
         super().__init__(**options, num_decoder_layers=a.layers, custom_encoder=encoder)
-        self.embedding, self.places = TokenEmbedding(a.vocab_size, a.dim, scale=a.dim**0.5), Sinusoidal(a.dim)
+        self.embedding, self.places = TokenEmbedding(a.vocab_size, a.dim, scale=a.dim**0.5, padding=padding), Sinusoidal(a.dim)
 
     def embed(self, tokens):
         x = self.embedding(tokens)
@@ -132,12 +132,72 @@ class TorchTransformer(nn.Transformer):
 torch_model = Contract(
     with_final_norms,
     arguments=sizes,
-    twins=[Twin("torch", build=TorchTransformer, weights=WeightMap(*TORCH_ROWS, ("embedding", "embedding")))],
+    twins=[Twin("torch", build=TorchTransformer, weights=lambda a: names_of_torch(with_final_norms(**a.passed())))],
     invalid=[(dict(heads=0), "heads")],
     name="TorchTransformer",
     without=FREE,
     **shapes,
 )
+
+
+# ------------------------------------------------------------------------------------------ of today, in torch's wiring
+
+
+class RotaryAttention(nn.MultiheadAttention):
+    """Turns dimension d and d + half of each head, as one complex number, by position * 10000^(-d / half)."""
+
+    def forward(self, query, key, value, key_padding_mask=None, attn_mask=None, **ignored):
+        q, k, v = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        scores = turned(q) @ turned(k).mT / self.head_dim**0.5
+        for mask in (attn_mask, None if key_padding_mask is None else key_padding_mask[:, None, None]):
+            if mask is not None:  # True or -inf hides
+                scores = scores.masked_fill(mask if mask.dtype == torch.bool else mask < 0, float("-inf"))
+        return self.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2)), None
+
+
+def turned(x):
+    half, wide = x.shape[-1] // 2, x.to(torch.promote_types(x.dtype, torch.float32))  # there are no complex bfloat16
+    angles = torch.outer(torch.arange(x.shape[-2]), 10000 ** (-torch.arange(half, dtype=torch.float64) / half)).to(wide)
+    y = torch.complex(wide[..., :half], wide[..., half:]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([y.real, y.imag], -1).to(x)
+
+
+class RotaryTransformer(TorchTransformer):
+    """`nn.Transformer` with ``norm_first``, whose self-attentions turn queries and keys; no positions are added."""
+
+    def __init__(self, a):
+        super().__init__(a, padding=a.padding, norm_first=True)
+        for layer in (*self.encoder.layers, *self.decoder.layers):
+            layer.self_attn = RotaryAttention(a.dim, a.heads, batch_first=True)
+            layer.activation_relu_or_gelu = 0  # else the encoder's fast path goes around `RotaryAttention`
+
+    def embed(self, tokens):
+        return self.embedding(tokens)
+
+
+small = Contract(
+    transformer_small,
+    arguments=sizes | dict(padding=st.integers(0, 11)),
+    twins=[
+        Twin("torch", build=RotaryTransformer, weights=lambda a: names_of_torch(transformer_small(**a.passed()))),
+    ],
+    invalid=[(dict(heads=0), "heads"), (dict(dropout=1.0), "dropout")],
+    without=FREE | {"gradcheck": marian_model.without["gradcheck"]},
+    backend="aot_eager",
+    **shapes,
+)
+
+
+def test_the_small_variant_is_held_at_its_own_sizes():
+    """What the translation task takes by default, `dim` and `heads` included, against the same twin."""
+    torch.manual_seed(0)
+    model = zoo.create("transformer_small", vocab_size=19).double().eval()
+    theirs = RotaryTransformer(SimpleNamespace(**zoo.arguments("transformer_small") | {"vocab_size": 19})).double().eval()
+    theirs.load_state_dict(names_of_torch(model).export(model))
+    source, target, mask = sentences(2, 7), sentences(2, 5), torch.arange(7) < torch.tensor([[7], [4]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(source, target, mask), theirs(source, target, mask), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
@@ -146,21 +206,14 @@ def test_twin_on_its_fast_path():
     torch.manual_seed(0)
     reference = nn.Transformer(16, 4, 2, 2, 32, dropout=0.0, batch_first=True).eval()
     model = with_final_norms(20, 16, 4, 32, 2).eval()
-    TORCH_TRANSFORMER.load(model_blocks(model), reference.state_dict())
+    own = {f"embedding.{name}": value for name, value in model.embedding.state_dict().items()}
+    names_of_torch(model).load(model, reference.state_dict() | own)
     x, real = torch.randn(3, 6, 16), torch.arange(6) < torch.tensor([[6], [2], [4]])
     with torch.no_grad():
         expected = reference.encoder(x, src_key_padding_mask=~real)
         for block in model.encoder:
             x = block(x, mask=real[:, None, None])
         torch.testing.assert_close(model.encoder_norm(x)[real], expected[:, : real.shape[1]][real])
-
-
-def model_blocks(model):
-    """The model without its embeddings, which nn.Transformer has not either."""
-    blocks = nn.Module()
-    blocks.encoder, blocks.decoder = model.encoder, model.decoder
-    blocks.encoder_norm, blocks.decoder_norm = model.encoder_norm, model.decoder_norm
-    return blocks
 
 
 # --------------------------------------------------------------------------------------- padding, decoding, variants

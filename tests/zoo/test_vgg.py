@@ -51,7 +51,7 @@ vgg = Contract(
         )
     ),
     outputs=lambda a, s: ("batch", 7),
-    twins=[Twin("torchvision", build=narrow, weights=lambda a: VGG(**a.passed()).torchvision)],
+    twins=[Twin("torchvision", build=narrow, weights=lambda a: VGG(**a.passed()).maps["torchvision"])],
     invalid=[(dict(depths=(1, 1)), "depths"), (dict(init="luck"), "init"), (dict(in_channels=0), "in_channels")],
     trains_differently=lambda a: a.norm is not None or a._dropout > 0,
     stochastic=lambda a: a._dropout > 0,
@@ -59,27 +59,27 @@ vgg = Contract(
     backend="inductor",  # one member of the family
 )
 
-NAMES = zoo.vgg.VARIANTS
+NAMES = list(zoo.vgg.VARIANTS)
 
 
-@pytest.mark.parametrize("variant", NAMES, ids=lambda f: f.__name__)
-def test_full_size_names_and_shapes_are_torchvisions(variant):
+@pytest.mark.parametrize("name", NAMES)
+def test_full_size_names_and_shapes_are_torchvisions(name):
     with torch.device("meta"):
-        ours, theirs = variant(), getattr(torchvision.models, variant.__name__)(init_weights=False)
-    theirs.load_state_dict(ours.torchvision.export(ours), strict=True, assign=True)
-    assert {k: v.shape for k, v in ours.torchvision.to_ours(theirs.state_dict()).items()} == {
+        ours, theirs = zoo.create(name), getattr(torchvision.models, name)(init_weights=False)
+    theirs.load_state_dict(ours.maps["torchvision"].export(ours), strict=True, assign=True)
+    assert {k: v.shape for k, v in ours.maps["torchvision"].to_ours(theirs.state_dict()).items()} == {
         k: v.shape for k, v in ours.state_dict().items()
     }
 
 
-@pytest.mark.parametrize("variant", NAMES, ids=lambda f: f.__name__)
-def test_full_size_outputs_are_torchvisions(variant):
+@pytest.mark.parametrize("name", NAMES)
+def test_full_size_outputs_are_torchvisions(name):
     """Both ways: their weights into ours, ours back into theirs, the same bits and the same logits."""
-    theirs = getattr(torchvision.models, variant.__name__)(num_classes=10).eval()
-    ours = variant(num_classes=10).eval()
-    ours.torchvision.load(ours, theirs.state_dict())
+    theirs = getattr(torchvision.models, name)(num_classes=10).eval()
+    ours = zoo.create(name, num_classes=10).eval()
+    ours.maps["torchvision"].load(ours, theirs.state_dict())
     state = theirs.state_dict()
-    exported = ours.torchvision.export(ours)
+    exported = ours.maps["torchvision"].export(ours)
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[k], state[k]) for k in state)
     images = torch.randn(2, 3, 45, 38)

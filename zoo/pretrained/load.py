@@ -3,14 +3,15 @@
     "torchvision:IMAGENET1K_V2"     a name out of `torchvision.models.get_model_weights`, or DEFAULT
     "timm:resnet50.a1_in1k"         a name out of `timm.list_pretrained()`
     "path/to/resnet50-11ad3fa6.pth" a file (.safetensors, or a state dict of `torch.save`) or folder, in our names or theirs
+    "checkpoint.pth#model_ema"      one of several states in a checkpoint, or of the tensors with that prefix
 
-They go in through the model's weight map, which finds every name that does not fit. What comes by timm's name is tried out too,
-for two of its nets may share all names and shapes and compute different things. Another `num_classes` gets new output layers.
+Prefixes such as `module.` and `_orig_mod.` are taken off, and the state is found within a checkpoint. Weights go in through the
+model's weight map, which finds every name that does not fit. What comes by timm's name is tried out too, for two of its nets may
+share all names and shapes and compute different things. Another `num_classes` gets new output layers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from layers.weights import WeightMap
 from zoo import files
 from zoo.files import first_line
 from zoo.model import ImageModel
+from zoo.pretrained import containers
 from zoo.pretrained.preprocess import Preprocess
 
 Build = Callable[..., Any]
@@ -36,11 +38,11 @@ class Weights:
     source: str
     tensors: Mapping[str, Tensor]
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Of the model that they were trained in, by name, as far as they are not the default ones."""
+    """Of the model that they were trained in, by name, where they are not the default ones."""
     about: dict[str, Any] = field(default_factory=dict)
     """For the model's config: "preprocess", a `Preprocess` as JSON, and "classes", names in the order of the logits."""
     naming: str | None = None
-    """"torchvision", "timm", or None for a file, whose names tell."""
+    """A reference in the model's `maps`, or None for a file, whose names tell."""
     reference: nn.Module | None = None
     """Their model, where loading its weights must give its outputs."""
 
@@ -121,14 +123,19 @@ def of_timm(name: str, source: str, timm_name: str) -> Weights:
 
 
 def of_file(name: str, source: str) -> Weights:
-    path = files.weights_file(source)
+    where, _, key = source.rpartition("#") if "#" in source and not Path(source).exists() else (source, "", "")
+    path = files.weights_file(where)
     entry = next((e for e in published(name).values() if e.url.endswith(f"/{path.name}")), None)
     if entry is not None:
         require_hash(path)
-        return Weights(source, files.read_pickle(path), *described(entry), "torchvision")
+        return Weights(source, containers.read_pickle(path), *described(entry), "torchvision")
     if path.suffix in files.PICKLES:
-        return Weights(source, files.read_pickle(path))
-    tensors = files.read_state(path)
+        return Weights(source, containers.read_pickle(path, key))
+    tensors = files.read_tensors(path, containers.read_any) if path.suffix == ".json" else files.read_state(path)
+    if key:
+        whole, tensors = tensors, {k.removeprefix(f"{key}."): v for k, v in tensors.items() if k.startswith(f"{key}.")}
+        if not tensors:
+            raise ValueError(f"{path} holds no tensor whose name begins with {key!r}: {containers.found_names(whole)}")
     if (path.parent / "config.json").exists():
         config = files.read_json(path.parent / "config.json")
         if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):  # else it is not ours
@@ -141,11 +148,11 @@ def of_file(name: str, source: str) -> Weights:
 
 def require_hash(path: Path) -> None:
     """torchvision's files have the beginning of their SHA-256 in their names."""
-    due = path.stem.rpartition("-")[2]
+    expected = path.stem.rpartition("-")[2]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(due):
-        raise ValueError(f"{path} is damaged: its SHA-256 begins with {digest[: len(due)]}, its name says {due}")
+    if not digest.startswith(expected):
+        raise ValueError(f"{path} is damaged: its SHA-256 begins with {digest[: len(expected)]}, its name says {expected}")
 
 
 # ------------------------------------------------------------------------------------------------------------------- loading
@@ -161,52 +168,60 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
         bare = build(name, **arguments)
     if not isinstance(bare, ImageModel):
         raise ValueError(f"weights must be None for {name}, which is no image model; use its weight maps, got {weights.source!r}")
-    mapping = mapping_of(bare, weights)
-    tensors = mapping.to_ours(weights.tensors, strict=False)
-    output = tensors.get("head.output.weight")
+    tensors, naming = fitting(bare, weights)
+    output = maps_of(bare)[naming].to_ours(tensors, strict=False).get(f"{bare.output_layers[0]}.weight")
     if output is None:
-        raise ValueError(f"weights {weights.source!r} do not fit {name}: no name of theirs stands for head.output.weight")
+        lacking = f"no name of theirs stands for {bare.output_layers[0]}.weight"
+        raise ValueError(f"weights {weights.source!r} do not fit {name}: {lacking}; {containers.found_names(weights.tensors)}")
     arguments.setdefault("num_classes", len(output))
     trained_in = arguments | {"num_classes": len(output)}
-    if hasattr(bare, "auxiliary"):
-        trained_in["auxiliary"] = any(key.startswith("auxiliary.") or "aux" in key.lower() for key in weights.tensors)
+    if bare.auxiliary or "auxiliary" in arguments:
+        trained_in["auxiliary"] = any(key.startswith("auxiliary.") or "aux" in key.lower() for key in tensors)
         arguments.setdefault("auxiliary", trained_in["auxiliary"])
     donor = build(name, **trained_in)
-    mapping = mapping_of(donor, weights)
-    counters = {f"{k.rpartition('.')[0]}.num_batches_tracked" for k in weights.tensors if k.endswith(".running_mean")}
-    missing = {k: torch.tensor(0) for k in counters - weights.tensors.keys()}  # torch has them since 0.4.1
+    counters = {f"{k.rpartition('.')[0]}.num_batches_tracked" for k in tensors if k.endswith(".running_mean")}
+    missing = {k: torch.tensor(0) for k in counters - tensors.keys()}  # torch has them since 0.4.1
     try:
-        mapping.load(donor, {**weights.tensors, **missing})
+        maps_of(donor)[naming].load(donor, {**tensors, **missing})
     except ValueError as error:
         raise ValueError(f"weights {weights.source!r} do not fit {name}: {error}") from error
     if weights.reference is not None:
         require_same(donor, weights)
     model = donor if trained_in == arguments else with_weights_of(donor, build(name, **arguments))
     about = dict(weights.about)
-    if model.head.get_submodule("output").out_features != len(output):
+    if arguments["num_classes"] != len(output):
         about.pop("classes", None)
     model.config |= about
     return model
 
 
-def mapping_of(model: ImageModel, weights: Weights) -> WeightMap:
-    """Of the weights' naming, or the one that knows most of a file's names."""
-    if weights.naming:
-        return getattr(model, weights.naming)
-    known, state = [WeightMap(("", ""))], model.state_dict().keys()
-    for naming in ("torchvision", "timm"):
-        with contextlib.suppress(ValueError):  # no twin there
-            known.append(getattr(model, naming))
-    return max(known, key=lambda m: len(m.to_ours(weights.tensors, strict=False).keys() & state))
+def maps_of(model: ImageModel) -> dict[str, WeightMap]:
+    """The model's maps, and under "" that of its own names."""
+    return {"": WeightMap(("", "")), **model.maps}
+
+
+def fitting(model: ImageModel, weights: Weights) -> tuple[dict[str, Tensor], str]:
+    """The tensors without prefixes of wrappers, and the naming, the weights' or any, that knows most of their names."""
+    state, maps, best = model.state_dict().keys(), maps_of(model), -1
+    found = dict(weights.tensors), ""
+    for tensors in containers.unwrapped(weights.tensors):
+        for naming in [weights.naming] if weights.naming else maps:
+            known = len(maps[naming].to_ours(tensors, strict=False).keys() & state)
+            if known > best:
+                found, best = (tensors, naming), known
+            if known == len(state):
+                return found
+    return found
 
 
 def with_weights_of(donor: ImageModel, model: ImageModel) -> ImageModel:
-    """`model` with all that `donor` has, but for output layers of another size, and what only one of the two has."""
-    theirs = donor.state_dict()
+    """`model` with all that `donor` has, except output layers of another size, and what only one of the two has."""
+    theirs, own = donor.state_dict(), model.state_dict()
+    outputs = {f"{layer}.{kind}" for layer in model.output_layers for kind in ("weight", "bias")}
     with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if key in theirs and (theirs[key].shape == value.shape or ".output." not in f".{key}"):
-                value.copy_(theirs[key])
+        for key in own.keys() & theirs.keys():
+            if key not in outputs or theirs[key].shape == own[key].shape:
+                own[key].copy_(theirs[key])
     return model
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,8 +37,8 @@ class Preprocess:
         require(self.image_size > 0, "image_size", self.image_size, "a positive number of pixels")
         require(len(self.mean) == len(self.std), "std", tuple(self.std), f"as many numbers as mean, {len(self.mean)}")
         require(min(self.std, default=0) > 0, "std", tuple(self.std), "positive, a number for each channel")
-        due = f"at least image_size {self.image_size}, or None"
-        require(self.resize is None or self.resize >= self.image_size, "resize", self.resize, due)
+        enough = self.resize is None or self.resize >= self.image_size
+        require(enough, "resize", self.resize, f"at least image_size {self.image_size}, or None")
         require(self.interpolation in ("bilinear", "bicubic"), "interpolation", self.interpolation, "bilinear or bicubic")
 
     @property
@@ -57,7 +58,10 @@ class Preprocess:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     def __call__(self, picture: Image | Tensor) -> Tensor:
-        """picture: a PIL image, or uint8 (..., channels, y, x), of any size -> float32 (..., channels, image_size, image_size)"""
+        """picture: a PIL image, or uint8 (..., channels, y, x), of any size -> float32 (..., channels, image_size, image_size)
+
+        Errors: `ValueError` for a PIL image of a mode that has no certain black and white; see `eight_bits`.
+        """
         return self.normalise(self.cut(picture))
 
     def cut(self, picture: Image | Tensor) -> Tensor:
@@ -66,7 +70,7 @@ class Preprocess:
         from torchvision.transforms import functional as V  # v2 resizes bytes as bytes, and rounds otherwise than the presets do
 
         if not isinstance(picture, Tensor):
-            picture = picture.convert("RGB" if self.channels == 3 else "L")
+            picture = eight_bits(picture, "RGB" if self.channels == 3 else "L")
         elif picture.dtype != torch.uint8 or picture.ndim < 3 or picture.shape[-3] != self.channels:
             raise ValueError(f"picture must be uint8 (..., {self.channels}, y, x), got {picture.dtype} {tuple(picture.shape)}")
         if self.resize is None:
@@ -84,6 +88,32 @@ class Preprocess:
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """images (..., channels, y, x), of mean and standard deviation (channels,) -> of mean 0 and standard deviation 1"""
     return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def eight_bits(picture: Image, mode: str) -> Image:
+    """A picture of any mode of Pillow in `mode`, "RGB" or "L".
+
+    Of 16 bits the upper 8 are kept, where Pillow would cut off at 255. What is transparent is laid on white.
+    Errors: `ValueError` that names the mode, for "F", for "I" unless it holds 16 bits, and for what Pillow cannot convert.
+    """
+    from PIL import Image as Pillow
+
+    require(isinstance(picture, Pillow.Image), "picture", picture, "a PIL image or a tensor")
+    if picture.mode == "F":
+        raise ValueError("picture of mode F: its pixels are floating-point numbers, whole numbers of 8 or 16 bits are expected")
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        low, high = values.min(initial=0), values.max(initial=0)
+        if picture.mode == "I" and (low < 0 or 0 < high < 256 or high > 65535):  # 16 bits, as old Pillow reads PNG, or none
+            raise ValueError(f"picture of mode I: its values must be of 16 bits, got {low} to {high}; make it mode L or I;16")
+        picture = Pillow.fromarray((values >> 8).astype(np.uint8))
+    try:
+        if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+            whole = picture.convert("LA").convert("RGBA") if picture.mode == "La" else picture.convert("RGBA")
+            picture = Pillow.alpha_composite(Pillow.new("RGBA", picture.size, "white"), whole)
+        return picture.convert("RGB").convert(mode)
+    except ValueError as error:
+        raise ValueError(f"picture of mode {picture.mode} cannot be made {mode}: {error}") from error
 
 
 def square(pixels: Tensor, size: int) -> Tensor:

@@ -66,7 +66,7 @@ def test_a_photographs_five_likeliest_classes_are_torchvisions():
         assert (found - expected).abs().max() <= 1e-5 * expected.std()
         assert torch.equal(found.topk(5).indices, expected.topk(5).indices)
         assert any(word in ours.config["classes"][i] for i in found.topk(5).indices)
-    reference.load_state_dict(ours.torchvision.export(ours), strict=True)
+    reference.load_state_dict(ours.maps["torchvision"].export(ours), strict=True)
 
 
 @pytest.mark.parametrize(
