@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     seconds: dict[str, float] = defaultdict(float)
     blocks, tests, without, failing = set(), set(), set(), set()
     for report in (r for reports in terminalreporter.stats.values() for r in reports if isinstance(r, pytest.TestReport)):
-        told = dict(report.user_properties).get("contract")
+        told: Any = dict(report.user_properties).get("contract")
         if told:
             blocks.add(told["block"])
             tests.add(told["test"])
