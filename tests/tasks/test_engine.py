@@ -240,6 +240,12 @@ def test_average_of_decay_zero_is_the_model_and_of_others_the_law():
 # ----------------------------------------------------------------------------------- the mean of the last epochs, patience
 
 
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """`zoo.save` takes what `zoo.create` could build."""
+    monkeypatch.setitem(zoo.MODELS, "toy", network)
+
+
 def saveable() -> nn.Module:
     model = network()
     model.config = {"model": "toy", "arguments": {}}
