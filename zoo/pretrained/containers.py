@@ -48,9 +48,9 @@ def read_any(path: Path) -> dict[str, Tensor]:
 
 def harmless() -> list[Any]:
     """Plain values that checkpoints hold beside tensors, options, paths and numpy's numbers, with the names that pickles know."""
-    number, array = (x.__reduce__()[0] for x in (np.float64(0), np.zeros(1)))
+    makers: list[Any] = [value.__reduce__()[0] for value in (np.float64(0), np.zeros(1))]
     dtypes = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
-    old_and_new = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in (number, array) for core in ("core", "_core")]
+    old_and_new = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in makers for core in ("core", "_core")]
     return [argparse.Namespace, types.SimpleNamespace, pathlib.PosixPath, np.dtype, np.ndarray, *dtypes, *old_and_new]
 
 

@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from zoo import Preprocess
+from zoo.pretrained.preprocess import eight_bits
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 SIZES = st.integers(20, 70)
@@ -58,6 +59,91 @@ def test_a_grey_model_takes_coloured_pictures_of_pillow():
     assert grey(pillow(drawn(20, 30, 0))).shape == (1, 8, 8)
     assert json.loads(json.dumps(grey.config())) == grey.config()
     assert Preprocess.of(grey.config()).config() == grey.config()
+
+
+RAMP = np.arange(256, dtype=np.uint8)[None].repeat(256, 0)
+"""From black on the left to white on the right."""
+MODES = {*Image.MODES, "LA", "La", "PA", "RGBX", "RGBa", "I;16", "I;16B", "I;16L"}
+
+
+def in_mode(mode):
+    """The ramp in a mode of Pillow, by whatever way Pillow knows."""
+    grey = Image.fromarray(RAMP)
+    if mode.startswith("I;16"):
+        kind = {"I;16B": ">u2", "I;16": "<u2", "I;16L": "<u2"}.get(mode, "=u2")
+        return Image.frombytes(mode, (256, 256), (RAMP.astype(np.uint16) * 257).astype(kind).tobytes())
+    if mode in ("I", "F"):
+        return Image.fromarray(RAMP.astype(np.int32) * 257 if mode == "I" else RAMP.astype(np.float32))
+    for way in ([mode], ["RGB", mode], ["LA", mode], ["RGBA", mode]):
+        picture = grey
+        try:
+            for step in way:
+                picture = picture.convert(step)
+        except ValueError:
+            continue
+        return picture
+    pytest.skip(f"Pillow makes no picture of mode {mode}")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_every_mode_of_pillow_is_right_or_refused(mode, channels):
+    """Black is 0, white 255, and what is between lies between: nothing is cut off."""
+    preprocess = Preprocess(256, (0.0,) * channels, (1.0,) * channels, 256)
+    picture = in_mode(mode)
+    assert picture.mode == mode
+    if mode == "F":
+        with pytest.raises(ValueError, match="mode F"):
+            preprocess(picture)
+        return
+    got = preprocess(picture).double() * 255
+    assert got.shape == (channels, 256, 256)
+    if mode == "1":  # dithered
+        assert {*got.unique().tolist()} == {0.0, 255.0}
+        assert abs(got.mean() - 127.5) < 2
+    else:
+        assert (got - torch.from_numpy(RAMP)).abs().max() <= {"P": 26, "PA": 26, "LAB": 2, "HSV": 2, "YCbCr": 2}.get(mode, 0.01)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (-5, 300), (0, 70_000)])
+def test_integers_that_are_not_of_16_bits_are_refused(low, high):
+    picture = Image.fromarray(np.linspace(low, high, 64, dtype=np.int32).reshape(8, 8))
+    with pytest.raises(ValueError, match=f"mode I: its values must be of 16 bits, got {low} to {high}"):
+        eight_bits(picture, "RGB")
+    assert not np.asarray(eight_bits(Image.new("I", (3, 3)), "L")).any()  # black is black in any
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBA", "RGBa", "PA", "P"])
+def test_what_is_transparent_lies_on_white(mode):
+    picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 2, 4))
+    if mode == "P":
+        picture = Image.fromarray(np.array([[0, 0, 1, 1]] * 4, np.uint8)).convert("P")
+        picture.putpalette([0, 0, 0, 200, 0, 0])
+        picture.info["transparency"] = 1
+    elif mode == "PA":
+        plain = Image.fromarray(np.zeros((4, 4), np.uint8)).convert("PA")
+        plain.putalpha(picture.getchannel("A"))
+        picture = plain
+    else:
+        picture = picture.convert("LA").convert(mode) if mode == "La" else picture.convert(mode)
+    assert picture.mode == mode
+    for kind in ("RGB", "L"):
+        assert np.asarray(eight_bits(picture, kind).convert("L")).tolist() == [[0, 0, 255, 255]] * 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_files_of_16_bits_keep_their_shades(tmp_path, suffix):
+    """Grey ones, which Pillow opens as I;16 or, an old one, as I."""
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / f"x.{suffix}")
+    with Image.open(tmp_path / f"x.{suffix}") as picture:
+        assert picture.mode.startswith("I")
+        assert np.array_equal(np.asarray(eight_bits(picture, "L")), RAMP)
+
+
+def test_what_is_no_picture_is_refused():
+    with pytest.raises(ValueError, match="picture must be a PIL image or a tensor"):
+        Preprocess(8, MEAN, STD)(RAMP)
 
 
 @pytest.mark.parametrize(
