@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from layers.convolution import fold_norms
 from layers.winograd import use_winograd
-from zoo.deployment.compiled_decoding import optimize_decoding
-from zoo.transformer import Transformer
+from zoo.model import Model
 
 
 class Optimized(nn.Module):
@@ -59,8 +58,8 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
     """
     own = next(p.dtype for p in model.parameters())
     dtype = dtype or own
-    if isinstance(model, Transformer):
-        return optimize_decoding(model, example, dtype)
+    if isinstance(model, Model) and (decodes_fast := model.optimized(example, dtype)) is not None:
+        return decodes_fast
     fast = copy.deepcopy(model).eval().requires_grad_(False).to(torch.promote_types(own, dtype))
     fast = fold_norms(fast).to(dtype)
     if example.ndim == 4:
