@@ -681,7 +681,7 @@ def test_logits_that_allow_no_token_are_refused(how, logits, words, dtype):
 
         def forward(tokens, first=first):
             rows = [good, logits if tokens.shape[1] >= first else good]
-            return torch.tensor(rows, dtype=dtype).repeat(len(tokens) // 2, 1)
+            return torch.tensor(rows, dtype=dtype).repeat_interleave(len(tokens) // 2, 0)
 
         with pytest.raises(ValueError, match=f"logits.* must be .*, got '?{words}"):
             how(Whole(forward), torch.zeros(2, 1, dtype=torch.long), max_new_tokens=4)
