@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 
 from layers import masks
@@ -82,7 +83,7 @@ def needs_formula(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._are_functorch_transforms_active():
         return True
-    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return forward_ad._current_level >= 0 and any(x is not None and unpack_dual(x).tangent is not None for x in tensors)
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool) -> Tensor:
@@ -96,34 +97,32 @@ def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropou
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
     if mask is not None and mask.dtype == torch.bool:  # as torch does; so that both keep the same tensor
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-    arrived: list[Tensor] = []
-    query, key, value = TwiceDifferentiable.apply(arrived, mask, causal, query, key, value)
     output = F.scaled_dot_product_attention(query, key, value, mask, 0.0, causal)
-    output.register_hook(lambda gradient: arrived.append(gradient) if torch.is_grad_enabled() else None)
-    return output
+    return TwiceDifferentiable.apply(output, query, key, value, mask, causal)
 
 
 class TwiceDifferentiable(torch.autograd.Function):
-    """Identity of query, key and value, in front of a fused kernel.
+    """Identity of what a fused kernel gives. Gradients go on to the kernel.
 
-    In a backward pass that is itself differentiated (`create_graph`) it gives the formula's gradients in place of the kernel's,
-    from the gradient that has `arrived` at the kernel's output. In any other it does nothing.
+    But in a backward pass that is itself differentiated (`create_graph`) they go past it, to query, key and value by the formula.
     """
 
     @staticmethod
-    def forward(ctx: Any, arrived: list[Tensor], mask: Tensor | None, causal: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.arrived, ctx.causal = arrived, causal
-        ctx.save_for_backward(mask, *inputs)
-        return inputs
+    def forward(
+        ctx: Any, output: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.causal = causal
+        return output.detach()  # not a view, for which autograd has more rules
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
-            return None, None, None, *gradients
-        mask, *inputs = ctx.saved_tensors
+            return *gradients, None, None, None, None, None
+        *inputs, mask = ctx.saved_tensors
         query, key, value = (x.view_as(x) for x in inputs)  # apart, where two of them are one tensor
         triangle = masks.causal(query.shape[2], key.shape[2], query.device) if ctx.causal else None
         output, _ = formula(query, key, value, triangle, mask)
         wanted = [x for x in (query, key, value) if x.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, ctx.arrived.pop(), create_graph=True))
-        return None, None, None, *(next(found) if x.requires_grad else None for x in (query, key, value))
+        found = iter(torch.autograd.grad(output, wanted, gradients, create_graph=True))
+        return None, *(next(found) if x.requires_grad else None for x in (query, key, value)), None, None

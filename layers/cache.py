@@ -187,7 +187,7 @@ class SharedCache(Cache):
     def copy_rows(self) -> None:
         """Gives every row its slots in its own memory."""
         self.keys, self.values = self.read(self.keys), self.read(self.values)
-        self.rows = self.own_rows(*self.rows.shape, self.rows.device)
+        self.rows = self.own_rows(len(self.rows), self.rows.shape[1], self.rows.device)
 
     def move(self, moved: Tensor) -> None:
         self.copy_rows()
@@ -211,8 +211,8 @@ class RollingCache(Cache):
     def check(self, batch: int, kv_heads: int, head_dim: int, window: int | None) -> None:
         fits = window is not None and window <= self.capacity
         require(fits, "cache", f"RollingCache({self.capacity})", f"a RollingCache of the attention's window, {window}, or more")
-        self.window = window
         super().check(batch, kv_heads, head_dim, window)
+        self.window = window or self.capacity
 
     def check_room(self, new: int) -> None:
         """There always is."""

@@ -155,7 +155,7 @@ def require_tokens(tokens: Tensor, name: str, axes: str, **sizes: int) -> None:
 def require_mask(mask: Tensor | None, name: str, axes: str, like: Tensor) -> None:
     """`ValueError` for a mask that does not tell which of `like` (b, n, ...) are real."""
     if mask is not None:
-        require_axes(mask, name, axes, **dict(zip(axes.split(), like.shape, strict=False)))
+        require_axes(mask, name, axes, **dict(zip(axes.split(), like.shape[:2], strict=True)))
         require(mask.dtype == torch.bool, name, mask.dtype, "boolean, True for real tokens")
 
 
