@@ -108,9 +108,7 @@ class TwiceDifferentiable(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
-    ) -> Tensor:
+    def forward(ctx: Any, output: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         ctx.save_for_backward(query, key, value, mask)
         ctx.causal = causal
         return output.detach()  # not a view, for which autograd has more rules
