@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from layers import masks
+from layers.backends import attended
 from layers.cache import Cache, CrossCache
 from layers.checks import require, require_axes
 
@@ -39,34 +39,27 @@ def attend(
     bias:    float, added to the scores, broadcastable to (b, h, q, k).
     causal:  each query up to its own position, the last query being at the last key.
     dropout: probability with which a weight is dropped; the weights returned are those before.
-    return_weights: use the explicit backend, which writes the formula down, in place of the fused one of torch, which needs
-             memory for q + k rows, not q * k, unless there is a bias or dropout.
+    return_weights: use the formula written down in place of torch's fused kernels, which need memory for q + k rows, not q * k,
+             unless there is a bias or dropout.
+    Errors: `ValueError` for sizes that do not agree, and dtypes of mask and bias.
 
-    Where a compiler for the CPU sees a single query, as in decoding, it gets the explicit formula too, and makes one loop of it.
+    Forward-mode derivatives, transforms of `torch.func` and second derivatives go by the formula too, for fused kernels have none
+    of these: they need memory for q * k. With dropout on a GPU, second derivatives need
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`; compiled, torch has none of any kernel.
     """
-    single = query.shape[2] == 1 and query.device.type == "cpu" and torch.compiler.is_compiling()
-    alone = mask is None and bias is None and query.shape[2] == key.shape[2] and not return_weights
-    if causal and not alone:
-        triangle = masks.causal(query.shape[2], key.shape[2], query.device)
-        mask = triangle if mask is None else mask & triangle
-    dead = None
+    require_axes(query, "query", "batch heads queries head_dim")
+    (b, h, q, d), keys = query.shape, key.shape[2] if key.ndim == 4 else 0
+    require_axes(key, "key", "batch heads keys head_dim", batch=b, heads=h, head_dim=d)
+    require_axes(value, "value", "batch heads keys head_dim", batch=b, heads=h, keys=keys, head_dim=d)
     if mask is not None:
-        dead = ~mask.any(-1, keepdim=True)  # such rows attend to everything instead, and are overwritten at the end
-        mask = mask | dead
-    if return_weights or single:
-        scores = (query * key).sum(-1)[:, :, None] if single else query @ key.mT
-        scores = scores / query.shape[-1] ** 0.5
-        scores = scores if bias is None else scores + bias
-        scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
-        weights = scores.softmax(-1)
-        weights = weights if dead is None else weights.masked_fill(dead, 0.0)
-        kept = F.dropout(weights, dropout)
-        output = (kept.mT * value).sum(2, keepdim=True) if single else kept @ value
-        return output, weights if return_weights else None
+        require(mask.dtype == torch.bool, "mask", mask.dtype, "boolean, True where a query may attend")
     if bias is not None:
-        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-    output = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal and alone)
-    return (output if dead is None else output.masked_fill(dead, 0.0)), None
+        require(bias.is_floating_point(), "bias", bias.dtype, "floating point")
+    for name, x in (("mask", mask), ("bias", bias)):
+        if x is not None:
+            require(x.ndim <= 4, name, tuple(x.shape), "of 4 axes at most")
+            masks.require_fits(x, name, batch=b, heads=h, queries=q, keys=keys)
+    return attended(query, key, value, mask, bias, causal, dropout, return_weights)
 
 
 class MultiHeadAttention(nn.Module):
@@ -75,12 +68,13 @@ class MultiHeadAttention(nn.Module):
     kv_heads:  heads of keys and values, a divisor of `heads` (default: as many).
     head_dim:  features of a head (default: dim / heads).
     bias, output_bias: of the three projections that go in, and of the one that goes out (default: the same).
-    causal:    a query attends up to its own position, the last query being at the last key.
-    window:    only to positions less than this apart.
+    causal:    a query attends up to its own place in the sequence, the last query being at the last key.
+    window:    only to places less than this apart.
     dropout:   of the attention weights, in training.
-    positions: module (x (b, h, n, head_dim), positions (n,)) -> x for queries and keys of a self-attention, such as `Rotary`.
+    positions: module (x (b, h, n, head_dim), positions (n,) or (b, n)) -> x for queries and keys of a self-attention: `Rotary`.
     query_norm, key_norm: modules over head_dim, before `positions`.
-    position_bias: module (query positions (q,), key positions (k,), dtype) -> (heads, q, k), such as `ALiBi`.
+    position_bias: module (query positions (q,), key positions (k,), dtype) -> (heads, q, k), such as `ALiBi`; with a batch axis
+               in front of all three where the caller gives positions (b, n).
     """
 
     def __init__(
@@ -127,50 +121,60 @@ class MultiHeadAttention(nn.Module):
         value: Tensor | None = None,
         *,
         mask: Tensor | None = None,
+        positions: Tensor | None = None,
         cache: Cache | CrossCache | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Output (b, q, dim), and the weights (b, heads, q, k) before dropout if `return_weights`.
 
         key, value: default to `query` and to `key`.
-        mask:  boolean, True = may attend, broadcastable to (b, heads, q, k); k counts the positions in the cache too.
-        cache: a `Cache` or `RollingCache` for a causal self-attention, whose positions go on where it ends; a `CrossCache`.
-        Errors: `ValueError` for inputs of another size and for a mask that is not boolean or does not broadcast.
+        mask:  boolean, True = may attend, broadcastable to (b, heads, q, k); k counts the slots of the cache too.
+        positions: integers (q,) or (b, q), of a self-attention: for packed documents, and for padding on the left without a
+               cache; by default places in the sequence, which go on where the cache ends. What is causal or within the window
+               depends on places.
+        cache: a `Cache` or `RollingCache` for a causal self-attention; a `CrossCache`.
+        Errors: `ValueError` for inputs and caches whose sizes do not agree, and a mask that is not boolean or does not broadcast.
         """
         itself, own = key is None, cache if isinstance(cache, Cache) else None
         key = query if key is None else key
         value = key if value is None else value
-        self.check(query, key, value, mask, cache, itself)
-        start = key.shape[1] - query.shape[1] if own is None else own.length
-        at_query = torch.arange(query.shape[1], device=query.device) + start
+        self.check(query, key, value, mask, positions, cache, itself)
+        at_query = torch.arange(query.shape[1], device=query.device) + (key.shape[1] - query.shape[1])
+        at_query = at_query if own is None else own.slots(query.shape[1], query.device)
         at_key = at_query if itself else torch.arange(key.shape[1], device=query.device)
+        hidden = None
+        if mask is not None and (cache is None or mask.shape[-2] == 1):  # with a cache, a later query may see what these do not
+            hidden = hidden_by(mask if own is None else at(mask, at_key))
+        if own is not None and own.start is not None:
+            padding = hidden_by(own.written(at_key))
+            hidden = padding if hidden is None else hidden | padding
 
         def keys_and_values() -> tuple[Tensor, Tensor]:
-            x, y = key, value
-            if mask is not None and (cache is None or mask.shape[-2] == 1):  # queries to come may see what others may not
-                hidden = hidden_by(mask if own is None else at(mask, at_key))
-                x = key.masked_fill(hidden, 0.0)  # for 0 * NaN is NaN
-                y = x if value is key else value.masked_fill(hidden, 0.0)
+            x = key if hidden is None else key.masked_fill(hidden, 0.0)  # for 0 * NaN is NaN
+            y = x if value is key else value if hidden is None else value.masked_fill(hidden, 0.0)
             return self.split(self.key(x), self.key_norm), self.split(self.value(y))
 
         q = self.split(self.query(query), self.query_norm)
         k, v = cache.keep(keys_and_values) if isinstance(cache, CrossCache) else keys_and_values()
         if self.positions is not None:
-            q, k = self.positions(q, at_query), self.positions(k, at_key)
+            places = at_query if own is None else own.positions(at_query)
+            q, k = (self.positions(x, places if positions is None else positions) for x in (q, k))
         if own is not None:
             k, v, at_key = own.append(k, v)
-            written = (at_key >= 0) & (at_key <= at_query[:, None])
-            mask = written if mask is None else at(mask, at_key) & written
+            seen = masks.up_to(at_query, at_key) & own.written(at_key)
+            mask = seen if mask is None else at(mask, at_key) & seen
         if self.window is not None:
-            near = (at_query[:, None] - at_key).abs() < self.window
+            near = masks.near(at_query, at_key, self.window)
             mask = near if mask is None else mask & near
-        bias = None if self.position_bias is None else self.position_bias(at_query, at_key, q.dtype)
+        bias = None
+        if self.position_bias is not None:
+            bias = self.position_bias(*((at_query, at_key) if positions is None else (positions, positions)), q.dtype)
+            axes = "heads queries keys" if bias.ndim == 3 else "batch heads queries keys"
+            require_axes(bias, "position_bias", axes, batch=q.shape[0], heads=self.heads, queries=q.shape[2], keys=k.shape[2])
         if self.kv_heads < self.heads:
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
-        output, weights = attend(
-            q, k, v, mask, bias, causal=self.causal and own is None,
-            dropout=self.dropout if self.training else 0.0, return_weights=return_weights,
-        )  # fmt: skip
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attended(q, k, v, mask, bias, self.causal and own is None, dropout, return_weights)
         output = self.output(rearrange(output, "b h q d -> b q (h d)"))
         return output if weights is None else (output, weights)
 
@@ -179,26 +183,42 @@ class MultiHeadAttention(nn.Module):
         return x if norm is None else norm(x)
 
     def check(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cache: Cache | CrossCache | None, itself: bool
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        cache: Cache | CrossCache | None,
+        itself: bool,
     ) -> None:
         require_axes(query, "query", "batch queries dim", dim=self.dim)
-        require_axes(key, "key", "batch keys key_dim", key_dim=self.key_dim)
-        require_axes(value, "value", "batch keys value_dim", value_dim=self.value_dim)
-        if not itself and (self.positions is not None or isinstance(cache, Cache)):
+        require_axes(key, "key", "batch keys key_dim", batch=query.shape[0], key_dim=self.key_dim)
+        (batch, queries, _), keys = query.shape, key.shape[1]
+        require_axes(value, "value", "batch keys value_dim", batch=batch, keys=keys, value_dim=self.value_dim)
+        if not itself and (self.positions is not None or positions is not None or isinstance(cache, Cache)):
             raise ValueError("key must be None where there are positions or a Cache, which are for self-attention")
+        if positions is not None:
+            axes = "queries" if positions.ndim == 1 else "batch queries"
+            require_axes(positions, "positions", axes, batch=batch, queries=queries)
+            biased = cache is not None and self.position_bias is not None
+            require(not biased, "positions", "positions", "None with a cache and a position_bias: give the cache a start")
         if isinstance(cache, Cache):
             require(self.causal, "cache", type(cache).__name__, "None or a CrossCache unless the attention is causal")
+            cache.check(batch, self.kv_heads, self.head_dim, self.window)
+        elif cache is not None:
+            cache.check(batch, self.kv_heads, keys, self.head_dim)
         if mask is not None:
             require(mask.dtype == torch.bool and 2 <= mask.ndim <= 4, "mask", f"{mask.ndim} axes of {mask.dtype}",
                     "boolean, with 2 to 4 axes that broadcast to (b, heads, q, k)")  # fmt: skip
+            sizes = dict(batch=batch, heads=self.heads, queries=queries)
             if isinstance(cache, Cache):
-                keys = key.shape[1] + (0 if torch.compiler.is_compiling() else int(cache.length))
+                keys += 0 if torch.compiler.is_compiling() else int(cache.length)
                 require(mask.shape[-1] == 1 or mask.shape[-1] >= keys, "mask", tuple(mask.shape),
                         f"{keys} keys wide, those in the cache too")  # fmt: skip
             else:
-                due = (query.shape[0], self.heads, query.shape[1], key.shape[1])[-mask.ndim :]
-                fits = all(n in (1, size) for n, size in zip(mask.shape, due, strict=True))
-                require(fits, "mask", tuple(mask.shape), f"broadcastable to {due}")
+                sizes["keys"] = keys
+            masks.require_fits(mask, "mask", **sizes)
 
 
 def at(mask: Tensor, positions: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Press and Wolf, "Using the Output Embedding to Improve Language Models", 2016 (a
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +18,8 @@ class TokenEmbedding(nn.Module):
     scale:   factor of the embeddings, sqrt(dim) in the 2017 Transformer; `logits` does not use it.
     padding: token whose row starts as zeros and gets no gradient from `forward`.
     std:     standard deviation of the other rows at the start, dim^-0.5 unless given.
+    Errors:  `ValueError` for tokens that are no integers of 32 or 64 bits and, on the CPU, for one outside of the vocabulary.
+             Compiled calls, and values on a GPU, which are not worth waiting for, run into torch's own bounds check.
     """
 
     def __init__(
@@ -36,9 +39,26 @@ class TokenEmbedding(nn.Module):
             nn.init.zeros_(self.table.weight[self.padding].detach())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        embedded = self.table(tokens)
+        require_integers(tokens)
+        try:
+            embedded = self.table(tokens)
+        except IndexError:
+            require_known(tokens, "tokens", self.table.num_embeddings)
+            raise
         return embedded if self.scale == 1 else embedded * self.scale
 
     def logits(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., dim), bias (vocab_size,) -> (..., vocab_size)"""
         return F.linear(x, self.table.weight, bias)
+
+
+def require_integers(tokens: Tensor, name: str = "tokens") -> None:
+    require(tokens.dtype in (torch.long, torch.int), name, tokens.dtype, "of dtype torch.int64 or torch.int32")
+
+
+def require_known(tokens: Tensor, name: str, vocab_size: int) -> None:
+    """`ValueError` unless all tokens are from 0 to vocab_size - 1; it waits for a GPU that computes them."""
+    require_integers(tokens, name)
+    if tokens.numel() > 0:
+        low, high = (int(x) for x in tokens.aminmax())
+        require(low >= 0 and high < vocab_size, name, low if low < 0 else high, f"tokens from 0 to {vocab_size - 1}")

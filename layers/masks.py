@@ -12,26 +12,39 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from layers.checks import require, require_axes
 
+AXES = ("batch", "heads", "queries", "keys")
+"""Of a mask, whose first ones may be missing."""
 
-def positions(queries: int, keys: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Positions (q, 1) of the queries and (k,) of the keys; the last query is at the last key's."""
-    return torch.arange(keys - queries, keys, device=device)[:, None], torch.arange(keys, device=device)
+
+def up_to(at_query: Tensor, at_key: Tensor) -> Tensor:
+    """Places (q,), (k,) in the sequence -> (q, k): True for keys that do not come after the query."""
+    return at_key <= at_query[:, None]
+
+
+def near(at_query: Tensor, at_key: Tensor, size: int) -> Tensor:
+    """Places (q,), (k,) in the sequence -> (q, k): True where they are less than `size` apart."""
+    return (at_query[:, None] - at_key).abs() < size
+
+
+def places(queries: int, keys: int | None, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """Places (q,) of the queries and (k,) of the keys; the last query is at the last key."""
+    keys = queries if keys is None else keys
+    return torch.arange(keys - queries, keys, device=device), torch.arange(keys, device=device)
 
 
 def causal(queries: int, keys: int | None = None, device: torch.device | None = None) -> Tensor:
-    """(q, k): every query attends to the keys up to its own position."""
-    at_query, at_key = positions(queries, queries if keys is None else keys, device)
-    return at_key <= at_query
+    """(q, k): every query attends to the keys up to its own place."""
+    return up_to(*places(queries, keys, device))
 
 
 def window(queries: int, size: int, keys: int | None = None, device: torch.device | None = None) -> Tensor:
-    """(q, k): positions less than `size` apart, on both sides; with `causal`, a query's own and the `size` - 1 before it."""
+    """(q, k): places less than `size` apart, on both sides; with `causal`, a query's own and the `size` - 1 before it."""
     require(size > 0, "size", size, "positive")
-    at_query, at_key = positions(queries, queries if keys is None else keys, device)
-    return (at_query - at_key).abs() < size
+    return near(*places(queries, keys, device), size)
 
 
 def for_keys(valid: Tensor) -> Tensor:
@@ -49,6 +62,33 @@ def packed(documents: Tensor) -> Tensor:
     """(b, n), the number of the document that each token belongs to -> (b, 1, n, n): each attends within its own."""
     require_axes(documents, "documents", "batch tokens")
     return rearrange(documents, "b q -> b 1 q 1") == rearrange(documents, "b k -> b 1 1 k")
+
+
+def packed_positions(documents: Tensor) -> Tensor:
+    """(b, n), documents one after the other -> positions (b, n): each token's place in its own document, from 0."""
+    require_axes(documents, "documents", "batch tokens")
+    at = torch.arange(documents.shape[1], device=documents.device)
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return at - at.where(begins, 0).cummax(1).values
+
+
+def padded_positions(valid: Tensor) -> Tensor:
+    """(b, n), True for real tokens -> positions (b, n): how many real tokens stand before each; 0 for padding on the left."""
+    require_axes(valid, "valid", "batch tokens")
+    require(valid.dtype == torch.bool, "valid", valid.dtype, "boolean")
+    return (valid.cumsum(1) - 1).clamp(min=0)
+
+
+def require_fits(tensor: Tensor, name: str, **sizes: int) -> None:
+    """`ValueError` unless the tensor broadcasts to (batch, heads, queries, keys); an axis of no given size takes any."""
+    names = AXES[-tensor.ndim :]
+    for axis, n in zip(names, tensor.shape, strict=True):
+        if n not in (1, sizes.get(axis, n)):
+            expected = tuple(sizes.get(x, x) for x in names)
+            raise ValueError(
+                f"{name} must be broadcastable to {expected}, got {tuple(tensor.shape)}: {axis} must be 1 or {sizes[axis]} "
+                f"(axes {' '.join(names)})"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------- converters

@@ -3,6 +3,7 @@
     Sinusoidal, LearnedPositions    positions (..., n) -> (..., n, dim)                     added to embeddings
     Rotary                          x (b, h, n, dim), positions (n,) or (b, n) -> x         queries and keys, turned
     ALiBi, RelativeBias             query positions (q,), key positions (k,) -> (h, q, k)   added to scores
+                                    or (b, q), (b, k) -> (b, h, q, k)
 
 Positions are integers, and are given, never counted here: decoding from a cache, left padding and packed sequences differ by the
 positions that the caller passes. Sines, slopes and buckets are computed anew in every call, from integers and Python's numbers,
@@ -164,6 +165,7 @@ class Llama3Scaling:
 class ALiBi(nn.Module):
     """``bias[h, q, k] = -2^(-8 (h + 1) / heads) * |p_q - p_k|``: query positions (q,), key positions (k,) -> (heads, q, k).
 
+    Positions (b, q) and (b, k) give (b, heads, q, k).
     Where `heads` is no power of two, the first n heads, n the power of two below, have the slopes of n heads, and the rest every
     second slope of 2 n heads, from the first on, as in the paper's code.
     dtype: of the result, torch's default dtype unless given.
@@ -182,7 +184,7 @@ class ALiBi(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         precise = torch.promote_types(dtype, torch.float32)
         slopes = self.slopes(distances.device).to(precise)
-        return (rearrange(-slopes, "h -> h 1 1") * distances.to(precise)).to(dtype)
+        return (rearrange(-slopes, "h -> h 1 1") * rearrange(distances.to(precise), "... q k -> ... 1 q k")).to(dtype)
 
     def slopes(self, device: torch.device) -> Tensor:
         """(heads,) in float64"""
@@ -195,9 +197,11 @@ class ALiBi(nn.Module):
 class RelativeBias(nn.Module):
     """``bias[h, q, k] = table[bucket(p_k - p_q), h]``: query positions (q,), key positions (k,) -> (heads, q, k).
 
+    Positions (b, q) and (b, k) give (b, heads, q, k).
     buckets:       bidirectional, one half is for keys up to the query and one for keys after it; else all are for keys up to the
-                   query, and keys after it share bucket 0. Of a side, one half holds a distance each, the other ever more, until
-    max_distance:  from where on all distances share the last bucket.
+                   query, and keys after it share bucket 0. On each side, the first half of the buckets hold one distance each,
+                   the rest exponentially growing ranges.
+    max_distance:  from here on all distances share the last bucket.
     dtype:         of the result, the table's unless given.
     Raffel et al., "Exploring the Limits of Transfer Learning" (T5), 2019 (arXiv 1910.10683). T5 shares one table among the layers
     of a stack, and does not divide scores by sqrt(head_dim). Proven against `T5Attention` of transformers, which rounds a float32
@@ -220,7 +224,7 @@ class RelativeBias(nn.Module):
 
     def forward(self, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         bias = self.table(self.bucket(offsets(query_positions, key_positions)))
-        return rearrange(bias, "q k h -> h q k").to(dtype or bias.dtype)
+        return rearrange(bias, "... q k h -> ... h q k").to(dtype or bias.dtype)
 
     def bucket(self, offset: Tensor) -> Tensor:
         """Rows of the table for offsets key position - query position, of any shape."""
@@ -247,11 +251,13 @@ def frequencies(dim: int, base: float, device: torch.device) -> Tensor:
 
 
 def offsets(query_positions: Tensor, key_positions: Tensor) -> Tensor:
-    """(q,), (k,) -> key position - query position (q, k)"""
+    """(q,), (k,) -> key position - query position (q, k); (b, q), (b, k) -> (b, q, k)"""
+    axes = ("length", "batch length")[query_positions.ndim == 2]
+    require_axes(query_positions, "query_positions", axes)
+    require_axes(key_positions, "key_positions", axes, batch=query_positions.shape[0])
     for positions, name in ((query_positions, "query_positions"), (key_positions, "key_positions")):
-        require_axes(positions, name, "length")
         require_integers(positions, name)
-    return key_positions.long() - rearrange(query_positions.long(), "q -> q 1")
+    return rearrange(key_positions.long(), "... k -> ... 1 k") - rearrange(query_positions.long(), "... q -> ... q 1")
 
 
 def require_integers(positions: Tensor, name: str = "positions") -> None:

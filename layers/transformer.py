@@ -3,7 +3,7 @@
     PostNorm:  norm(x + drop(sublayer(x)))     Vaswani et al., 2017 (arXiv 1706.03762)
     PreNorm:   x + drop(sublayer(norm(x)))     Xiong et al., "On Layer Normalization", 2020 (arXiv 2002.04745)
 
-A pre-norm stack needs one more norm behind its last block; a post-norm stack has one there already.
+A pre-norm stack needs one more norm after its last block; a post-norm stack has one there already.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layers import masks
 from layers.cache import Cache, CrossCache
-from layers.checks import require
+from layers.checks import require, require_axes
 
 
 class PostNorm(nn.Module):
@@ -67,9 +68,13 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attention, self.feedforward = attention, feedforward
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """mask: boolean, True = may attend, broadcastable to (b, heads, n, n)."""
-        return self.feedforward(self.attention(x, mask=mask, cache=cache))
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """mask: boolean, True = may attend, broadcastable to (b, heads, n, n). positions, if given: integers (n,) or (b, n)."""
+        require_axes(x, "x", "batch n dim")
+        places = {} if positions is None else {"positions": positions}
+        return self.feedforward(self.attention(x, mask=mask, cache=cache, **places))
 
 
 class DecoderBlock(nn.Module):
@@ -86,10 +91,20 @@ class DecoderBlock(nn.Module):
         *,
         mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        positions: Tensor | None = None,
         cache: tuple[Cache, CrossCache] | None = None,
     ) -> Tensor:
-        """mask, memory_mask: boolean, True = may attend, broadcastable to (b, heads, n, n) and (b, heads, n, k)."""
+        """mask, memory_mask: boolean, True = may attend, broadcastable to (b, heads, n, n) and (b, heads, n, k).
+
+        positions: of x, if given: integers (n,) or (b, n).
+        """
+        require_axes(x, "x", "batch n dim")
+        require_axes(memory, "memory", "batch k dim", batch=x.shape[0])
+        if memory_mask is not None:
+            require(2 <= memory_mask.ndim <= 4, "memory_mask", tuple(memory_mask.shape), "of 2 to 4 axes")
+            masks.require_fits(memory_mask, "memory_mask", batch=x.shape[0], queries=x.shape[1], keys=memory.shape[1])
         own, crossed = cache or (None, None)
-        x = self.attention(x, mask=mask, cache=own)
+        places = {} if positions is None else {"positions": positions}
+        x = self.attention(x, mask=mask, cache=own, **places)
         x = self.cross_attention(x, memory, mask=memory_mask, cache=crossed)
         return self.feedforward(x)

@@ -97,6 +97,10 @@ class Model(nn.Module):
             self.parts()[name].eval()
         return self
 
+    def optimized(self, example: Tensor, dtype: torch.dtype) -> Model | None:
+        """What `zoo.optimize` returns, where it is more than a compiled `forward`, such as compiled decoding; else None."""
+        return None
+
 
 class ImageModel(Model):
     """Abstract: images (b, c, y, x) -> logits (b, num_classes), by a stem, stages and a head, which a final model sets."""

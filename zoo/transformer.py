@@ -17,11 +17,12 @@ from layers import masks
 from layers.attention import MultiHeadAttention
 from layers.cache import Cache, CrossCache
 from layers.checks import require, require_axes
-from layers.embedding import TokenEmbedding
+from layers.embedding import TokenEmbedding, require_integers, require_known
 from layers.feedforward import FeedForward
-from layers.positions import Rotary, Sinusoidal
+from layers.positions import LearnedPositions, Rotary, Sinusoidal
 from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm
 from layers.weights import WeightMap
+from zoo.generation.decoding import require_left_padding
 from zoo.model import Model
 
 Caches = Sequence[tuple[Cache, CrossCache]]
@@ -32,8 +33,8 @@ class Transformer(Model):
 
     encoder, decoder: blocks (b, n, dim) -> (b, n, dim), such as those of `encoder_block` and `decoder_block`.
     embedding: shared by source, target and output.
-    positions: module positions (n,) -> (n, dim), added to the embeddings; None where the attentions have their own.
-    encoder_norm, decoder_norm: behind the last blocks, for pre-norm stacks.
+    positions: module positions (n,) or (b, n) -> (..., dim), added to the embeddings; None where the attentions have their own.
+    encoder_norm, decoder_norm: after the last blocks, for pre-norm stacks.
     dropout:   of the sums of embeddings and positions.
     bias:      whether the output has one.
     """
@@ -57,18 +58,25 @@ class Transformer(Model):
         self.encoder_norm, self.decoder_norm = encoder_norm, decoder_norm
         self.bias = nn.Parameter(torch.zeros(embedding.table.num_embeddings)) if bias else None
 
-    def embed(self, tokens: Tensor, start: Tensor | int = 0) -> Tensor:
+    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """tokens (b, n), positions (n,) or (b, n), from 0 unless given -> (b, n, dim)"""
         x = self.embedding(tokens)
         if self.positions is not None:
-            x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device) + start, x.dtype)
+            positions = torch.arange(tokens.shape[1], device=tokens.device) if positions is None else positions
+            x = x + self.positions(positions, x.dtype)
         return self.dropout(x)
 
-    def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
-        """source (b, n), source_mask (b, n), True for real tokens -> memory (b, n, dim)."""
-        require_axes(source, "source", "batch source_length")
-        x, mask = self.embed(source), None if source_mask is None else masks.for_keys(source_mask)
+    def encode(self, source: Tensor, source_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """source (b, n), source_mask (b, n), True for real tokens -> memory (b, n, dim).
+
+        positions: (n,) or (b, n), for padding on the left or packed documents, such as `masks.padded_positions(source_mask)`.
+        """
+        require_tokens(source, "source", "batch source_length")
+        require_mask(source_mask, "source_mask", "batch source_length", source)
+        places = require_positions(positions, "batch source_length", source)
+        x, mask = self.embed(source, positions), None if source_mask is None else masks.for_keys(source_mask)
         for block in self.encoder:
-            x = block(x, mask=mask)
+            x = block(x, mask=mask, **places)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def decode(
@@ -78,17 +86,25 @@ class Transformer(Model):
         target_mask: Tensor | None = None,
         source_mask: Tensor | None = None,
         caches: Caches | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """target (b, m), memory (b, n, dim) -> (b, m, dim), ready for `logits`.
 
         With caches, one pair a block, the target goes on where they end, and target_mask covers what is in them too.
+        positions: (m,) or (b, m), for padding on the left or packed documents; by default those that the caches say, or from 0.
         """
-        require_axes(target, "target", "batch target_length")
-        x = self.embed(target, caches[0][0].length if caches else 0)
+        require_tokens(target, "target", "batch target_length", batch=memory.shape[0])
+        require_mask(source_mask, "source_mask", "batch source_length", memory)
+        places = require_positions(positions, "batch target_length", target)
+        if caches and positions is None:
+            positions = caches[0][0].positions(caches[0][0].slots(target.shape[1], target.device))
+        elif target_mask is not None and not caches:
+            require_mask(target_mask, "target_mask", "batch target_length", target)
+        x = self.embed(target, positions)
         mask = None if target_mask is None else masks.for_keys(target_mask)
         memory_mask = None if source_mask is None else masks.for_keys(source_mask)
         for block, cache in zip(self.decoder, caches or [None] * len(self.decoder), strict=True):
-            x = block(x, memory, mask=mask, memory_mask=memory_mask, cache=cache)
+            x = block(x, memory, mask=mask, memory_mask=memory_mask, cache=cache, **places)
         return x if self.decoder_norm is None else self.decoder_norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -102,13 +118,54 @@ class Transformer(Model):
         return self.logits(self.decode(target, memory, target_mask, source_mask))
 
     def next_logits(self, tokens: Tensor, memory: Tensor, source_mask: Tensor | None, caches: Caches) -> Tensor:
-        """One step of decoding: tokens (b, n) behind what is in the caches -> logits (b, vocab_size) for the next one."""
+        """One step of decoding: tokens (b, n) after what is in the caches -> logits (b, vocab_size) for the next one."""
         return self.logits(self.decode(tokens, memory, source_mask=source_mask, caches=caches)[:, -1])
 
     def start(self, source: Tensor, source_mask: Tensor | None = None, *, capacity: int) -> Decoding:
-        """Begin to decode up to `capacity` target tokens; see `zoo.generation.decoding`."""
+        """Begin to decode up to `capacity` target tokens, a prompt and its padding among them; see `zoo.generation.decoding`."""
+        self.check_start(source, source_mask, capacity)
         with torch.no_grad():
             return Decoding(self, self.encode(source, source_mask), source_mask, capacity)
+
+    def check_start(self, source: Tensor, source_mask: Tensor | None, capacity: int) -> None:
+        """The errors of `start`: `ValueError` that names the argument."""
+        require_axes(source, "source", "batch source_length")
+        require_integers(source, "source")
+        if source.is_cpu:  # a GPU is not worth waiting for
+            require_known(source, "source", self.embedding.table.num_embeddings)
+        require_mask(source_mask, "source_mask", "batch source_length", source)
+        require(capacity > 0, "capacity", capacity, "positive")
+        if isinstance(self.positions, LearnedPositions):
+            longest, most = max(source.shape[1], capacity), self.positions.max_positions
+            require(longest <= most, "source and capacity", longest, f"{most} at most")
+
+    def optimized(self, example: Tensor, dtype: torch.dtype) -> Transformer:
+        """A copy whose `start` leads to compiled programs; see `zoo.optimize`."""
+        from zoo.deployment.compiled_decoding import optimize_decoding  # which imports this module
+
+        return optimize_decoding(self, example, dtype)
+
+
+def require_tokens(tokens: Tensor, name: str, axes: str, **sizes: int) -> None:
+    """`ValueError` for other axes, sizes or dtypes."""
+    require_axes(tokens, name, axes, **sizes)
+    require_integers(tokens, name)
+
+
+def require_mask(mask: Tensor | None, name: str, axes: str, like: Tensor) -> None:
+    """`ValueError` for a mask that does not tell which of `like` (b, n, ...) are real."""
+    if mask is not None:
+        require_axes(mask, name, axes, **dict(zip(axes.split(), like.shape[:2], strict=True)))
+        require(mask.dtype == torch.bool, name, mask.dtype, "boolean, True for real tokens")
+
+
+def require_positions(positions: Tensor | None, axes: str, like: Tensor) -> dict[str, Tensor]:
+    """What blocks get, once it is known to fit tokens (b, n)."""
+    if positions is None:
+        return {}
+    known = axes if positions.ndim == 2 else axes.split()[-1]
+    require_axes(positions, "positions", known, **dict(zip(axes.split(), like.shape, strict=True)))
+    return {"positions": positions}
 
 
 class Decoding:
@@ -120,14 +177,43 @@ class Decoding:
         self.model, self.memory, self.source_mask = model, memory, source_mask
         self.caches = [(self.cache(capacity), CrossCache()) for _ in model.decoder]
         self.sentences = torch.arange(memory.shape[0], device=memory.device)  # the source of each row
+        self.rows, self.begun = memory.shape[0], False
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """tokens (rows, n), behind those of earlier calls -> logits (rows, vocab_size) for the next one."""
+    def __call__(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """tokens (rows, n), after those of earlier calls -> logits (rows, vocab_size) for the next one.
+
+        mask: (rows, n), False for the padding on the left of a prompt, which is the first call's; all else is as without it.
+        """
+        self.check(tokens, mask)
+        self.begin(mask)
         return self.model.next_logits(tokens, self.memory, self.source_mask, self.caches)
+
+    def check(self, tokens: Tensor, mask: Tensor | None) -> None:
+        """The errors of a call, all of them before anything changes: `ValueError` that names the argument."""
+        require_axes(tokens, "tokens", "batch target_length", batch=self.rows)
+        require(tokens.shape[1] > 0, "tokens", tuple(tokens.shape), "of one token a row at least")
+        require_integers(tokens)
+        require(mask is None or not self.begun, "mask", "a mask", "None after the first call, which has the prompt")
+        if mask is not None:
+            require_left_padding(mask, "mask", tokens)
+        if not torch.compiler.is_compiling():
+            if tokens.is_cpu:  # a GPU is not worth waiting for
+                require_known(tokens, "tokens", self.model.embedding.table.num_embeddings)
+            for own, _ in self.caches[:1]:
+                own.check_room(tokens.shape[1])
+
+    def begin(self, mask: Tensor | None) -> None:
+        """Tells the caches where each row starts."""
+        self.begun = True
+        if mask is not None and not bool(mask.all()):
+            start = (~mask).sum(1)
+            for own, _ in self.caches:
+                own.start = start
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order. What belongs to the source moves only where rows change their source."""
+        self.check_rows(rows)
         for own, _ in self.caches:
             own.select(rows)
         before, self.sentences = self.sentences, self.sentences[rows]
@@ -136,6 +222,14 @@ class Decoding:
             self.source_mask = None if self.source_mask is None else self.source_mask[rows]
             for _, crossed in self.caches:
                 crossed.select(rows)
+        self.rows = len(rows)
+
+    def check_rows(self, rows: Tensor) -> None:
+        require_axes(rows, "rows", "rows")
+        require_integers(rows, "rows")
+        if rows.numel() > 0 and rows.is_cpu:
+            low, high = (int(x) for x in rows.aminmax())
+            require(low >= 0 and high < self.rows, "rows", low if low < 0 else high, f"from 0 to {self.rows - 1}")
 
 
 def encoder_block(

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from einops import rearrange, repeat
 from hypothesis import strategies as st
 from torch import nn
@@ -17,7 +18,7 @@ from layers import masks
 from layers.attention import MultiHeadAttention, attend
 from layers.cache import Cache, CrossCache, RollingCache, SharedCache
 from layers.normalization import RMSNorm
-from layers.positions import ALiBi, RelativeBias, Rotary
+from layers.positions import ALiBi, Llama3Scaling, RelativeBias, Rotary
 from layers.testing import (
     Contract,
     Twin,
@@ -553,7 +554,7 @@ def test_a_shared_cache_grows_as_positions_come_and_keeps_what_it_holds():
             slots.append((int(shared.length), shared.keys.shape[2]))
     assert slots == [(3, 16), (15, 16), (16, 16), (17, 32), (37, 60), (38, 60), (59, 60), (60, 60)]
     with pytest.raises(ValueError, match="cache has a capacity of 60, got 60 \\+ 1 positions"):
-        block(x[:, :1], cache=shared)
+        block(torch.randn(rows, 1, 12, dtype=torch.float64), cache=shared)
 
 
 def test_a_compiled_step_of_a_shared_cache_serves_every_number_of_slots():
@@ -626,3 +627,387 @@ def test_rows_of_the_batch_stay_apart_in_the_weights():
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 5, dtype=torch.float64))
     values = rearrange(block.value(x), "b n (h d) -> b h n d", h=4)
     torch.testing.assert_close(block.output(rearrange(weights @ values, "b h n d -> b n (h d)")), output)
+
+
+# ------------------------------------------------------------------------------------------- sizes that must agree
+
+
+def ones(*shape):
+    return torch.ones(shape, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (dict(query=(2, 3, 5, 4, 1)), "query must have 4 axes"),
+        (dict(key=(1, 3, 6, 4)), "key: batch must be 2, got 1"),
+        (dict(key=(2, 1, 6, 4)), "key: heads must be 3, got 1"),
+        (dict(key=(2, 3, 6, 5)), "key: head_dim must be 4, got 5"),
+        (dict(value=(1, 3, 6, 4)), "value: batch must be 2, got 1"),
+        (dict(value=(2, 1, 6, 4)), "value: heads must be 3, got 1"),
+        (dict(value=(2, 3, 7, 4)), "value: keys must be 6, got 7"),
+        (dict(value=(2, 3, 5, 4)), "value: keys must be 6, got 5"),
+        (dict(mask=(3, 1, 1, 6)), "mask must be broadcastable.* batch must be 1 or 2"),
+        (dict(mask=(2, 2, 1, 6)), "mask must be broadcastable.* heads must be 1 or 3"),
+        (dict(mask=(4, 6)), "mask must be broadcastable.* queries must be 1 or 5"),
+        (dict(mask=(7,)), "mask must be broadcastable.* keys must be 1 or 6"),
+        (dict(bias=(2, 5, 6)), "bias must be broadcastable.* heads must be 1 or 3"),
+        (dict(bias=(1, 1, 1, 5, 6)), "bias must be of 4 axes at most"),
+    ],
+)
+@pytest.mark.parametrize("explicit", [False, True])
+def test_attend_names_the_axis_that_does_not_agree(changed, words, explicit):
+    shapes = dict(query=(2, 3, 5, 4), key=(2, 3, 6, 4), value=(2, 3, 6, 4)) | changed
+    inputs = {name: ones(*shape) if name == "mask" else torch.randn(shape) for name, shape in shapes.items()}
+    with pytest.raises(ValueError, match=words):
+        attend(**inputs, return_weights=explicit)
+
+
+def test_attend_refuses_masks_and_biases_of_another_dtype():
+    x = torch.randn(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="mask must be boolean, True where a query may attend, got torch"):
+        attend(x, x, x, torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="bias must be floating point, got torch"):
+        attend(x, x, x, bias=ones(3, 3))
+
+
+def filled(cache, *shape):
+    attention(causal=True, window=3)(torch.randn(*shape, 12, dtype=torch.float64), cache=cache)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs", "words"),
+    [
+        ({}, lambda x: dict(key=x[:1]), "key: batch must be 2, got 1"),
+        ({}, lambda x: dict(key=x, value=x[:1]), "value: batch must be 2, got 1"),
+        ({}, lambda x: dict(key=x, value=x[:, :4]), "value: keys must be 5, got 4"),
+        ({}, lambda x: dict(mask=ones(3, 1, 1, 5)), "mask .* batch must be 1 or 2"),
+        ({}, lambda x: dict(mask=ones(2, 3, 1, 5)), "mask .* heads must be 1 or 4"),
+        ({}, lambda x: dict(mask=ones(4, 5)), "mask .* queries must be 1 or 5"),
+        (dict(causal=True), lambda x: dict(mask=ones(3, 1, 1, 5), cache=Cache(5)), "mask .* batch must be 1 or 2"),
+        (dict(position_bias=ALiBi(1)), lambda x: {}, "position_bias: heads must be 4, got 1"),
+        (dict(position_bias=RelativeBias(8)), lambda x: {}, "position_bias: heads must be 4, got 8"),
+        ({}, lambda x: dict(positions=torch.arange(4)), "positions: queries must be 5, got 4"),
+        ({}, lambda x: dict(positions=torch.zeros(3, 5, dtype=torch.long)), "positions: batch must be 2, got 3"),
+        ({}, lambda x: dict(key=x, positions=torch.arange(5)), "key must be None where there are positions"),
+        (
+            dict(causal=True, position_bias=ALiBi(4)),
+            lambda x: dict(cache=Cache(5), positions=torch.arange(5)),
+            "positions must be None with a cache and a position_bias",
+        ),
+        (dict(causal=True), lambda x: dict(cache=filled(Cache(9), 3, 1)), "cache: batch must be 2, got 3"),
+        (dict(causal=True, kv_heads=2), lambda x: dict(cache=filled(SharedCache(9), 2, 1)), "cache: kv_heads must be 2, got 4"),
+        (dict(causal=True, head_dim=2), lambda x: dict(cache=filled(Cache(9), 2, 1)), "cache: head_dim must be 2, got 3"),
+        (dict(causal=True), lambda x: dict(cache=Cache(9, torch.tensor([0]))), "start of the cache: batch must be 2, got 1"),
+        (
+            dict(causal=True),
+            lambda x: dict(cache=RollingCache(9)),
+            "cache must be a RollingCache of .* window, None",
+        ),
+        (dict(causal=True, window=4), lambda x: dict(cache=RollingCache(3)), "cache must be .* window, 4, or more, got 'Rolling"),
+    ],
+)
+def test_sizes_that_do_not_agree_are_named(options, inputs, words):
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    with pytest.raises(ValueError, match=words):
+        attention(**options)(x, **inputs(x))
+
+
+def test_a_cross_cache_of_another_memory_is_refused():
+    block, x, cache = attention(), torch.randn(3, 5, 12, dtype=torch.float64), CrossCache()
+    block(x[:2], x[:2], cache=cache)
+    with pytest.raises(ValueError, match="cache: batch must be 3, got 2"):
+        block(x, x, cache=cache)
+    with pytest.raises(ValueError, match="cache: keys must be 4, got 5"):
+        block(x[:2], x[:2, :4], cache=cache)
+    with pytest.raises(ValueError, match="cache: kv_heads must be 2, got 4"):
+        attention(kv_heads=2)(x[:2], x[:2], cache=cache)
+
+
+def test_a_cache_of_another_dtype_is_refused_and_left_alone():
+    block, cache = attention(causal=True), Cache(5)
+    block(torch.randn(2, 3, 12, dtype=torch.float64), cache=cache)
+    with pytest.raises(ValueError, match="cache must be of the new keys' torch"):
+        block.float()(torch.randn(2, 1, 12), cache=cache)
+    assert int(cache.length) == 3
+
+
+# ---------------------------------------------------------------------------- pasts of unequal length, and going back
+
+POSITIONED = {
+    "no positions": dict,
+    "rotary": lambda: dict(positions=Rotary(4)),
+    "scaled rotary": lambda: dict(positions=Rotary(4, 100.0, scaling=Llama3Scaling(original_length=8))),
+    "ALiBi": lambda: dict(position_bias=ALiBi(4)),
+    "relative bias": lambda: dict(position_bias=RelativeBias(4, buckets=8, max_distance=20, bidirectional=False)),
+}
+CACHES = {"Cache": Cache, "SharedCache": SharedCache, "RollingCache": lambda capacity, start=None: RollingCache(4, start)}
+
+
+def decoder(name):
+    """With values that show every position: a bias that starts small would hardly."""
+    torch.manual_seed(0)
+    block = MultiHeadAttention(12, 4, head_dim=4, kv_heads=2, causal=True, window=4, **POSITIONED[name]()).double().eval()
+    if isinstance(block.position_bias, RelativeBias):
+        nn.init.normal_(block.position_bias.table.weight)
+    return block
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("name", POSITIONED)
+def test_rows_of_unequal_pasts_decode_as_alone(name, kind):
+    """Whatever the padding holds, through a piece that is all padding for one row, and through `select`."""
+    block, starts = decoder(name), torch.tensor([0, 4, 2])
+    x = torch.randn(3, 7, 12, dtype=torch.float64)
+    for row, start in enumerate(starts):
+        x[row, :start] = float("nan")
+    cache = CACHES[kind](20, starts)
+    with torch.no_grad():
+        found = torch.cat([block(piece, cache=cache) for piece in x.split([4, 1, 2], 1)], 1)
+        assert found.isfinite().all()
+        for row, start in enumerate(starts):
+            torch.testing.assert_close(found[row, start:], block(x[row : row + 1, start:])[0])
+        rows = torch.tensor([2, 0, 1, 1])
+        cache.select(rows)
+        new = torch.randn(4, 3, 12, dtype=torch.float64)
+        found = torch.cat([block(piece, cache=cache) for piece in new.split([1, 2], 1)], 1)
+        for n, row in enumerate(rows):
+            whole = torch.cat([x[row, starts[row] :], new[n]])
+            torch.testing.assert_close(found[n], block(whole[None])[0, -3:])
+
+
+@pytest.mark.parametrize("kind", ["Cache", "SharedCache"])
+@pytest.mark.parametrize("name", POSITIONED)
+def test_going_back_equals_never_having_gone_forward(name, kind):
+    block, x = decoder(name), torch.randn(3, 40, 12, dtype=torch.float64)
+    for starts in (None, torch.tensor([0, 2, 1])):
+        for length in (0, 3, 5, 20):
+            if starts is not None and length == 0:
+                continue
+            gone, fresh = CACHES[kind](60, starts), CACHES[kind](60, starts)
+            with torch.no_grad():
+                block(x[:, :3], cache=gone)
+                if kind == "SharedCache":
+                    gone.select(torch.tensor([0, 1, 2]))
+                block(x[:, 3:20], cache=gone)
+                gone.truncate(length)
+                if length:
+                    block(x[:, :length], cache=fresh)
+                for piece in x[:, 20:].split([1, 4, 15], 1):
+                    torch.testing.assert_close(block(piece, cache=gone), block(piece, cache=fresh))
+            assert int(gone.length) == length + 20
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("name", POSITIONED)
+def test_each_row_goes_back_by_itself(name, kind):
+    """As where a guess of several tokens is right for some rows up to here, for others up to there."""
+    block, x = decoder(name), torch.randn(3, 6, 12, dtype=torch.float64)
+    for starts in (torch.tensor([0, 0, 0]), torch.tensor([0, 2, 1])):
+        cache = RollingCache(8, starts) if kind == "RollingCache" else CACHES[kind](20, starts)
+        with torch.no_grad():
+            block(x, cache=cache)
+            kept = torch.tensor([3, 5, 4])
+            cache.truncate(kept)
+            assert int(cache.length) == 5
+            new = torch.randn(3, 4, 12, dtype=torch.float64)
+            found = torch.cat([block(piece, cache=cache) for piece in new.split([1, 3], 1)], 1)
+            for row, (start, length) in enumerate(zip(starts, kept, strict=True)):
+                whole = torch.cat([x[row, start:length], new[row]])
+                torch.testing.assert_close(found[row], block(whole[None])[0, -4:])
+
+
+def test_a_rolling_cache_goes_back_as_far_as_it_remembers():
+    block, x = attention(causal=True, window=3), torch.randn(2, 8, 12, dtype=torch.float64)
+    new = torch.randn(2, 6, 12, dtype=torch.float64)
+    with torch.no_grad():
+        for length in range(9):
+            cache = RollingCache(5)
+            block(x, cache=cache)
+            if length < 5:  # of the slots 3 to 7 that are left, the next query sees length - 2 and length - 1
+                with pytest.raises(ValueError, match=f"length must be 5 or more, .*3 have been dropped, got {length}"):
+                    cache.truncate(length)
+                length = 8
+            cache.truncate(length)
+            found = torch.cat([block(new[:, i : i + 1], cache=cache) for i in range(6)], 1)
+            torch.testing.assert_close(found, block(torch.cat([x[:, :length], new], 1))[:, length:])
+        cache = RollingCache(5)
+        block(x[:, :5], cache=cache)
+        cache.truncate(1)  # nothing has been dropped yet
+        torch.testing.assert_close(block(new, cache=cache), block(torch.cat([x[:, :1], new], 1))[:, 1:])
+        cache = RollingCache(5)
+        block(x, cache=cache)
+        cache.truncate(6)
+        with pytest.raises(ValueError, match="slots below 3 have been dropped, got 4"):
+            cache.truncate(4)
+
+
+@pytest.mark.parametrize("length", [-1, 5, 1.0, torch.tensor([1, 5]), torch.tensor([1, 2, 3]), 0, torch.tensor([4, 0])])
+def test_lengths_that_cannot_be_gone_back_to_are_refused(length):
+    cache = Cache(9, torch.tensor([0, 1]))
+    attention(causal=True)(torch.randn(2, 4, 12, dtype=torch.float64), cache=cache)
+    keys = cache.keys.clone()
+    with pytest.raises(ValueError, match="length"):
+        cache.truncate(length)
+    assert int(cache.length) == 4
+    assert torch.equal(cache.keys, keys)
+    assert cache.start.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", POSITIONED)
+def test_packed_documents_and_left_padding_attend_as_alone(name):
+    """The caller gives the positions, of which the attention has no other way to know."""
+    block, x = decoder(name), torch.randn(2, 7, 12, dtype=torch.float64)
+    documents = torch.tensor([[0, 0, 1, 1, 1, 1, 2], [5, 5, 5, 5, 5, 3, 3]])
+    found = block(x, mask=masks.packed(documents), positions=masks.packed_positions(documents))
+    for row in range(2):
+        for document in documents[row].unique():
+            own = documents[row] == document
+            torch.testing.assert_close(found[row, own], block(x[row : row + 1, own])[0])
+    real = masks.allowed_from_lengths(torch.tensor([3, 7]), 7, "left")
+    found = block(x, mask=masks.for_keys(real), positions=masks.padded_positions(real))
+    for row in range(2):
+        torch.testing.assert_close(found[row, real[row]], block(x[row : row + 1, real[row]])[0])
+    if name != "no positions":
+        stretched = block(x[:1], positions=3 * torch.arange(7))
+        assert not torch.allclose(stretched, block(x[:1]))
+        torch.testing.assert_close(stretched, block(x[:1], positions=3 * torch.arange(7)[None] + 40))
+
+
+# --------------------------------------------------------------------------------------------- derivatives of derivatives
+
+DIFFERENTIATED = {
+    "plain": ({}, {}),
+    "causal": (dict(causal=True), {}),
+    "masked": ({}, dict(mask=torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 1]]).bool())),
+    "grouped": (dict(kv_heads=2, causal=True, window=2), {}),
+    "biased": (dict(position_bias=ALiBi(4)), {}),
+    "learned bias": (dict(position_bias=RelativeBias(4, buckets=4, max_distance=6).double()), {}),
+    "rotary": (dict(head_dim=2, positions=Rotary(2)), {}),
+}
+
+
+def square(block, inputs):
+    """Of a third power: second derivatives of a sum of squares would not show its own."""
+    return lambda x: block(x, **inputs).pow(3).sum()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is not supported:FutureWarning")
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_second_and_forward_derivatives(name):
+    """Against finite differences of the first derivative, which the kit holds against finite differences too."""
+    options, inputs = DIFFERENTIATED[name]
+    block = attention(**options)
+    run = square(block, inputs)
+    x, direction = torch.randn(2, 2, 3, 12, dtype=torch.float64)
+    x.requires_grad_()
+
+    def gradient(at):
+        at = at.detach().requires_grad_()
+        return torch.autograd.grad(run(at), at)[0]
+
+    step = 1e-5
+    curved = (gradient(x + step * direction) - gradient(x - step * direction)) / (2 * step)
+    first = torch.autograd.grad(run(x), x, create_graph=True)[0]
+    torch.testing.assert_close(first, gradient(x), rtol=1e-12, atol=1e-12)
+    ways = {
+        "double backward": torch.autograd.grad((first * direction).sum(), x, retain_graph=True)[0],
+        "again": torch.autograd.grad((first * direction).sum(), x)[0],
+        "forward over backward": torch.func.jvp(torch.func.grad(run), (x.detach(),), (direction,))[1],
+        "hvp": torch.autograd.functional.hvp(run, x.detach(), direction)[1],
+    }
+    for way, found in ways.items():
+        assert (found - curved).abs().max() < 1e-7 * curved.abs().max(), way
+    with torch.no_grad():
+        slope = (block(x + step * direction, **inputs) - block(x - step * direction, **inputs)) / (2 * step)
+    forward = torch.func.jvp(lambda x: block(x, **inputs), (x.detach(),), (direction,))[1]
+    assert (forward - slope).abs().max() < 1e-8 * slope.abs().max()
+    with torch.autograd.forward_ad.dual_level():
+        dual = block(torch.autograd.forward_ad.make_dual(x.detach(), direction), **inputs)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, forward)
+
+
+def test_a_gradient_penalty_trains_every_parameter():
+    """A third derivative at that, for the penalty's own gradient is penalised; and one tensor as query, key and value."""
+    x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def penalty(fused):
+        value = attend(x, x, x, causal=True, return_weights=not fused)[0].pow(3).sum()
+        for _ in range(2):
+            value = torch.autograd.grad(value, x, create_graph=True)[0].pow(2).sum()
+        return torch.autograd.grad(value, x)[0]
+
+    torch.testing.assert_close(penalty(True), penalty(False))
+    block = attention(causal=True)
+    y = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
+    torch.autograd.grad(block(y).square().sum(), y, create_graph=True)[0].square().sum().backward()
+    assert all(p.grad.any() for name, p in block.named_parameters() if name != "output.bias")
+
+
+def kernels(run):
+    with torch.profiler.profile() as profile:
+        run()
+    return {event.key for event in profile.key_averages()}
+
+
+def test_ordinary_training_keeps_the_fused_kernel_and_its_bits():
+    """With the formula's gradient only where a backward pass is differentiated, and recomputed blocks as they were."""
+    q, k, v = (torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
+    allowed = torch.rand(2, 1, 5, 5) < 0.7
+    allowed[..., 0] = True
+    for given, causal in ((None, False), (None, True), (allowed, False)):
+        weight = torch.randn(2, 3, 5, 8)
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, given, is_causal=causal)
+        used = kernels(lambda m=given, c=causal, w=weight: (attend(q, k, v, m, causal=c)[0] * w).sum().backward())
+        assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in used
+        assert not any("softmax" in kernel for kernel in used)
+        for x, g in zip((q, k, v), torch.autograd.grad((expected * weight).sum(), (q, k, v)), strict=True):
+            assert torch.equal(x.grad, g)
+            x.grad = None
+    block, x = attention(causal=True), torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    recomputed = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+    assert torch.equal(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (recomputed, block(x))))
+
+
+def test_training_keeps_no_more_in_memory_than_the_kernel_does():
+    q, k, v = (torch.randn(2, 2, 64, 16, requires_grad=True) for _ in range(3))
+    allowed = torch.rand(2, 1, 64, 64) < 0.9
+    allowed[..., 0] = True
+
+    def kept(run):
+        seen = {}
+
+        def pack(x):
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            output = run()  # alive, so that no address is used again
+        assert output.requires_grad
+        return sum(seen.values())
+
+    for given, causal in ((None, True), (allowed, False)):
+        ours = kept(lambda m=given, c=causal: attend(q, k, v, m, causal=c)[0])
+        torchs = kept(lambda m=given, c=causal: torch.nn.functional.scaled_dot_product_attention(q, k, v, m, is_causal=c))
+        assert ours <= torchs + (0 if given is None else 2 * 64)  # the rows of the mask that hide everything
+
+
+# ----------------------------------------------------------------------------------------------------- half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 40.0, 90.0])
+def test_scores_of_half_precision_do_not_overflow(dtype, size):
+    """float16 ends at 65,504: q k^T of 64 features of 40 is 102,400, and of 90 its eighth, 64,800, still fits."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.full((1, 1, 3, 64), size).to(dtype)
+    k, v = q.clone(), torch.randn(1, 1, 3, 64, generator=generator).to(dtype)
+    k[:, :, 1] *= -1
+    expected = attend(q.double(), k.double(), v.double())[0]
+    for explicit in (False, True):
+        found, weights = attend(q, k, v, return_weights=explicit)
+        assert found.dtype == dtype
+        assert weights is None or weights.dtype == dtype
+        assert (found.double() - expected).abs().max() < 8 * torch.finfo(dtype).eps

@@ -84,3 +84,18 @@ def test_logits_use_the_same_table_without_its_scale():
 @pytest.mark.parametrize("tokens", [torch.tensor(4), torch.zeros(2, 3, 5, dtype=torch.long)])
 def test_any_number_of_axes(tokens):
     assert TokenEmbedding(10, 4)(tokens).shape == (*tokens.shape, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_tokens_outside_of_the_vocabulary_are_refused(dtype):
+    embedding = TokenEmbedding(10, 4)
+    assert torch.equal(embedding(torch.tensor([9, 0], dtype=dtype)), embedding.table.weight[[9, 0]])
+    for token in (10, -1):
+        with pytest.raises(ValueError, match=f"tokens must be tokens from 0 to 9, got {token}"):
+            embedding(torch.tensor([[3, token]], dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_tokens_of_other_dtypes_are_refused(dtype):
+    with pytest.raises(ValueError, match=r"tokens must be of dtype torch.int64 or torch.int32, got torch\."):
+        TokenEmbedding(10, 4)(torch.ones(3, dtype=dtype))

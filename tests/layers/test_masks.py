@@ -41,6 +41,31 @@ def test_packed_documents_keep_to_themselves():
                 assert mask[b, 0, i, j].item() == (documents[b, i] == documents[b, j]).item()
 
 
+def test_positions_of_packed_documents_begin_anew_with_each():
+    documents = torch.tensor([[0, 0, 1, 1, 1], [4, 2, 2, 2, 4], [7, 7, 7, 7, 7]])
+    assert masks.packed_positions(documents).tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 0], [0, 1, 2, 3, 4]]
+
+
+def test_positions_of_padded_rows_count_real_tokens():
+    valid = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]) == 1
+    assert masks.padded_positions(valid).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 1, 2, 3, 4]]
+
+
+@given(shape=st.lists(st.sampled_from([1, 2, 3, 4, 5]), min_size=1, max_size=4).map(tuple))
+def test_fits_what_broadcasts(shape):
+    """Except that the broadcast must not be of the sizes themselves."""
+    sizes = dict(batch=2, heads=3, queries=4, keys=5)
+    try:
+        fits = torch.broadcast_shapes(shape, tuple(sizes.values())) == (2, 3, 4, 5)
+    except RuntimeError:
+        fits = False
+    if fits:
+        masks.require_fits(torch.ones(shape), "mask", **sizes)
+    else:
+        with pytest.raises(ValueError, match="mask must be broadcastable to"):
+            masks.require_fits(torch.ones(shape), "mask", **sizes)
+
+
 @given(shape=st.sampled_from([(3,), (2, 5), (2, 1, 3, 4)]), seed=st.integers(0, 99))
 def test_converters_go_there_and_back(shape, seed):
     allowed = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
@@ -69,6 +94,9 @@ def test_converters_go_there_and_back(shape, seed):
         (lambda: masks.padding(torch.tensor([[1]]), 3), "lengths must have 1 axes"),
         (lambda: masks.for_keys(torch.ones(3, dtype=torch.bool)), "valid must have 2 axes"),
         (lambda: masks.packed(torch.zeros(3)), "documents must have 2 axes"),
+        (lambda: masks.packed_positions(torch.zeros(3)), "documents must have 2 axes"),
+        (lambda: masks.padded_positions(torch.zeros(3)), "valid must have 2 axes"),
+        (lambda: masks.padded_positions(torch.zeros(3, 4)), "valid must be boolean"),
         (lambda: masks.allowed_from_forbidden(torch.ones(3)), "forbidden must be boolean"),
         (lambda: masks.forbidden_from_allowed(torch.ones(3)), "allowed must be boolean"),
         (lambda: masks.additive_from_allowed(torch.ones(3)), "allowed must be boolean"),

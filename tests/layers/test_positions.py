@@ -624,6 +624,19 @@ def test_biases_depend_on_differences_alone_and_tell_the_sides_apart():
     assert torch.equal(behind(at, later), behind(at, at).expand(-1, -1, 2))
 
 
+@pytest.mark.parametrize("block", [ALiBi(3), RelativeBias(3, buckets=8), RelativeBias(3, bidirectional=False)])
+def test_biases_of_each_rows_own_positions(block):
+    queries, keys = torch.tensor([[9, 3], [0, 40]]), torch.tensor([[2, 8, 30], [41, 0, 7]])
+    found = block(queries, keys)
+    assert found.shape == (2, 3, 2, 3)
+    for row in range(2):
+        assert torch.equal(found[row], block(queries[row], keys[row]))
+    with pytest.raises(ValueError, match="key_positions: batch must be 2, got 1"):
+        block(queries, keys[:1])
+    with pytest.raises(ValueError, match="key_positions must have 2 axes"):
+        block(queries, keys[0])
+
+
 def test_relative_bias_in_bfloat16_is_its_table_to_the_bit():
     block, positions = RelativeBias(3), torch.arange(300)
     expected = block(positions, positions).bfloat16()

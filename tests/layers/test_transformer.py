@@ -11,6 +11,7 @@ from torchvision.ops import StochasticDepth as TorchvisionDepth
 from layers.attention import MultiHeadAttention
 from layers.cache import Cache, RollingCache
 from layers.feedforward import FeedForward
+from layers.positions import Rotary
 from layers.testing import Contract, Twin, cache_consistent, influence, padding_invariant, permutation_equivariant, tensor
 from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm, StochasticDepth
 from layers.weights import WeightMap
@@ -156,6 +157,49 @@ def test_wiring_drops_the_sublayer_not_the_residual():
     torch.manual_seed(0)
     assert torch.equal(PreNorm(nn.Linear(4, 4), norm, dropped).train()(x), x)
     assert torch.equal(PostNorm(nn.Linear(4, 4), norm, dropped).train()(x), norm(x))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (dict(memory=torch.randn(1, 5, 12)), "memory: batch must be 2, got 1"),
+        (dict(memory=torch.randn(2, 12)), "memory must have 3 axes"),
+        (dict(x=torch.randn(2, 12)), "x must have 3 axes"),
+        (dict(memory_mask=torch.ones(3, 1, 1, 5) > 0), "memory_mask must be .* batch must be 1 or 2"),
+        (dict(memory_mask=torch.ones(2, 1, 1, 4) > 0), "memory_mask must be .* keys must be 1 or 5"),
+        (dict(mask=torch.ones(3, 1, 1, 4) > 0), "mask must be .* batch must be 1 or 2"),
+        (dict(positions=torch.zeros(3, 4, dtype=torch.long)), "positions: batch must be 2, got 3"),
+    ],
+)
+def test_sizes_that_do_not_agree_are_named(changed, words):
+    block = decoder(12, 3, 20, "pre")
+    with pytest.raises(ValueError, match=words):
+        block(**(dict(x=torch.randn(2, 4, 12), memory=torch.randn(2, 5, 12)) | changed))
+
+
+@pytest.mark.parametrize("wiring", WIRING)
+def test_positions_reach_the_self_attention(wiring):
+    """And blocks whose attention takes none are called without, unless there are some."""
+    x, memory, at = torch.randn(2, 4, 12), torch.randn(2, 5, 12), torch.tensor([[0, 0, 1, 2], [3, 4, 5, 6]])
+    wrap, rotary = WIRING[wiring], Rotary(4)
+    own, cross = MultiHeadAttention(12, 3, causal=True, positions=rotary), MultiHeadAttention(12, 3)
+    network = wrap(FeedForward(12, 20), nn.LayerNorm(12))
+    blocks = [
+        (EncoderBlock(wrap(own, nn.LayerNorm(12)), network), (x,)),
+        (DecoderBlock(wrap(own, nn.LayerNorm(12)), wrap(cross, nn.LayerNorm(12)), network), (x, memory)),
+    ]
+    for block, inputs in blocks:
+        assert torch.equal(block(*inputs, positions=torch.arange(4)), block(*inputs))
+        for row in range(2):
+            single = [i[row : row + 1] for i in inputs]
+            torch.testing.assert_close(block(*inputs, positions=at)[row], block(*single, positions=at[row])[0])
+        assert not torch.allclose(block(*inputs, positions=at)[0], block(*inputs)[0])
+
+    class Plain(nn.Module):
+        def forward(self, x, mask=None, cache=None):
+            return x
+
+    assert EncoderBlock(Plain(), nn.Identity())(x) is x
 
 
 @pytest.mark.parametrize("capacity", [0, -1])

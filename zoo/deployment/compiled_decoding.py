@@ -6,22 +6,23 @@ Both are compiled ahead of time, for batches, sources and capacities of any size
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.cache import CrossCache, SharedCache
-from layers.checks import require, require_axes
-from layers.positions import LearnedPositions
+from layers.embedding import require_known
 from zoo.deployment.inductor import Program, compiled
 from zoo.transformer import Decoding, Transformer
 
 
 def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -> Transformer:
     """A copy whose `start` leads to compiled programs."""
+    model.check_start(example, None, 1)
     fast = copy.deepcopy(model).eval().requires_grad_(False).to(dtype)
     source, mask = at_least_two(example, torch.ones_like(example, dtype=torch.bool))
     with torch.no_grad():
@@ -29,10 +30,34 @@ def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -
         decoding(source[:, :2])
         past, crossed = past_of(decoding), crossed_of(decoding)
         encode = compiled(Encoder(fast), source, mask)
-        step = compiled(Step(fast), source[:, :1], decoding.memory, mask, past, crossed)
+        step = compiled(Step(fast), source[:, :1], decoding.memory, mask, decoding.starts(), past, crossed)
     keys = [own.keys[:1, :, :1] for own, _ in decoding.caches]
-    fast.start = partial(start, fast, encode, step, keys)
+    fast.start = partial(start, fast, Frozen([*fast.parameters(), *fast.buffers()]), encode, step, keys)
+    fast.train = partial(stay, fast)
     return fast
+
+
+def stay(model: Transformer, mode: bool = True) -> Transformer:
+    """In place of `train`, for programs know no dropout."""
+    return model
+
+
+class Frozen:
+    """The weights that programs hold copies of. A change of the model's own would reach a part of decoding only."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights, self.known = weights, self.states(weights)
+
+    @staticmethod
+    def states(weights: Iterable[Tensor]) -> list[tuple[int, int, torch.dtype, int]]:
+        return [(id(w), w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights]
+
+    def check(self, model: Transformer) -> None:
+        if self.states([*model.parameters(), *model.buffers()]) != self.known:
+            raise ValueError("the weights of an optimized model must stay as they are: change the model, and optimize it again")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+        return Frozen(copy.deepcopy(self.weights, memo))
 
 
 def past_of(decoding: Decoding) -> list[Tensor]:
@@ -64,8 +89,16 @@ class Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, memory: Tensor, mask: Tensor, past: Sequence[Tensor], crossed: Sequence[Tensor]) -> Tensor:
-        caches = [(SharedCache(keys.shape[2]), CrossCache()) for keys in past[::4]]
+    def forward(
+        self,
+        tokens: Tensor,
+        memory: Tensor,
+        mask: Tensor,
+        start: Tensor,
+        past: Sequence[Tensor],
+        crossed: Sequence[Tensor],
+    ) -> Tensor:
+        caches = [(SharedCache(keys.shape[2], start), CrossCache()) for keys in past[::4]]
         for n, (own, cross) in enumerate(caches):
             own.keys, own.values, own.length, own.rows = past[4 * n : 4 * n + 4]
             cross.keys, cross.values = crossed[2 * n : 2 * n + 2]
@@ -73,7 +106,8 @@ class Step(nn.Module):
 
 
 def at_least_two(source: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Two rows and two tokens, or more, for a compiler takes a size of 1 for a constant; contiguous, as programs expect."""
+    """Two rows and two tokens, or more, for compilers specialise on 1; int64 and contiguous, as programs expect."""
+    source = source.long()
     rows, tokens = (2 if size == 1 else size for size in source.shape)
     missing = (0, tokens - source.shape[1])
     source, mask = (F.pad(x, missing).expand(rows, -1).contiguous() for x in (source, mask))
@@ -82,6 +116,7 @@ def at_least_two(source: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def start(
     model: Transformer,
+    frozen: Frozen,
     encode: Program,
     step: Program,
     keys: Sequence[Tensor],
@@ -91,38 +126,25 @@ def start(
     capacity: int,
 ) -> Decoding:
     """As `Transformer.start`, with programs; keys: one for each cache, (1, kv_heads, 1, head_dim)."""
-    require_axes(source, "source", "batch source_length")
+    frozen.check(model)
+    model.check_start(source, source_mask, capacity)
     if source.numel() == 0:
         return Transformer.start(model, source, source_mask, capacity=capacity)
+    require_known(source, "source", model.embedding.table.num_embeddings)  # on a GPU too: a program ends the process
     mask = torch.ones_like(source, dtype=torch.bool) if source_mask is None else source_mask
-    require_axes(mask, "source_mask", "batch source_length", batch=len(source), source_length=source.shape[1])
-    require(mask.dtype == torch.bool, "source_mask", mask.dtype, "boolean")
-    require_known(source, "source", model)
-    if isinstance(model.positions, LearnedPositions):
-        longest = max(source.shape[1], capacity)
-        require(
-            longest <= model.positions.max_positions, "source and capacity", longest, f"{model.positions.max_positions} at most"
-        )
     rows, (source, mask) = len(source), at_least_two(source, mask)
     memory, *crossed = encode([source, mask])
-    decoding = OptimizedDecoding(model, memory, mask, max(2, capacity), rows, step)
+    decoding = OptimizedDecoding(model, memory, mask, capacity, rows, step)
     for n, (own, cross) in enumerate(decoding.caches):
         own.allocate(keys[n].expand(len(source), -1, -1, -1))
         cross.keys, cross.values = (x.contiguous() for x in crossed[2 * n : 2 * n + 2])
     return decoding
 
 
-def require_known(tokens: Tensor, name: str, model: Transformer) -> None:
-    """A program ends the process where a token is outside of the vocabulary, so that these are looked for before."""
-    low, high = (int(x) for x in tokens.aminmax())
-    size = model.embedding.table.num_embeddings
-    require(low >= 0 and high < size, name, low if low < 0 else high, f"tokens from 0 to {size - 1}")
-
-
 class OptimizedDecoding(Decoding):
     """A `Decoding` whose steps of one token run a program; a longer prompt, or no rows at all, go through the model.
 
-    rows: as many as the caller knows of; there may be one more.
+    rows: the caller's batch size; 1 is run as 2, for compilers specialise on 1.
     """
 
     cache = SharedCache
@@ -132,20 +154,32 @@ class OptimizedDecoding(Decoding):
     ) -> None:
         super().__init__(model, memory, mask, capacity)
         self.rows, self.step = rows, step
+        self.unpadded = torch.zeros(0, dtype=torch.long)
 
-    def __call__(self, tokens: Tensor) -> Tensor:
+    def starts(self) -> Tensor:
+        """(b,): where each row of the caches starts."""
+        start = self.caches[0][0].start
+        if start is None and len(self.unpadded) != len(self.memory):
+            self.unpadded = torch.zeros(len(self.memory), dtype=torch.long, device=self.memory.device)
+        return self.unpadded if start is None else start
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `Decoding`."""
-        require_axes(tokens, "tokens", "batch target_length", batch=self.rows)
-        tokens = tokens.repeat(2, 1) if self.rows == 1 else tokens
+        self.check(tokens, mask)
+        if self.rows == 1:
+            tokens, mask = tokens.repeat(2, 1), None if mask is None else mask.repeat(2, 1)
+        self.begin(mask)
         if tokens.shape[1] != 1 or self.rows == 0 or self.step is None:
-            return super().__call__(tokens)[: self.rows]
-        require_known(tokens, "tokens", self.model)
+            return self.model.next_logits(tokens, self.memory, self.source_mask, self.caches)[: self.rows]
+        if not tokens.is_cpu:
+            require_known(tokens, "tokens", self.model.embedding.table.num_embeddings)
         for own, _ in self.caches:
             own.require_room(1)
-        past, crossed = past_of(self), crossed_of(self)
-        return self.step([tokens.contiguous(), self.memory, self.source_mask, *past, *crossed])[0][: self.rows]
+        given = [tokens.long().contiguous(), self.memory, self.source_mask, self.starts(), *past_of(self), *crossed_of(self)]
+        return self.step(given)[0][: self.rows]
 
     def select(self, rows: Tensor) -> None:
         """As `Decoding`."""
+        super().select(rows.repeat(2) if rows.shape == (1,) else rows)
         self.rows = len(rows)
-        super().select(rows.repeat(2) if self.rows == 1 else rows)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from layers.convolution import fold_norms
 from layers.winograd import use_winograd
-from zoo.deployment.compiled_decoding import optimize_decoding
-from zoo.transformer import Transformer
+from zoo.model import Model
 
 
 class Optimized(nn.Module):
@@ -124,8 +123,8 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
     """
     own = next((x.dtype for x in tensors(model) if x.is_floating_point()), example.dtype)
     dtype = dtype or own
-    if isinstance(model, Transformer):
-        return optimize_decoding(model, example, dtype)
+    if isinstance(model, Model) and (decodes_fast := model.optimized(example, dtype)) is not None:
+        return decodes_fast
     fast = prepared(model, dtype)
     if example.ndim == 4:
         fast = fast.to(memory_format=torch.channels_last)

@@ -93,8 +93,17 @@ def uniform(seeds: Tensor, step: int) -> Tensor:
     return (bits >> 11 & 2**53 - 1).double() * 2.0**-53
 
 
+def require_possible(likeliest: Tensor) -> None:
+    """`ValueError` unless the largest logit of each row, which is NaN if one of them is, makes its token possible."""
+    if not bool((likeliest > float("-inf")).all()):
+        found = "NaN" if bool(likeliest.isnan().any()) else "-inf everywhere"
+        raise ValueError(f"logits must be numbers, more than -inf for some token, got {found}")
+
+
 class Sampler:
     """Draws tokens: logits (b, vocab_size) and the number of the step -> (b,).
+
+    Where logits are +inf, these tokens are drawn, each as often. Errors: `ValueError` for NaN, and where all are -inf.
 
     temperature: divides the logits; below 1 sharpens, above 1 flattens.
     top_k, top_p, min_p: filters; None, 1 and 0 leave all tokens.
@@ -128,7 +137,10 @@ class Sampler:
     def weights(self, logits: Tensor) -> Tensor:
         """(b, vocab_size) float64: what the probabilities of the tokens are proportional to."""
         logits = logits.double()
-        weights = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).softmax(-1)
+        top = logits.amax(-1, keepdim=True)
+        require_possible(top)
+        below = (logits - top).where(logits < top, 0.0)  # inf - inf is NaN
+        weights = (below / self.temperature).softmax(-1)
         if self.top_k is not None:
             weights = keep_top_k(weights, self.top_k)
         if self.top_p < 1:

@@ -1,26 +1,17 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import pickle
-from contextlib import nullcontext
-from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
 
 import zoo
 from layers.convolution import ConvNormAct
-from layers.positions import LearnedPositions
 from layers.residual import basic_block
 from layers.winograd import WinogradConv2d
-from zoo.deployment import inductor
-from zoo.deployment.inductor import has_templates
-from zoo.generation import decoding
 from zoo.model import LinearHead
 from zoo.resnet import ResNet, small_stem
-from zoo.transformer import Transformer, build
 from zoo.vgg import VGG
 
 
@@ -170,138 +161,3 @@ def test_other_dtypes_have_no_use_for_winograd(dtype, tolerance):
     assert not any(isinstance(m, WinogradConv2d) for m in fast.modules())
     expected = model.double()(images.double())
     torch.testing.assert_close(fast(images.to(dtype)).double(), expected, rtol=tolerance, atol=tolerance)
-
-
-# --------------------------------------------------------------------------------------------------------------- decoding
-
-VOCABULARY, LONGEST = 1003, 40
-
-
-@pytest.fixture(scope="module")
-def models() -> tuple[Transformer, Transformer, list[int], set]:
-    """(model, its copy optimized for another size than any of those below, the products that inductor wrote, their tiles)"""
-    torch.manual_seed(0)
-    model = build(VOCABULARY, dim=80, heads=2, hidden_dim=200, layers=2, dropout=0.3)
-    model.positions = LearnedPositions(LONGEST, 80)
-    products, tiles = [], set()
-    importlib.import_module("torch._inductor.lowering")  # first, for these modules import each other
-    from torch._inductor.codegen import cpp_gemm_template
-
-    def create(*args, _create=cpp_gemm_template.create_micro_gemm, **kwargs):
-        created = _create(*args, **kwargs)
-        tiles.add(tuple(created.register_blocking))
-        return created
-
-    def packaged(*args, _packaged=inductor.packaged, **options):
-        before = products_written()
-        program = _packaged(*args, **options)
-        products.append(products_written() - before)
-        return program
-
-    with mock.patch.object(cpp_gemm_template, "create_micro_gemm", create), mock.patch.object(inductor, "packaged", packaged):
-        fast = zoo.optimize(model, torch.randint(VOCABULARY, (5, 7)))
-    assert model.training
-    assert all(p.requires_grad for p in model.parameters())
-    return model, fast, products, tiles
-
-
-def products_written() -> int:
-    return torch._dynamo.utils.counters["inductor"]["cpp_templated_kernel_counter"]
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 17, 200])
-@pytest.mark.parametrize("length", [1, 4])
-@pytest.mark.parametrize("masked", [False, True])
-def test_every_step_of_an_optimized_transformer_equals_the_models(models, rows, length, masked):
-    model, fast = models[0].eval(), models[1]
-    source = torch.randint(VOCABULARY, (length, rows)).mT  # not contiguous
-    mask = torch.rand(rows, length) < 0.7 if masked else None
-    theirs, ours = (m.start(source, mask, capacity=9) for m in (model, fast))
-    for tokens, kept in ((1, None), (1, [0, 0, rows - 1]), (3, None), (1, [2]), (1, [0, 0]), (1, None)):
-        new = torch.randint(VOCABULARY, (tokens, len(theirs.sentences))).mT
-        expected, got = theirs(new), ours(new)
-        assert got.shape == expected.shape
-        assert (got - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
-        if kept is not None:
-            theirs.select(torch.tensor(kept))
-            ours.select(torch.tensor(kept))
-
-
-def test_an_optimized_transformer_decodes_as_the_model(models):
-    model, fast = models[0].eval(), models[1]
-    source, start = torch.randint(VOCABULARY, (6, 5)), torch.ones(6, 1, dtype=torch.long)
-    options = {"max_new_tokens": 36, "stop": (2,)}  # for which memory grows twice
-    assert torch.equal(*(decoding.greedy(m.start(source, capacity=37), start, **options) for m in (model, fast)))
-    theirs, ours = (decoding.beam(m.start(source, capacity=37), start, beams=3, nbest=2, **options) for m in (model, fast))
-    assert torch.equal(theirs.tokens, ours.tokens)
-    assert ours.tokens.shape[2] == 36
-    torch.testing.assert_close(theirs.scores, ours.scores)
-    assert fast.start(source[:0], capacity=3)(start[:0]).shape == (0, VOCABULARY)
-
-
-def test_inductor_writes_the_products(models):
-    """An option that has no effect would still give the right numbers."""
-    of_a_step = 2 * len(["query, key and value", "output", "query of the memory", "output", "up", "down"]) + len(["logits"])
-    at_least = 2 * len(["query, key and value", "output", "up", "down"]) + len(["keys and values of the memory"])
-    if has_templates(torch.zeros(1)):
-        assert models[2][0] >= at_least  # as many more as inductor does not join
-        assert models[2][1:] == [of_a_step]
-        assert models[3] == {(6, 16, 1)}
-    else:
-        assert models[2:] == ([0, 0], set())
-
-
-@pytest.mark.parametrize(("capability", "dtype", "version", "expected"), [
-    ("AVX2", torch.float32, "2.15.0", True), ("AVX2", torch.float32, "2.9.0", True), ("AVX2", torch.float32, "2.8.1", False),
-    ("AVX512", torch.float32, "2.15.0", False), ("AVX2", torch.float64, "2.15.0", False),
-])  # fmt: skip
-def test_where_inductor_writes_products(monkeypatch, capability, dtype, version, expected):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch, "__version__", type(torch.__version__)(version))
-    assert has_templates(torch.zeros(1, dtype=dtype)) == expected
-
-
-class Scaled(torch.nn.Module):
-    """A matrix that is no constant, for which there is no template."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(16, 16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ (self.weight * x.mean())
-
-
-def test_a_product_without_a_template_is_compiled_too():
-    model, source = build(VOCABULARY, dim=16, heads=2, hidden_dim=24, layers=1).eval(), torch.randint(VOCABULARY, (3, 4))
-    model.decoder[0].feedforward.sublayer = Scaled()
-    told = pytest.warns(match="the step of a Transformer goes without") if has_templates(torch.zeros(1)) else nullcontext()
-    with told:
-        fast = zoo.optimize(model, source)
-    theirs, ours = (m.start(source, capacity=2) for m in (model, fast))
-    new = torch.ones(3, 1, dtype=torch.long)
-    torch.testing.assert_close(ours(new), theirs(new))
-
-
-def test_an_optimized_transformer_can_be_copied(models):
-    source, tokens = torch.randint(VOCABULARY, (3, 4)), torch.ones(3, 1, dtype=torch.long)
-    assert torch.equal(*(m.start(source, capacity=2)(tokens) for m in (models[1], copy.deepcopy(models[1]))))
-
-
-def test_an_optimized_transformer_complains_as_the_model_does(models):
-    fast, source = models[1], torch.randint(VOCABULARY, (2, 4))
-    with pytest.raises(ValueError, match=f"source must be tokens from 0 to {VOCABULARY - 1}, got {VOCABULARY}"):
-        fast.start(torch.full((2, 4), VOCABULARY), capacity=3)
-    with pytest.raises(ValueError, match="source_mask: source_length must be 4, got 5"):
-        fast.start(source, torch.ones(2, 5, dtype=torch.bool), capacity=3)
-    with pytest.raises(ValueError, match=f"source and capacity must be {LONGEST} at most, got {LONGEST + 1}"):
-        fast.start(source, capacity=LONGEST + 1)
-    steps = fast.start(source, capacity=2)
-    with pytest.raises(ValueError, match="tokens must be tokens from 0"):
-        steps(torch.full((2, 1), -1))
-    with pytest.raises(ValueError, match="tokens: batch must be 2, got 3"):
-        steps(torch.ones(3, 1, dtype=torch.long))
-    for _ in range(2):
-        steps(torch.ones(2, 1, dtype=torch.long))
-    with pytest.raises(ValueError, match="cache has a capacity of 2, got 2 \\+ 1 positions"):
-        steps(torch.ones(2, 1, dtype=torch.long))

@@ -19,12 +19,13 @@ INF = float("inf")
 
 
 class Whole:
-    """A function of all tokens so far and of what belongs to each row, as a decoder."""
+    """A function of all tokens so far and of what belongs to each row, the prompt's mask among it, as a decoder."""
 
     def __init__(self, forward, **memory):
         self.forward, self.memory, self.tokens = forward, memory, None
 
-    def __call__(self, tokens):
+    def __call__(self, tokens, mask=None):
+        self.memory |= {} if mask is None else {"mask": mask}
         self.tokens = tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
         return self.forward(self.tokens, **self.memory)
 
@@ -219,7 +220,7 @@ def assert_row(tokens, alone, pad):
 def test_a_batch_is_its_rows_alone(how, search, data):
     model, prompt, mask, options = search
     more = data.draw({greedy: st.just({}), sample: SAMPLE_OPTIONS, beam: BEAM_OPTIONS}[how])
-    batch = how(model.decoder(mask), prompt, prompt_mask=mask, **options, **more)
+    batch = how(model.decoder(), prompt, prompt_mask=mask, **options, **more)
     for row, real in enumerate(mask):
         own = dict(seed=row_seeds(more["seed"], len(prompt))[row : row + 1]) if how is sample else {}
         alone = how(model.decoder(), prompt[row : row + 1, real], **options, **(more | own))
@@ -576,6 +577,10 @@ BAD = [
     (dict(prompt_mask=torch.ones(2, 4, dtype=torch.bool)), "prompt_mask: tokens must be 3, got 4"),
     (dict(prompt_mask=torch.ones(2, 3)), "prompt_mask must be of dtype torch.bool"),
     (dict(prompt_mask=torch.tensor([[True, True, False]] * 2)), "prompt_mask must be True in the last column"),
+    (dict(prompt_mask=torch.tensor([[True, False, True]] * 2)), "prompt_mask must be True from a row's first real token on"),
+    (dict(stop=5), r"stop must be below vocab_size, 5, got \[5\]"),
+    (dict(stop=None), "stop must be a token or a sequence of tokens, got None"),
+    (dict(stop=[2.5]), r"stop must be a token or a sequence of tokens, got \[2.5\]"),
     (dict(repetition_penalty=0.9), "repetition_penalty must be .*at least 1, got 0.9"),
 ]
 BAD_BEAM = [
@@ -619,3 +624,130 @@ def test_a_stream_complains_before_its_first_step():
 def test_an_empty_batch(how):
     tokens = how(Recurrent(0, 5).decoder(), torch.zeros(0, 3, dtype=torch.long), max_new_tokens=2, stop=[1])
     assert len(tokens.tokens if how is beam else tokens) == 0
+
+
+@pytest.mark.parametrize("how", [greedy, sample, beam])
+def test_a_decoder_that_takes_no_mask_is_given_none(how):
+    prompt, mask = torch.zeros(2, 3, dtype=torch.long), torch.tensor([[True] * 3, [False, True, True]])
+    model = Recurrent(0, 5)
+
+    class Plain(Whole):
+        def __call__(self, tokens):
+            return super().__call__(tokens)
+
+    how(Plain(model.logits), prompt, max_new_tokens=2)
+    with pytest.raises(ValueError, match="prompt_mask must be None for a Plain, which takes no mask, got 'a mask'"):
+        how(Plain(model.logits), prompt, max_new_tokens=2, prompt_mask=mask)
+
+
+@pytest.mark.parametrize("how", [greedy, sample, beam])
+def test_a_lone_stop_token_is_as_good_as_a_sequence_of_it(how):
+    model, prompt = Recurrent(4, 5), torch.tensor([[1, 2], [3, 4]])
+    model.bias[2] = 2.0
+    options = dict(max_new_tokens=9) | ({} if how is not sample else dict(seed=3))
+    lone, several = (how(model.decoder(), prompt, stop=stop, **options) for stop in (2, [2]))
+    lone, several = (found.tokens[:, 0] if how is beam else found for found in (lone, several))
+    assert torch.equal(lone, several)
+    assert (lone == 2).any()
+    assert trim(lone, 2) == trim(several, [2])
+
+
+# Degenerate numbers
+
+NAN = float("nan")
+
+
+def constant(*rows):
+    """A decoder that always gives these logits."""
+    return Whole(lambda tokens: torch.tensor(rows).expand(len(tokens), -1) if len(rows) == 1 else torch.tensor(rows))
+
+
+@pytest.mark.parametrize("how", [greedy, sample, beam])
+@pytest.mark.parametrize(
+    ("logits", "words"),
+    [
+        ([NAN, 1.0, 2.0], "NaN"),
+        ([1.0, NAN, -INF], "NaN"),
+        ([NAN, INF, 0.0], "NaN"),
+        ([NAN, NAN, NAN], "NaN"),
+        ([-INF, -INF, -INF], "-inf everywhere"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_logits_that_allow_no_token_are_refused(how, logits, words, dtype):
+    """In the first step, and in any row at any later one."""
+    good = [0.0, 1.0, 2.0]
+    for first in (1, 3):
+
+        def forward(tokens, first=first):
+            rows = [good, logits if tokens.shape[1] >= first else good]
+            return torch.tensor(rows, dtype=dtype).repeat_interleave(len(tokens) // 2, 0)
+
+        with pytest.raises(ValueError, match=f"logits.* must be .*, got '?{words}"):
+            how(Whole(forward), torch.zeros(2, 1, dtype=torch.long), max_new_tokens=4)
+
+
+@pytest.mark.parametrize("how", [greedy, sample, beam])
+def test_infinite_logits_are_the_only_tokens(how):
+    decoder = constant([1.0, 5.0, INF, -INF])
+    tokens = how(decoder, torch.zeros(3, 1, dtype=torch.long), max_new_tokens=3)
+    assert ((tokens.tokens if how is beam else tokens) == 2).all()
+    if how is beam:
+        assert not tokens.scores.any()
+
+
+def test_infinite_logits_are_equally_likely():
+    logits = torch.tensor([[1.0, INF, 5.0, INF]])
+    weights = Sampler(temperature=0.1).weights(logits)
+    assert weights.tolist() == [[0, 0.5, 0, 0.5]]
+    scores = beam(constant(logits[0].tolist()), torch.zeros(1, 1, dtype=torch.long), beams=3, max_new_tokens=2, nbest=3).scores
+    assert scores.tolist() == [pytest.approx([math.log(0.5)] * 3)]
+
+
+@given(SEEDS, st.integers(1, 9))
+def test_no_token_outside_of_the_vocabulary_is_drawn(seed, vocab_size):
+    """For logits of every size and infinity, and never one that is not possible."""
+    rng = torch.Generator().manual_seed(seed)
+    scale = torch.tensor([0.0, 1.0, 1e4, 1e38, INF])
+    logits = torch.randn(50, vocab_size, generator=rng) * scale[draw_tokens(rng, 50, vocab_size, below=5)]
+    logits = logits.nan_to_num(0.0, INF, -INF)
+    logits[:, 0] = logits[:, 0].clamp(min=-3.0)
+    sampler = Sampler(seed=seed)
+    for step in range(3):
+        drawn = sampler(logits, step)
+        assert ((drawn >= 0) & (drawn < vocab_size)).all()
+        assert (logits.gather(1, drawn[:, None]) > -INF).all()
+
+
+@pytest.mark.parametrize("how", [greedy, sample, beam])
+def test_what_a_row_gives_after_its_end_stops_no_other(how):
+    """Row 0 ends at once; whatever its logits are then, row 1 goes on as it does alone."""
+
+    def forward(tokens, kind):
+        rows = torch.tensor([[-1.0, 0.5, 2.0], [0.5, 1.0, -1.0]], dtype=torch.float64)[kind]
+        rows[:, 2] = rows[:, 2] + (tokens.shape[1] > 4)
+        over = (tokens[:, 1:] == 2).any(1) | ((kind == 0) & (tokens.shape[1] > 1))
+        return rows.masked_fill(over[:, None], NAN)
+
+    prompt, options = torch.zeros(2, 1, dtype=torch.long), dict(max_new_tokens=6, stop=2)
+    more = dict(top_k=1, seed=1) if how is sample else dict(beams=1) if how is beam else {}
+    batch = how(Whole(forward, kind=torch.tensor([0, 1])), prompt, **options, **more)
+    alone = how(Whole(forward, kind=torch.tensor([1])), prompt[:1], **options, **more)
+    batch, alone = (x.tokens[:, 0] if how is beam else x for x in (batch, alone))
+    assert batch[0, 0] == 2
+    assert batch.shape[1] > 3
+    assert torch.equal(batch[1:], alone)
+
+
+def test_beams_without_a_continuation_end_and_others_go_on():
+    """As where a grammar forbids all: a hypothesis that nothing may follow is lost, and no score is NaN."""
+
+    def forward(tokens):
+        logits = torch.tensor([0.0, 0.5, 0.7, -INF]).expand(len(tokens), -1)
+        return logits.masked_fill((tokens[:, 1:] == 2).any(1, keepdim=True), -INF)
+
+    found = beam(Whole(forward), torch.zeros(1, 1, dtype=torch.long), beams=3, nbest=3, max_new_tokens=3)
+    assert not found.scores.isnan().any()
+    best = found.tokens[0, 0].tolist()
+    assert 2 not in best[:-1]
+    assert best == [1, 1, 2]

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import copy
+import importlib
+from contextlib import nullcontext
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from layers.positions import LearnedPositions
+from zoo.deployment import inductor
+from zoo.deployment.inductor import has_templates
+from zoo.generation import decoding
+from zoo.transformer import Transformer, build
+
+VOCABULARY, LONGEST = 1003, 40
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[Transformer, Transformer, list[int], set]:
+    """(model, its copy optimized for another size than any of those below, the products that inductor wrote, their tiles)"""
+    torch.manual_seed(0)
+    model = build(VOCABULARY, dim=80, heads=2, hidden_dim=200, layers=2, dropout=0.3)
+    model.positions = LearnedPositions(LONGEST, 80)
+    products, tiles = [], set()
+    importlib.import_module("torch._inductor.lowering")  # first, for these modules import each other
+    from torch._inductor.codegen import cpp_gemm_template
+
+    def create(*args, _create=cpp_gemm_template.create_micro_gemm, **kwargs):
+        created = _create(*args, **kwargs)
+        tiles.add(tuple(created.register_blocking))
+        return created
+
+    def packaged(*args, _packaged=inductor.packaged, **options):
+        before = products_written()
+        program = _packaged(*args, **options)
+        products.append(products_written() - before)
+        return program
+
+    with mock.patch.object(cpp_gemm_template, "create_micro_gemm", create), mock.patch.object(inductor, "packaged", packaged):
+        fast = zoo.optimize(model, torch.randint(VOCABULARY, (5, 7)))
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    return model, fast, products, tiles
+
+
+def products_written() -> int:
+    return torch._dynamo.utils.counters["inductor"]["cpp_templated_kernel_counter"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 17, 200])
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_step_of_an_optimized_transformer_equals_the_models(models, rows, length, masked):
+    model, fast = models[0].eval(), models[1]
+    source = torch.randint(VOCABULARY, (length, rows)).mT  # not contiguous
+    mask = torch.rand(rows, length) < 0.7 if masked else None
+    theirs, ours = (m.start(source, mask, capacity=9) for m in (model, fast))
+    for tokens, kept in ((1, None), (1, [0, 0, rows - 1]), (3, None), (1, [2]), (1, [0, 0]), (1, None)):
+        new = torch.randint(VOCABULARY, (tokens, len(theirs.sentences))).mT
+        expected, got = theirs(new), ours(new)
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
+        if kept is not None:
+            theirs.select(torch.tensor(kept))
+            ours.select(torch.tensor(kept))
+
+
+def test_an_optimized_transformer_decodes_as_the_model(models):
+    model, fast = models[0].eval(), models[1]
+    source, start = torch.randint(VOCABULARY, (6, 5)), torch.ones(6, 1, dtype=torch.long)
+    options = {"max_new_tokens": 36, "stop": (2,)}  # for which memory grows twice
+    assert torch.equal(*(decoding.greedy(m.start(source, capacity=37), start, **options) for m in (model, fast)))
+    theirs, ours = (decoding.beam(m.start(source, capacity=37), start, beams=3, nbest=2, **options) for m in (model, fast))
+    assert torch.equal(theirs.tokens, ours.tokens)
+    assert ours.tokens.shape[2] == 36
+    torch.testing.assert_close(theirs.scores, ours.scores)
+    assert fast.start(source[:0], capacity=3)(start[:0]).shape == (0, VOCABULARY)
+
+
+def test_inductor_writes_the_products(models):
+    """An option that has no effect would still give the right numbers."""
+    of_a_step = 2 * len(["query, key and value", "output", "query of the memory", "output", "up", "down"]) + len(["logits"])
+    at_least = 2 * len(["query, key and value", "output", "up", "down"]) + len(["keys and values of the memory"])
+    if has_templates(torch.zeros(1)):
+        assert models[2][0] >= at_least  # as many more as inductor does not join
+        assert models[2][1:] == [of_a_step]
+        assert models[3] == {(6, 16, 1)}
+    else:
+        assert models[2:] == ([0, 0], set())
+
+
+@pytest.mark.parametrize(("capability", "dtype", "version", "expected"), [
+    ("AVX2", torch.float32, "2.15.0", True), ("AVX2", torch.float32, "2.9.0", True), ("AVX2", torch.float32, "2.8.1", False),
+    ("AVX512", torch.float32, "2.15.0", False), ("AVX2", torch.float64, "2.15.0", False),
+])  # fmt: skip
+def test_where_inductor_writes_products(monkeypatch, capability, dtype, version, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)(version))
+    assert has_templates(torch.zeros(1, dtype=dtype)) == expected
+
+
+class Scaled(torch.nn.Module):
+    """A matrix that is no constant, for which there is no template."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight * x.mean())
+
+
+def test_a_product_without_a_template_is_compiled_too():
+    model, source = build(VOCABULARY, dim=16, heads=2, hidden_dim=24, layers=1).eval(), torch.randint(VOCABULARY, (3, 4))
+    model.decoder[0].feedforward.sublayer = Scaled()
+    told = pytest.warns(match="the step of a Transformer goes without") if has_templates(torch.zeros(1)) else nullcontext()
+    with told:
+        fast = zoo.optimize(model, source)
+    theirs, ours = (m.start(source, capacity=2) for m in (model, fast))
+    new = torch.ones(3, 1, dtype=torch.long)
+    torch.testing.assert_close(ours(new), theirs(new))
+
+
+def test_an_optimized_transformer_can_be_copied(models):
+    source, tokens = torch.randint(VOCABULARY, (3, 4)), torch.ones(3, 1, dtype=torch.long)
+    assert torch.equal(*(m.start(source, capacity=2)(tokens) for m in (models[1], copy.deepcopy(models[1]))))
+
+
+def ones(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+BAD_STARTS = {
+    "a token too high": lambda start: start(ones(2, 4) * VOCABULARY, capacity=3),
+    "a token below 0": lambda start: start(-ones(2, 4), capacity=3),
+    "one axis": lambda start: start(ones(4), capacity=3),
+    "three axes": lambda start: start(ones(2, 4, 1), capacity=3),
+    "float tokens": lambda start: start(ones(2, 4).float(), capacity=3),
+    "boolean tokens": lambda start: start(ones(2, 4).bool(), capacity=3),
+    "uint8 tokens": lambda start: start(ones(2, 4).byte(), capacity=3),
+    "a longer mask": lambda start: start(ones(2, 4), ones(2, 5).bool(), capacity=3),
+    "a mask of another batch": lambda start: start(ones(2, 4), ones(1, 4).bool(), capacity=3),
+    "a mask of four axes": lambda start: start(ones(2, 4), ones(2, 1, 1, 4).bool(), capacity=3),
+    "a float mask": lambda start: start(ones(2, 4), ones(2, 4).float(), capacity=3),
+    "an integer mask": lambda start: start(ones(2, 4), ones(2, 4), capacity=3),
+    "no capacity": lambda start: start(ones(2, 4), capacity=0),
+    "a negative capacity": lambda start: start(ones(2, 4), capacity=-3),
+    "more than the table has": lambda start: start(ones(2, 4), capacity=LONGEST + 1),
+    "a longer source than the table": lambda start: start(ones(2, LONGEST + 1), capacity=3),
+    "a bad source of no rows": lambda start: start(ones(0, 4), ones(0, 3).bool(), capacity=3),
+}
+BAD_CALLS = {
+    "a token too high": lambda steps: steps(ones(2, 1) * VOCABULARY),
+    "a token below 0": lambda steps: steps(-ones(2, 1)),
+    "a prompt with a token too high": lambda steps: steps(ones(2, 2) * VOCABULARY),
+    "another batch": lambda steps: steps(ones(3, 1)),
+    "one row for two": lambda steps: steps(ones(1, 1)),
+    "one axis": lambda steps: steps(ones(2)),
+    "no tokens": lambda steps: steps(ones(2, 0)),
+    "float tokens": lambda steps: steps(ones(2, 1).double()),
+    "boolean tokens": lambda steps: steps(ones(2, 1).bool()),
+    "too many": lambda steps: steps(ones(2, 4)),
+    "one too many": lambda steps: [steps(ones(2, 1)) for _ in range(4)],
+    "a longer mask": lambda steps: steps(ones(2, 2), mask=ones(2, 3).bool()),
+    "a mask of another batch": lambda steps: steps(ones(2, 2), mask=ones(1, 2).bool()),
+    "a float mask": lambda steps: steps(ones(2, 2), mask=ones(2, 2).float()),
+    "padding on the right": lambda steps: steps(ones(2, 2), mask=torch.tensor([[True, False]] * 2)),
+    "padding within": lambda steps: steps(ones(2, 3), mask=torch.tensor([[True, False, True]] * 2)),
+    "a mask after the prompt": lambda steps: [steps(ones(2, 1), mask=ones(2, 1).bool()) for _ in range(2)],
+    "a row that is not there": lambda steps: steps.select(torch.tensor([0, 2])),
+    "a row below 0": lambda steps: steps.select(torch.tensor([-1])),
+    "rows of two axes": lambda steps: steps.select(torch.tensor([[0]])),
+    "rows that are floats": lambda steps: steps.select(torch.tensor([0.0])),
+    "the second row of one": lambda steps: [steps(ones(2, 1)), *map(steps.select, torch.tensor([[1], [1]]))],
+    "the batch before select": lambda steps: [steps.select(torch.tensor([1])), steps(ones(2, 1))],
+}
+
+
+def refused(call, target) -> str:
+    with pytest.raises(ValueError) as error:
+        call(target)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", BAD_STARTS)
+def test_a_bad_start_is_refused_as_the_model_refuses_it(models, name):
+    assert refused(BAD_STARTS[name], models[1].start) == refused(BAD_STARTS[name], models[0].eval().start)
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_bad_call_is_refused_as_the_model_refuses_it(models, name):
+    source = ones(2, 4)
+    expected, got = (refused(BAD_CALLS[name], m.start(source, capacity=3)) for m in (models[0].eval(), models[1]))
+    assert got == expected
+
+
+def test_a_refused_call_leaves_the_decoding_as_it_was(models):
+    source, tokens = torch.randint(VOCABULARY, (2, 4)), torch.randint(VOCABULARY, (2, 3))
+    for model in (models[0].eval(), models[1]):
+        steps, fresh = (model.start(source, capacity=3) for _ in range(2))
+        for bad in (ones(2, 4), ones(3, 1), -ones(2, 2)):
+            with pytest.raises(ValueError):
+                steps(bad, mask=torch.arange(bad.shape[1]).expand(bad.shape) > 0)
+        assert torch.equal(steps(tokens), fresh(tokens))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_tokens_of_32_bits_are_as_good(models, rows):
+    source, tokens = torch.randint(VOCABULARY, (rows, 4)), torch.randint(VOCABULARY, (rows, 1))
+    for model in (models[0].eval(), models[1]):
+        long, short = model.start(source, capacity=1), model.start(source.int(), capacity=1)
+        assert torch.equal(long(tokens), short(tokens.int()))
+
+
+@pytest.mark.parametrize("how", ["greedy", "beam", "sample"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_padded_prompts_decode_as_the_model_decodes_each_alone(models, how, rows):
+    model, fast = models[0].eval(), models[1]
+    source = torch.randint(VOCABULARY, (rows, 5))
+    prompt, real = torch.randint(VOCABULARY, (rows, 4)), torch.arange(4) >= torch.tensor([[2], [0], [3]])[:rows]
+    options = dict(max_new_tokens=20, **(dict(beams=3) if how == "beam" else {}))  # for which memory grows
+    for row in range(rows):
+        seed = dict(seed=torch.tensor([7])) if how == "sample" else {}
+        seeds = dict(seed=torch.full((rows,), 7)) if how == "sample" else {}
+        run = getattr(decoding, how)
+        batch = run(fast.start(source, capacity=24), prompt, prompt_mask=real, **options, **seeds)
+        alone = run(model.start(source[row : row + 1], capacity=24), prompt[row : row + 1, real[row]], **options, **seed)
+        ours, theirs = (found.tokens[:, 0] if how == "beam" else found for found in (batch, alone))
+        assert torch.equal(ours[row], theirs[0])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17])
+def test_every_step_after_a_padded_prompt_equals_the_models(models, rows):
+    """Through `select`, to one row and back; and a prompt that is one token of padding for none."""
+    model, fast = models[0].eval(), models[1]
+    source, prompt = torch.randint(VOCABULARY, (rows, 3)), torch.randint(VOCABULARY, (rows, 3))
+    real = torch.arange(3) >= torch.randint(3, (rows, 1))
+    real[0] = torch.tensor([False, False, True])
+    theirs, ours = (m.start(source, capacity=9) for m in (model, fast))
+    found = [(theirs(prompt, mask=real), ours(prompt, mask=real))]
+    for kept in ([0, rows - 1, 0], [1], [0, 0], None):
+        new = torch.randint(VOCABULARY, (len(theirs.sentences), 1))
+        found.append((theirs(new), ours(new)))
+        if kept is not None:
+            theirs.select(torch.tensor(kept))
+            ours.select(torch.tensor(kept))
+    for expected, got in found:
+        assert (got - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
+
+
+def test_what_a_program_holds_cannot_be_changed_from_outside(models):
+    """Else the prompt would go by new weights and the steps by old ones."""
+    model, fast, source = models[0].eval(), models[1], torch.randint(VOCABULARY, (2, 4))
+    changes = {
+        "load_state_dict": lambda copied: copied.load_state_dict(model.state_dict()),
+        "assigned": lambda copied: copied.load_state_dict(model.state_dict(), assign=True),
+        "double": lambda copied: copied.double(),
+        "one layer": lambda copied: copied.decoder[0].to(torch.bfloat16),
+        "in place": lambda copied: copied.embedding.table.weight.mul_(2),
+        "a new one": lambda copied: setattr(copied, "bias", torch.nn.Parameter(torch.zeros(VOCABULARY))),
+    }
+    for change in changes.values():
+        copied = copy.deepcopy(fast)
+        copied.start(source, capacity=3)
+        change(copied)
+        with pytest.raises(ValueError, match="the weights of an optimized model must stay as they are"):
+            copied.start(source, capacity=3)
+    fast.start(source, capacity=3)
+
+
+def test_there_is_no_dropout_in_what_is_for_inference_only(models):
+    source, tokens = torch.randint(VOCABULARY, (2, 4)), torch.randint(VOCABULARY, (2, 3))
+    outer = torch.nn.ModuleList([models[1]]).train()
+    assert torch.equal(*(outer[0].start(source, capacity=3)(tokens) for _ in range(2)))
+    assert not any(m.training for m in models[1].modules())
+
+
+def test_what_is_optimized_is_named_by_the_model(monkeypatch):
+    """Any model's own way is asked for, and `forward` compiled where there is none."""
+    model, example = zoo.create("vgg11", head="small", num_classes=2), torch.randn(1, 3, 32, 32)
+    assert model.optimized(example, torch.float32) is None
+    monkeypatch.setattr(type(model), "optimized", lambda self, example, dtype: (self, example, dtype))
+    assert zoo.optimize(model, example) == (model, example, torch.float32)
