@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from toys import Adversaries, Grids, Pair, Sentences, grid_network, network
 
+import zoo
 from tasks.options import UserError
 from tasks.task import Metric
 from zoo import files
@@ -16,6 +17,12 @@ from zoo import files
 
 def weights(run):
     return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """`zoo.save` takes what `zoo.create` could build."""
+    monkeypatch.setitem(zoo.MODELS, "toy", network)
 
 
 def saveable() -> nn.Module:

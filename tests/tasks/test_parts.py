@@ -10,10 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 from toys import Adversaries, Pair, Sentences, network
 
+import zoo
 from tasks.optimizers import learning_rate, make_optimizer
 from zoo import files
 
 STEPS = torch.arange(11).split(4)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """`zoo.save` takes what `zoo.create` could build."""
+    monkeypatch.setitem(zoo.MODELS, "toy", Pair)
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:

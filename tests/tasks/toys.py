@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import zoo
 from tasks.data import epoch_order
 from tasks.engine import Run
 from tasks.options import EngineOptions
@@ -108,7 +109,8 @@ def main(words: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if what == "fit":
         options = EngineOptions(device="cpu", accumulate=2, ema=0.9, epochs=3, checkpoint_every=2)
-        run = Run(Adversaries(), Pair(nn.Dropout(0.2)), options, folder)
+        zoo.MODELS["toy"] = lambda: Pair(nn.Dropout(0.2))  # `zoo.save` takes what `zoo.create` could build
+        run = Run(Adversaries(), zoo.create("toy"), options, folder)
         run.restore()
         run.fit()
         return 0
