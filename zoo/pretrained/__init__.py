@@ -1,1 +1,1 @@
-"""Weights that somebody has trained: `load` finds and loads them, `preprocess` prepares pictures as they expect them."""
+"""Others' trained weights: `load` finds and loads them, `containers` unpacks files, `preprocess` prepares pictures."""
