@@ -1,25 +1,41 @@
 """Two workers of one thread each, for small tensors wait at barriers longer than they compute.
 
-`OMP_NUM_THREADS` gives another number of threads, `-n 0` runs in one process.
+`OMP_NUM_THREADS` gives another number of threads, `-n 0` runs in one process. Plain `pytest` leaves out what starts processes or
+compiles for minutes; with `--hypothesis-profile=ci`, as in tox, and where a file or a test is named, nothing is left out.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here, in the workers and in what they start
 
+TOGETHER = ("tests/tasks/", "tests/layers/testing/test_plugin.py", "tests/test_readme.py", "tests/test_packaging.py")
+"""Where tests start processes: one after another, by one worker."""
+COMPILED = "tests/zoo/deployment/test_compiled_decoding.py"
+"""Whose tests share what took a minute to compile."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    named = any("::" in argument or argument.endswith(".py") for argument in config.args)
+    if not (named or config.option.markexpr) and config.getoption("--hypothesis-profile") == "dev":
+        config.option.markexpr = "not processes and not slow"
+
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Workers of `-n auto`, which pyproject.toml asks for: none where a single test is named."""
-    return 0 if any("::" in argument for argument in config.args) else os.cpu_count() or 1
+    """Workers of `-n auto`, which pyproject.toml asks for: none where a single test is named, at most four, for memory."""
+    return 0 if any("::" in argument for argument in config.args) else min(4, len(os.sched_getaffinity(0)))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start processes run one after another, by one worker, so that there are never more processes than two a core."""
-    for item in items:
-        if item.get_closest_marker("processes"):
-            item.add_marker(pytest.mark.xdist_group("processes"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):  # not `--dist loadgroup`, whose groups pytest 9.2 no longer sees
+        def _split_scope(self, nodeid: str) -> str:
+            return "processes" if nodeid.startswith(TOGETHER) else COMPILED if nodeid.startswith(COMPILED) else nodeid
+
+    return Scheduler(config, log)

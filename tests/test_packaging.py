@@ -24,6 +24,7 @@ MAY_IMPORT = {
         "layers",
         "torch",
         "einops",
+        "numpy",
         "safetensors",
         "torchvision",
         "timm",

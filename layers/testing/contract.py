@@ -68,7 +68,7 @@ class Contract:
     without:   property -> reason for not checking it; such tests are reported as skipped and counted.
     failing:   property -> `KnownFailure`.
     model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, fewer examples.
-    backend:   what `compile` goes through, where it should not be aot_eager, and inductor in a thorough run.
+    backend:   what `compile` goes through in runs of `ci` and thorough ones; by default aot_eager, and inductor in thorough ones.
     """
 
     block: Callable[..., nn.Module]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from layers.testing.contract import Called, Case
 from layers.testing.equality import Mismatch, leaves, require_equal
-from layers.testing.profiles import THOROUGH
+from layers.testing.profiles import CI, THOROUGH
 
 
 def state_round_trip(case: Case) -> None:
@@ -129,14 +129,14 @@ def export(case: Case) -> bool:
 def compile(case: Case) -> bool:
     """Whole-graph `torch.compile` with a dynamic batch equals eager, forward and backward, without compiling again.
 
-    Through aot_eager, which is quick; in a thorough run, and where the contract says so, through inductor.
+    Through aot_eager, which is quick; through inductor in a thorough run, and in one of `ci` where the contract asks for it.
     """
     if not case.batches():
         return False
     block, graphs = case.block(), []
-    thorough = settings.default is not None and settings.default.max_examples >= THOROUGH
-    usual = "inductor" if thorough else "aot_eager"
-    compiler = torch._dynamo.lookup_backend(case.contract.backend or usual)
+    examples = settings.default.max_examples if settings.default else 0
+    wanted = case.contract.backend or "inductor"
+    compiler = torch._dynamo.lookup_backend(wanted if examples >= (CI if case.contract.backend else THOROUGH) else "aot_eager")
 
     def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         graphs.append(graph)

@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, settings
 
 QUICK = 3
 """Examples at most under ``-m quick``."""
+CI = 20
 THOROUGH = 200
 """Examples from which a run counts as thorough."""
 COMMON: dict[str, Any] = dict(deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 
 settings.register_profile("dev", max_examples=8, **COMMON)
-settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **COMMON)
+settings.register_profile("ci", max_examples=CI, derandomize=True, database=None, **COMMON)
 settings.register_profile("thorough", max_examples=THOROUGH, **COMMON)

@@ -45,7 +45,7 @@ GENERIC = (
     Property("non_contiguous", behaviour.non_contiguous),
     Property("history_independent", behaviour.history_independent),
     Property("empty_batch", behaviour.empty_batch),
-    Property("finite", behaviour.finite),
+    Property("finite", behaviour.finite, cost=2),
     Property("state_round_trip", deployment.state_round_trip),
     Property("meta_device", deployment.meta_device),
     Property("inspection", deployment.inspection, cost=20),

@@ -178,6 +178,7 @@ def test_lines_in_lines_out(runs, tmp_path, capsys, monkeypatch):
     assert picture.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_compiled_model_writes_the_same_lines(runs, tmp_path, capsys):
     """One of one layer, for it compiles sooner."""
     tokenizer = load_tokenizer(runs / "a")

@@ -55,7 +55,6 @@ def their_googlenet(a):
 
 
 # inductor takes minutes for so many layers
-SLOW = dict(model=True, backend="aot_eager")
 COMMON = dict(num_classes=CLASSES, in_channels=st.sampled_from([1, 3]), dropout=st.sampled_from([0.0, 0.5]))
 TRANSFORM = dict(transform_input=lambda a: st.booleans() if a.in_channels == 3 else False)
 
@@ -68,7 +67,7 @@ v1 = Contract(
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
-    **SLOW,
+    model=True,
 )  # fmt: skip
 
 
@@ -91,7 +90,7 @@ v3 = Contract(
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
-    **SLOW,
+    model=True,
 )
 
 

@@ -188,7 +188,6 @@ small = Contract(
     ],
     invalid=[(dict(heads=0), "heads"), (dict(dropout=1.0), "dropout")],
     without=FREE | PADDED,
-    backend="aot_eager",
     **shapes,
 )
 

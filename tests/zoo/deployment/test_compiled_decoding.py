@@ -16,6 +16,7 @@ from zoo.deployment.inductor import has_templates
 from zoo.generation import decoding
 from zoo.transformer import Transformer, build
 
+pytestmark = pytest.mark.slow
 VOCABULARY, LONGEST = 1003, 40
 
 
