@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from layers import masks
 from layers.backends import attended
 from layers.cache import Cache, CrossCache
-from layers.checks import require, require_axes
+from layers.checks import require, require_axes, require_integers
 
 
 def attend(
@@ -33,7 +33,7 @@ def attend(
     dropout: float = 0.0,
     return_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """query (b, h, q, d), key and value (b, h, k, d) -> output (b, h, q, d), and weights (b, h, q, k) if asked for.
+    """query (b, h, q, d), key (b, h, k, d), value (b, h, k, e) -> output (b, h, q, e), and weights (b, h, q, k) if asked for.
 
     mask:    boolean, broadcastable to (b, h, q, k). Queries that may attend to nothing give zeros.
     bias:    float, added to the scores, broadcastable to (b, h, q, k).
@@ -50,7 +50,7 @@ def attend(
     require_axes(query, "query", "batch heads queries head_dim")
     (b, h, q, d), keys = query.shape, key.shape[2] if key.ndim == 4 else 0
     require_axes(key, "key", "batch heads keys head_dim", batch=b, heads=h, head_dim=d)
-    require_axes(value, "value", "batch heads keys head_dim", batch=b, heads=h, keys=keys, head_dim=d)
+    require_axes(value, "value", "batch heads keys head_dim", batch=b, heads=h, keys=keys)
     if mask is not None:
         require(mask.dtype == torch.bool, "mask", mask.dtype, "boolean, True where a query may attend")
     if bias is not None:
@@ -59,6 +59,7 @@ def attend(
         if x is not None:
             require(x.ndim <= 4, name, tuple(x.shape), "of 4 axes at most")
             masks.require_fits(x, name, batch=b, heads=h, queries=q, keys=keys)
+    mask, bias = (None if x is None else torch.atleast_2d(x) for x in (mask, bias))  # kernels take no fewer axes
     return attended(query, key, value, mask, bias, causal, dropout, return_weights)
 
 
@@ -131,7 +132,7 @@ class MultiHeadAttention(nn.Module):
         mask:  boolean, True = may attend, broadcastable to (b, heads, q, k); k counts the slots of the cache too.
         positions: integers (q,) or (b, q), of a self-attention: for packed documents, and for padding on the left without a
                cache; by default places in the sequence, which go on where the cache ends. What is causal or within the window
-               depends on places.
+               depends on places; an attention without `positions` and `position_bias` ignores them.
         cache: a `Cache` or `RollingCache` for a causal self-attention; a `CrossCache`.
         Errors: `ValueError` for inputs and caches whose sizes do not agree, and a mask that is not boolean or does not broadcast.
         """
@@ -201,6 +202,7 @@ class MultiHeadAttention(nn.Module):
         if positions is not None:
             axes = "queries" if positions.ndim == 1 else "batch queries"
             require_axes(positions, "positions", axes, batch=batch, queries=queries)
+            require_integers(positions, "positions")
             biased = cache is not None and self.position_bias is not None
             require(not biased, "positions", "positions", "None with a cache and a position_bias: give the cache a start")
         if isinstance(cache, Cache):

@@ -8,6 +8,7 @@ Axes: b batch, h heads, q queries, k keys, d features of a head. A mask hides no
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -62,14 +63,18 @@ def formula(
     dropout: float = 0.0,
     single: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(d) + bias) v: query (b, h, q, d), key, value (b, h, k, d) -> (b, h, q, d), weights (b, h, q, k).
+    """softmax(q k^T / sqrt(d) + bias) v: query (b, h, q, d), key (b, h, k, d), value (b, h, k, e) -> (b, h, q, e), and weights.
 
-    Scores are computed in float32 or better, of queries that are scaled before the product, for float16 ends at 65,504.
+    Scores are computed in float32 or better, under autocast too, of queries that are scaled before the product, for float16 ends
+    at 65,504.
     single: for one query, in a form of which a compiler makes one loop.
     """
     precise = torch.promote_types(query.dtype, torch.float32)
     scaled, keys = query.to(precise) / query.shape[-1] ** 0.5, key.to(precise)
-    scores = (scaled * keys).sum(-1)[:, :, None] if single else scaled @ keys.mT
+    kind = query.device.type
+    cast_back = kind != "meta" and torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if cast_back else nullcontext():
+        scores = (scaled * keys).sum(-1)[:, :, None] if single else scaled @ keys.mT
     scores = scores if bias is None else scores + bias
     scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(-1).to(value.dtype)
@@ -102,9 +107,9 @@ def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropou
 
 
 class TwiceDifferentiable(torch.autograd.Function):
-    """Identity of what a fused kernel gives. Gradients go on to the kernel.
+    """Returns the fused kernel's output. Its backward passes gradients to the kernel.
 
-    But in a backward pass that is itself differentiated (`create_graph`) they go past it, to query, key and value by the formula.
+    Under `create_graph` it differentiates the formula instead.
     """
 
     @staticmethod

@@ -51,6 +51,7 @@ class Cache:
         b, h, _, d = like.shape
         self.keys, self.values = (like.new_zeros(b, h, self.first_slots(), d) for _ in range(2))
         self.length = torch.zeros((), dtype=torch.long, device=like.device)
+        self.start = None if self.start is None else self.start.to(like.device)
 
     def check(self, batch: int, kv_heads: int, head_dim: int, window: int | None) -> None:
         """`ValueError` unless the cache is of these sizes, or not filled yet. window: the attention's, None for none."""
@@ -66,11 +67,11 @@ class Cache:
 
     def positions(self, slots: Tensor) -> Tensor:
         """Slots (n,) -> positions (n,), or (b, n) where rows have a `start`; 0 for padding."""
-        return slots if self.start is None else (slots - self.start[:, None]).clamp(min=0)
+        return slots if self.start is None else (slots - self.start.to(slots.device)[:, None]).clamp(min=0)
 
     def written(self, slots: Tensor) -> Tensor:
         """Slots (n,) -> (n,) or (b, 1, 1, n): False for padding, and for slots below 0."""
-        return slots >= (0 if self.start is None else self.start[:, None, None, None])
+        return slots >= (0 if self.start is None else self.start.to(slots.device)[:, None, None, None])
 
     @torch.no_grad()
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,31 +112,32 @@ class Cache:
     def truncate(self, length: int | Tensor) -> None:
         """Go back: all slots from `length` on are as if they had never been filled.
 
-        length: of all rows, or (b,) of each. Rows that go back further move up, to end where the longest one ends, and their
-                `start` with them.
+        length: of all rows, or (b,) of each. Rows that go back further than the longest one move up until they end where it
+                ends; their `start` moves up as far.
         Errors: `ValueError` for a length below 0, above the cache's, or within the padding of a row.
         """
-        self.check_length(length)
-        if isinstance(length, Tensor):
-            longest = int(length.max()) if len(length) else 0
-            moved = longest - length
-            if bool(moved.any()):
-                self.move(moved)
-            length = longest
-        self.length.fill_(length)
+        given = self.check_length(length)
+        longest = int(given.max()) if given.numel() else 0
+        moved = longest - given
+        if bool(moved.any()):
+            self.move(moved)
+        self.length.fill_(longest)
 
-    def check_length(self, length: int | Tensor) -> None:
-        given = torch.as_tensor(length, device=self.length.device)
+    def check_length(self, length: int | Tensor) -> Tensor:
+        """The length as a tensor (b,) or () on the cache's device. Errors: those of `truncate`."""
+        given = torch.as_tensor(length).to(self.length.device)
         fits = not given.is_floating_point() and bool(((given >= 0) & (given <= self.length)).all())
         require(fits, "length", length, f"an integer from 0 to {int(self.length)}, the length of the cache")
         if given.ndim > 0:
             require_axes(given, "length", "batch", batch=self.keys.shape[0])
         if self.start is not None:
-            require(bool((given >= self.start).all()), "length", length, f"at least {self.start}, where the rows start")
+            begins = self.start.to(given.device)
+            require(bool((given >= begins).all()), "length", length, f"at least {self.start}, where the rows start")
+        return given
 
     def move(self, moved: Tensor) -> None:
         """Moves the slots of each row up by as many as (b,) says."""
-        self.start = moved if self.start is None else self.start + moved
+        self.start = moved if self.start is None else self.start.to(moved.device) + moved
         slots = torch.arange(self.keys.shape[2], device=moved.device)
         source = (slots - moved[:, None]).clamp(min=0)[:, None, :, None].expand_as(self.keys)
         self.keys, self.values = self.keys.gather(2, source), self.values.gather(2, source)
@@ -227,12 +229,12 @@ class RollingCache(Cache):
 
     def truncate(self, length: int | Tensor) -> None:
         """As `Cache`. Errors: `ValueError` too where slots that the window will need have been dropped."""
-        self.check_length(length)
+        given = self.check_length(length)
         before, dropped = int(self.length), max(self.dropped, int(self.length) - self.capacity)
-        shortest = int(torch.as_tensor(length).min()) if before else 0
+        shortest = int(given.min()) if before else 0
         kept = dropped == 0 or shortest == before or shortest - self.window + 1 >= dropped
         require(kept, "length", length, f"{dropped + self.window - 1} or more, for slots below {dropped} have been dropped")
-        super().truncate(length)
+        super().truncate(given)
         self.dropped = dropped and dropped + int(self.length) - shortest  # with the rows that moved up
         if self.filled and int(self.length) < before:  # the last slot filled is the last one again
             start = self.start

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +24,12 @@ def require_axes(tensor: Tensor, name: str, axes: str, **sizes: int) -> None:
     for axis, size in zip(names, tensor.shape, strict=True):
         if axis in sizes and size != sizes[axis]:
             raise ValueError(f"{name}: {axis} must be {sizes[axis]}, got {size} (shape {tuple(tensor.shape)}, axes {axes})")
+
+
+def require_integers(tensor: Tensor, name: str) -> None:
+    """Raise `ValueError` unless the tensor holds integers."""
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    require(whole, name, tensor.dtype, "integers: float32 counts to 2^24, bfloat16 to 256")
 
 
 def require_pixels(images: Tensor, least: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 import torch
@@ -147,10 +148,11 @@ class BlurPool(nn.Module):
 
 
 def pair(size: Pair, argument: str) -> tuple[int, int]:
-    both = tuple(size) if isinstance(size, Sequence) else (size, size)
-    fits = len(both) == 2 and all(isinstance(n, int) for n in both)
-    require(fits, argument, size, "an int or (rows, columns)")
-    return both[0], both[1]
+    try:
+        rows, columns = (index(n) for n in (size if isinstance(size, Sequence) else (size, size)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument} must be an int or (rows, columns), got {size!r}") from error
+    return rows, columns
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
@@ -158,11 +160,11 @@ def fold_norms(model: nn.Module) -> nn.Module:
 
     ``w' = w * gamma / sqrt(var + eps)`` and ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``: equal up to rounding.
     Left alone are norms that use the batch's own statistics, and whatever may compute something else than its class: hooked,
-    pruned and parametrized modules, and subclasses.
+    pruned and parametrized modules, subclasses, and a block with a `forward` of its own.
     """
     require(not model.training, "model", "training", "in eval mode: training needs the batch norms")
     for block in model.modules():
-        if isinstance(block, ConvNormAct) and type(block).forward is ConvNormAct.forward:
+        if isinstance(block, ConvNormAct) and type(block).forward is ConvNormAct.forward and "forward" not in vars(block):
             norm: Any = block.norm
             if folds(block.conv, norm):
                 block.conv = fuse_conv_bn_eval(block.conv, norm)  # a new one: another block may share the old

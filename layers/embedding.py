@@ -39,7 +39,7 @@ class TokenEmbedding(nn.Module):
             nn.init.zeros_(self.table.weight[self.padding].detach())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        require_integers(tokens)
+        require_indices(tokens, "tokens")
         try:
             embedded = self.table(tokens)
         except IndexError:
@@ -52,13 +52,14 @@ class TokenEmbedding(nn.Module):
         return F.linear(x, self.table.weight, bias)
 
 
-def require_integers(tokens: Tensor, name: str = "tokens") -> None:
+def require_indices(tokens: Tensor, name: str) -> None:
+    """`ValueError` unless these are integers of a dtype by which torch looks rows up."""
     require(tokens.dtype in (torch.long, torch.int), name, tokens.dtype, "of dtype torch.int64 or torch.int32")
 
 
 def require_known(tokens: Tensor, name: str, vocab_size: int) -> None:
     """`ValueError` unless all tokens are from 0 to vocab_size - 1; it waits for a GPU that computes them."""
-    require_integers(tokens, name)
+    require_indices(tokens, name)
     if tokens.numel() > 0:
         low, high = (int(x) for x in tokens.aminmax())
         require(low >= 0 and high < vocab_size, name, low if low < 0 else high, f"tokens from 0 to {vocab_size - 1}")

@@ -81,7 +81,7 @@ def padded_positions(valid: Tensor) -> Tensor:
 
 def require_fits(tensor: Tensor, name: str, **sizes: int) -> None:
     """`ValueError` unless the tensor broadcasts to (batch, heads, queries, keys); an axis of no given size takes any."""
-    names = AXES[-tensor.ndim :]
+    names = AXES[len(AXES) - tensor.ndim :]
     for axis, n in zip(names, tensor.shape, strict=True):
         if n not in (1, sizes.get(axis, n)):
             expected = tuple(sizes.get(x, x) for x in names)

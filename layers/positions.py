@@ -24,7 +24,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from layers.checks import require, require_axes
+from layers.checks import require, require_axes, require_integers
 
 
 class Sinusoidal(nn.Module):
@@ -44,7 +44,7 @@ class Sinusoidal(nn.Module):
         self.dim, self.interleaved = dim, interleaved
 
     def forward(self, positions: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        require_integers(positions)
+        require_integers(positions, "positions")
         angles = positions.unsqueeze(-1) * frequencies(self.dim, 10000.0, positions.device)
         sines, cosines = angles.sin(), angles.cos()
         if self.interleaved:
@@ -78,7 +78,7 @@ class LearnedPositions(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, positions: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        require_integers(positions)
+        require_integers(positions, "positions")
         if not torch.compiler.is_compiling():
             few = positions.shape[-1] <= self.max_positions
             require(few, "positions", f"{positions.shape[-1]} of them", f"at most max_positions = {self.max_positions}")
@@ -124,7 +124,7 @@ class Rotary(nn.Module):
         require_axes(x, "x", "batch heads length dim", dim=self.dim)
         axes = "length" if positions.ndim == 1 else "batch length"
         require_axes(positions, "positions", axes, batch=x.shape[0], length=x.shape[2])
-        require_integers(positions)
+        require_integers(positions, "positions")
         speeds = frequencies(self.rotary_dim, self.base, x.device)
         speeds = speeds if self.scaling is None else self.scaling(speeds)
         angles = rearrange(positions, "... n -> ... 1 n 1") * speeds
@@ -258,8 +258,3 @@ def offsets(query_positions: Tensor, key_positions: Tensor) -> Tensor:
     for positions, name in ((query_positions, "query_positions"), (key_positions, "key_positions")):
         require_integers(positions, name)
     return rearrange(key_positions.long(), "... k -> ... 1 k") - rearrange(query_positions.long(), "... q -> ... q 1")
-
-
-def require_integers(positions: Tensor, name: str = "positions") -> None:
-    whole = not positions.is_floating_point()
-    require(whole, name, positions.dtype, "integers: float32 counts to 2^24, bfloat16 to 256")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layers.checks import require, require_axes
+from layers.checks import require, require_axes, require_pixels
 from layers.weights import WeightMap
 from zoo.pretrained.preprocess import Preprocess
 
@@ -97,7 +97,7 @@ class Model(nn.Module):
             self.parts()[name].eval()
         return self
 
-    def optimized(self, example: Tensor, dtype: torch.dtype) -> Model | None:
+    def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module | None:
         """What `zoo.optimize` returns, where it is more than a compiled `forward`, such as compiled decoding; else None."""
         return None
 
@@ -143,8 +143,7 @@ class ImageModel(Model):
 
     def check(self, images: Tensor, smallest: int) -> None:
         require_axes(images, "images", "batch channels height width", channels=self.in_channels)
-        if min(images.shape[-2:]) < smallest:
-            raise ValueError(f"images must have at least {smallest} rows and columns, got {tuple(images.shape)}")
+        require_pixels(images, smallest)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Output (b, c, y, x) of every stage."""

@@ -12,12 +12,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from layers import masks
 from layers.attention import MultiHeadAttention
 from layers.cache import Cache, CrossCache
 from layers.checks import require, require_axes
-from layers.embedding import TokenEmbedding, require_integers, require_known
+from layers.embedding import TokenEmbedding, require_indices, require_known
 from layers.feedforward import FeedForward
 from layers.positions import LearnedPositions, Rotary, Sinusoidal
 from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm
@@ -58,23 +59,30 @@ class Transformer(Model):
         self.encoder_norm, self.decoder_norm = encoder_norm, decoder_norm
         self.bias = nn.Parameter(torch.zeros(embedding.table.num_embeddings)) if bias else None
 
-    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """tokens (b, n), positions (n,) or (b, n), from 0 unless given -> (b, n, dim)"""
+    def embed(self, tokens: Tensor, positions: Tensor | None = None, real: Tensor | None = None) -> Tensor:
+        """tokens (b, n) -> (b, n, dim)
+
+        positions: (n,) or (b, n); by default they count the real tokens of each row, from 0. real: (b, n), None where all are.
+        """
         x = self.embedding(tokens)
         if self.positions is not None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device) if positions is None else positions
-            x = x + self.positions(positions, x.dtype)
+            places = torch.arange(tokens.shape[1], device=tokens.device) if positions is None else positions
+            added = self.positions(places, x.dtype)
+            if positions is None and real is not None:  # looked up, for sines of b * n places would take longer than those of n
+                added = F.embedding(masks.padded_positions(real), added)
+            x = x + added
         return self.dropout(x)
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """source (b, n), source_mask (b, n), True for real tokens -> memory (b, n, dim).
 
-        positions: (n,) or (b, n), for padding on the left or packed documents, such as `masks.padded_positions(source_mask)`.
+        positions: (n,) or (b, n), for packed documents, such as `masks.packed_positions(documents)`; by default those of the
+                   real tokens in their row, from 0, on whichever side they are padded.
         """
         require_tokens(source, "source", "batch source_length")
         require_mask(source_mask, "source_mask", "batch source_length", source)
         places = require_positions(positions, "batch source_length", source)
-        x, mask = self.embed(source, positions), None if source_mask is None else masks.for_keys(source_mask)
+        x, mask = self.embed(source, positions, source_mask), None if source_mask is None else masks.for_keys(source_mask)
         for block in self.encoder:
             x = block(x, mask=mask, **places)
         return x if self.encoder_norm is None else self.encoder_norm(x)
@@ -91,7 +99,7 @@ class Transformer(Model):
         """target (b, m), memory (b, n, dim) -> (b, m, dim), ready for `logits`.
 
         With caches, one pair a block, the target goes on where they end, and target_mask covers what is in them too.
-        positions: (m,) or (b, m), for padding on the left or packed documents; by default those that the caches say, or from 0.
+        positions: (m,) or (b, m), for packed documents; by default those that the caches say, or as in `encode`.
         """
         require_tokens(target, "target", "batch target_length", batch=memory.shape[0])
         require_mask(source_mask, "source_mask", "batch source_length", memory)
@@ -100,7 +108,7 @@ class Transformer(Model):
             positions = caches[0][0].positions(caches[0][0].slots(target.shape[1], target.device))
         elif target_mask is not None and not caches:
             require_mask(target_mask, "target_mask", "batch target_length", target)
-        x = self.embed(target, positions)
+        x = self.embed(target, positions, target_mask)
         mask = None if target_mask is None else masks.for_keys(target_mask)
         memory_mask = None if source_mask is None else masks.for_keys(source_mask)
         for block, cache in zip(self.decoder, caches or [None] * len(self.decoder), strict=True):
@@ -130,7 +138,7 @@ class Transformer(Model):
     def check_start(self, source: Tensor, source_mask: Tensor | None, capacity: int) -> None:
         """The errors of `start`: `ValueError` that names the argument."""
         require_axes(source, "source", "batch source_length")
-        require_integers(source, "source")
+        require_indices(source, "source")
         if source.is_cpu:  # a GPU is not worth waiting for
             require_known(source, "source", self.embedding.table.num_embeddings)
         require_mask(source_mask, "source_mask", "batch source_length", source)
@@ -139,8 +147,8 @@ class Transformer(Model):
             longest, most = max(source.shape[1], capacity), self.positions.max_positions
             require(longest <= most, "source and capacity", longest, f"{most} at most")
 
-    def optimized(self, example: Tensor, dtype: torch.dtype) -> Transformer:
-        """A copy whose `start` leads to compiled programs; see `zoo.optimize`."""
+    def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module:
+        """A copy for inference whose `start` leads to compiled programs; see `zoo.optimize`."""
         from zoo.deployment.compiled_decoding import optimize_decoding  # which imports this module
 
         return optimize_decoding(self, example, dtype)
@@ -149,7 +157,7 @@ class Transformer(Model):
 def require_tokens(tokens: Tensor, name: str, axes: str, **sizes: int) -> None:
     """`ValueError` for other axes, sizes or dtypes."""
     require_axes(tokens, name, axes, **sizes)
-    require_integers(tokens, name)
+    require_indices(tokens, name)
 
 
 def require_mask(mask: Tensor | None, name: str, axes: str, like: Tensor) -> None:
@@ -193,7 +201,7 @@ class Decoding:
         """The errors of a call, all of them before anything changes: `ValueError` that names the argument."""
         require_axes(tokens, "tokens", "batch target_length", batch=self.rows)
         require(tokens.shape[1] > 0, "tokens", tuple(tokens.shape), "of one token a row at least")
-        require_integers(tokens)
+        require_indices(tokens, "tokens")
         require(mask is None or not self.begun, "mask", "a mask", "None after the first call, which has the prompt")
         if mask is not None:
             require_left_padding(mask, "mask", tokens)
@@ -226,7 +234,7 @@ class Decoding:
 
     def check_rows(self, rows: Tensor) -> None:
         require_axes(rows, "rows", "rows")
-        require_integers(rows, "rows")
+        require_indices(rows, "rows")
         if rows.numel() > 0 and rows.is_cpu:
             low, high = (int(x) for x in rows.aminmax())
             require(low >= 0 and high < self.rows, "rows", low if low < 0 else high, f"from 0 to {self.rows - 1}")

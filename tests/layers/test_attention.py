@@ -663,6 +663,28 @@ def test_attend_names_the_axis_that_does_not_agree(changed, words, explicit):
         attend(**inputs, return_weights=explicit)
 
 
+@pytest.mark.parametrize("explicit", [False, True])
+def test_masks_and_biases_of_few_axes_are_for_all(explicit):
+    x, options = torch.randn(2, 3, 5, 4), dict(return_weights=explicit)
+    plain = attend(x, x, x, **options)[0]
+    for shape in ((), (5,)):
+        every, same = torch.ones(shape, dtype=torch.bool), torch.full(shape, 2.0)
+        for given in ((every, same), (every, None), (None, same)):
+            torch.testing.assert_close(attend(x, x, x, *given, **options)[0], plain)
+    assert not attend(x, x, x, torch.tensor(False), **options)[0].any()
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_values_may_have_another_number_of_features(explicit):
+    q, k, v = (torch.randn(2, 3, n, d, dtype=torch.float64, requires_grad=True) for n, d in ((5, 4), (6, 4), (6, 7)))
+    found, _ = attend(q, k, v, return_weights=explicit)
+    expected = (q / 2 @ k.mT).softmax(-1) @ v
+    torch.testing.assert_close(found, expected)
+    first, theirs = (torch.autograd.grad(x.pow(3).sum(), (q, k, v), create_graph=True) for x in (found, expected))
+    second, those = (torch.autograd.grad(sum(g.square().sum() for g in x), (q, k, v)) for x in (first, theirs))
+    torch.testing.assert_close((*first, *second), (*theirs, *those))
+
+
 def test_attend_refuses_masks_and_biases_of_another_dtype():
     x = torch.randn(1, 2, 3, 4)
     with pytest.raises(ValueError, match="mask must be boolean, True where a query may attend, got torch"):
@@ -690,6 +712,7 @@ def filled(cache, *shape):
         (dict(position_bias=RelativeBias(8)), lambda x: {}, "position_bias: heads must be 4, got 8"),
         ({}, lambda x: dict(positions=torch.arange(4)), "positions: queries must be 5, got 4"),
         ({}, lambda x: dict(positions=torch.zeros(3, 5, dtype=torch.long)), "positions: batch must be 2, got 3"),
+        ({}, lambda x: dict(positions=torch.zeros(2, 5)), "positions must be integers"),
         ({}, lambda x: dict(key=x, positions=torch.arange(5)), "key must be None where there are positions"),
         (
             dict(causal=True, position_bias=ALiBi(4)),
@@ -868,6 +891,37 @@ def test_lengths_that_cannot_be_gone_back_to_are_refused(length):
     assert cache.start.tolist() == [0, 1]
 
 
+class Elsewhere(torch.Tensor):
+    """Integers on another device: they meet none of this one before they are moved."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            out = function(*args, **(kwargs or {}))
+            if not isinstance(out, torch.Tensor):
+                return out
+            if function is torch.Tensor.to:
+                return out.as_subclass(torch.Tensor)
+            here = [x for x in args if isinstance(x, torch.Tensor) and not isinstance(x, Elsewhere) and x.ndim > 0]
+            assert not here, "all tensors must be on the same device"
+            return out.as_subclass(cls)
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_lengths_and_starts_come_from_any_device(kind):
+    block, x = attention(causal=True, window=3), torch.randn(3, 6, 12, dtype=torch.float64)
+    found = []
+    for cls in (torch.Tensor, Elsewhere):
+        start, length = (torch.tensor(n).as_subclass(cls) for n in ([0, 2, 1], [3, 5, 4]))
+        cache = CACHES[kind](20, start)
+        with torch.no_grad():
+            block(x[:, :5], cache=cache)
+            cache.truncate(length)
+            found.append(block(x[:, 5:], cache=cache))
+        assert type(cache.start) is torch.Tensor
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("name", POSITIONED)
 def test_packed_documents_and_left_padding_attend_as_alone(name):
     """The caller gives the positions, of which the attention has no other way to know."""
@@ -1025,3 +1079,17 @@ def test_scores_of_half_precision_do_not_overflow(dtype, size):
         assert found.dtype == dtype
         assert weights is None or weights.dtype == dtype
         assert (found.double() - expected).abs().max() < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float32, None])
+def test_scores_do_not_overflow_under_autocast(dtype, given):
+    """Which casts the factors of a product back: q k^T / 8 of 64 features of 1,000 is 8,000,000."""
+    q = torch.full((1, 1, 3, 64), 1000.0, dtype=given or dtype)
+    k, v = q * torch.tensor([[1.0], [-1.0], [1.0]], dtype=q.dtype), torch.randn_like(q)
+    expected = attend(q.double(), k.double(), v.double())[0]
+    with torch.autocast("cpu", dtype):
+        (fused, _), (found, weights) = (attend(q, k, v, return_weights=explicit) for explicit in (False, True))
+    assert found.dtype == fused.dtype == dtype
+    assert weights.dtype == q.dtype
+    assert (found.double() - expected).abs().max() < 8 * torch.finfo(dtype).eps

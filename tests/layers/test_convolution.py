@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -135,6 +136,14 @@ conv_stack = Contract(
 def test_rectangular_kernels_keep_the_size():
     images = torch.randn(1, 2, 9, 7)
     assert ConvNormAct(2, 3, (1, 7))(images).shape == (1, 3, 9, 7)
+
+
+def test_sizes_are_integers_of_any_kind():
+    block = ConvNormAct(2, 3, np.int64(3), stride=(np.int32(2), 1), padding=torch.tensor(2))
+    assert str(block) == str(ConvNormAct(2, 3, 3, stride=(2, 1), padding=2))
+    for bad in (3.0, np.float64(3), (3, 3, 3), (3, 1.0), "33"):
+        with pytest.raises(ValueError, match=r"kernel_size must be an int or \(rows, columns\), got"):
+            ConvNormAct(2, 3, bad)
 
 
 def test_folded_norms_compute_the_same():

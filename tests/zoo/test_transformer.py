@@ -232,15 +232,36 @@ def sentences(*shape):
     return torch.randint(3, 19, shape)
 
 
+@pytest.mark.parametrize("name", ["learned", "transformer_base", "transformer_small"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_source_padding_does_not_matter_on_the_right_and_shifts_positions_on_the_left(model, side):
-    source, target, junk = sentences(2, 5), sentences(2, 4), sentences(2, 3)
-    real = torch.ones(2, 5, dtype=torch.bool)
-    padded = torch.cat([junk, source] if side == "left" else [source, junk], 1)
-    mask = torch.cat([~real[:, :3], real] if side == "left" else [real, ~real[:, :3]], 1)
-    found, expected = model(padded, target, mask), model(source, target)
-    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12) == (side == "right")
-    assert not torch.allclose(model(padded, target), expected)
+def test_padding_with_a_mask_does_not_matter(name, side):
+    """Of source and target, each alone and both; on the right to the bit, for nothing else is computed of what is real."""
+    model, source, target, junk = positioned(name), sentences(2, 5), sentences(2, 4), sentences(2, 3)
+
+    def padded(tokens):
+        real = torch.ones_like(tokens, dtype=torch.bool)
+        parts = [(junk, ~real[:, :3]), (tokens, real)][:: 1 if side == "left" else -1]
+        return (torch.cat(x, 1) for x in zip(*parts, strict=True))
+
+    (longer, real), (after, kept) = padded(source), padded(target)
+    expected = model(source, target)
+    torch.testing.assert_close(model(longer, target, real), expected)
+    torch.testing.assert_close(model(source, after, None, kept)[:, kept[0]], expected)
+    torch.testing.assert_close(model(longer, after, real, kept)[:, kept[0]], expected)
+    assert not torch.allclose(model(longer, target), expected)
+    decodings = [model.start(longer, real, capacity=4), model.start(source, capacity=4)]
+    torch.testing.assert_close(*(decoding(target) for decoding in decodings))
+
+
+def test_padding_on_the_right_changes_no_bits(model):
+    """Nor does a row without any real token, on whichever side its padding is taken to be."""
+    source, target = sentences(3, 6), sentences(3, 4)
+    real = torch.arange(6) < torch.tensor([[6], [2], [0]])
+    places = torch.arange(6)
+    with torch.no_grad():
+        expected = model.decode(target, model.encode(source, real, places), None, real)
+        assert torch.equal(model.decode(target, model.encode(source, real), None, real), expected)
+    assert expected.isfinite().all()
 
 
 def test_target_padding_on_the_right_does_not_matter(model):
@@ -458,7 +479,8 @@ def test_packed_targets_are_as_each_document_alone(model):
 def test_a_source_padded_on_the_left_is_as_its_tokens_alone(model):
     source, real = sentences(2, 6), torch.arange(6) >= torch.tensor([[0], [3]])
     with torch.no_grad():
-        memory = model.encode(source, real, masks.padded_positions(real))
+        memory = model.encode(source, real)
+        torch.testing.assert_close(memory, model.encode(source, real, masks.padded_positions(real)))
         for row in range(2):
             torch.testing.assert_close(memory[row, real[row]], model.encode(source[row : row + 1, real[row]])[0])
 

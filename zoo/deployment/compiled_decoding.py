@@ -6,9 +6,7 @@ Both are compiled ahead of time, for batches, sources and capacities of any size
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +15,14 @@ from torch.nn import functional as F
 from layers.cache import CrossCache, SharedCache
 from layers.embedding import require_known
 from zoo.deployment.inductor import Program, compiled
+from zoo.deployment.optimize import Constant, copied
 from zoo.transformer import Decoding, Transformer
 
 
-def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -> Transformer:
-    """A copy whose `start` leads to compiled programs."""
+def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -> OptimizedTransformer:
+    """What `zoo.optimize` returns of a Transformer."""
     model.check_start(example, None, 1)
-    fast = copy.deepcopy(model).eval().requires_grad_(False).to(dtype)
+    fast: Transformer = copied(model, {}).eval().requires_grad_(False).to(dtype)
     source, mask = at_least_two(example, torch.ones_like(example, dtype=torch.bool))
     with torch.no_grad():
         decoding = OptimizedDecoding(fast, fast.encode(source, mask), mask, 16, len(source))  # a compiler plans for such sizes
@@ -31,33 +30,43 @@ def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -
         past, crossed = past_of(decoding), crossed_of(decoding)
         encode = compiled(Encoder(fast), source, mask)
         step = compiled(Step(fast), source[:, :1], decoding.memory, mask, decoding.starts(), past, crossed)
-    keys = [own.keys[:1, :, :1] for own, _ in decoding.caches]
-    fast.start = partial(start, fast, Frozen([*fast.parameters(), *fast.buffers()]), encode, step, keys)
-    fast.train = partial(stay, fast)
-    return fast
+    return OptimizedTransformer(fast, encode, step, [own.keys[:1, :, :1] for own, _ in decoding.caches])
 
 
-def stay(model: Transformer, mode: bool = True) -> Transformer:
-    """In place of `train`, for programs know no dropout."""
-    return model
+class OptimizedTransformer(Constant):
+    """A Transformer for inference whose `start` leads to programs. Its weights cannot be reached, so that all parts stay of one.
 
+    keys: one for each cache, (1, kv_heads, 1, head_dim).
+    """
 
-class Frozen:
-    """The weights that programs hold copies of. A change of the model's own would reach a part of decoding only."""
+    def __init__(self, model: Transformer, encode: Program, step: Program, keys: Sequence[Tensor]) -> None:
+        weight = model.embedding.table.weight
+        super().__init__((model, encode, step, keys), weight.dtype, weight.device)
+        self.config = copy.deepcopy(model.config)
+        self.place = nn.Parameter(weight.new_empty(0), requires_grad=False)  # tells others the device and dtype
 
-    def __init__(self, weights: list[Tensor]) -> None:
-        self.weights, self.known = weights, self.states(weights)
+    def forward(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
+    ) -> Tensor:
+        """As `Transformer`, and no faster."""
+        with torch.no_grad():
+            return self.programs[0](source, target, source_mask, target_mask)
 
-    @staticmethod
-    def states(weights: Iterable[Tensor]) -> list[tuple[int, int, torch.dtype, int]]:
-        return [(id(w), w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights]
-
-    def check(self, model: Transformer) -> None:
-        if self.states([*model.parameters(), *model.buffers()]) != self.known:
-            raise ValueError("the weights of an optimized model must stay as they are: change the model, and optimize it again")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
-        return Frozen(copy.deepcopy(self.weights, memo))
+    def start(self, source: Tensor, source_mask: Tensor | None = None, *, capacity: int) -> Decoding:
+        """As `Transformer.start`, with programs."""
+        model, encode, step, keys = self.programs
+        model.check_start(source, source_mask, capacity)
+        if source.numel() == 0:
+            return model.start(source, source_mask, capacity=capacity)
+        require_known(source, "source", model.embedding.table.num_embeddings)  # on a GPU too: a program ends the process
+        mask = torch.ones_like(source, dtype=torch.bool) if source_mask is None else source_mask
+        rows, (source, mask) = len(source), at_least_two(source, mask)
+        memory, *crossed = encode([source, mask])
+        decoding = OptimizedDecoding(model, memory, mask, capacity, rows, step)
+        for n, (own, cross) in enumerate(decoding.caches):
+            own.allocate(keys[n].expand(len(source), -1, -1, -1))
+            cross.keys, cross.values = (x.contiguous() for x in crossed[2 * n : 2 * n + 2])
+        return decoding
 
 
 def past_of(decoding: Decoding) -> list[Tensor]:
@@ -112,33 +121,6 @@ def at_least_two(source: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     missing = (0, tokens - source.shape[1])
     source, mask = (F.pad(x, missing).expand(rows, -1).contiguous() for x in (source, mask))
     return source, mask
-
-
-def start(
-    model: Transformer,
-    frozen: Frozen,
-    encode: Program,
-    step: Program,
-    keys: Sequence[Tensor],
-    source: Tensor,
-    source_mask: Tensor | None = None,
-    *,
-    capacity: int,
-) -> Decoding:
-    """As `Transformer.start`, with programs; keys: one for each cache, (1, kv_heads, 1, head_dim)."""
-    frozen.check(model)
-    model.check_start(source, source_mask, capacity)
-    if source.numel() == 0:
-        return Transformer.start(model, source, source_mask, capacity=capacity)
-    require_known(source, "source", model.embedding.table.num_embeddings)  # on a GPU too: a program ends the process
-    mask = torch.ones_like(source, dtype=torch.bool) if source_mask is None else source_mask
-    rows, (source, mask) = len(source), at_least_two(source, mask)
-    memory, *crossed = encode([source, mask])
-    decoding = OptimizedDecoding(model, memory, mask, capacity, rows, step)
-    for n, (own, cross) in enumerate(decoding.caches):
-        own.allocate(keys[n].expand(len(source), -1, -1, -1))
-        cross.keys, cross.values = (x.contiguous() for x in crossed[2 * n : 2 * n + 2])
-    return decoding
 
 
 class OptimizedDecoding(Decoding):

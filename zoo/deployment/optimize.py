@@ -19,12 +19,58 @@ from layers.winograd import use_winograd
 from zoo.model import Model
 
 
-class Optimized(nn.Module):
-    """What `optimize` returns: inference only, with weights that are constants.
+class Constant(nn.Module):
+    """Abstract: inference only, with weights that are constants of programs, out of everybody's reach.
 
-    It has no parameters and no state; nothing that a caller does to it from outside changes what it computes. `train()` leaves it
-    as it is, as part of an outer model that trains too. Loading a state, another dtype or device, `requires_grad_()` and pickling
-    raise a `RuntimeError`: change or save the model, and optimize that again. `copy.deepcopy` shares the programs.
+    It has no state; nothing that a caller does to it from outside changes what it computes. `train()` leaves it as it is, as part
+    of an outer model that trains too. Loading a state, another dtype or device, `requires_grad_()` and pickling raise a
+    `RuntimeError`: change or save the model, and optimize that again. `copy.deepcopy` shares the programs.
+    """
+
+    def __init__(self, programs: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.programs, self.dtype, self.device = programs, dtype, device  # a tuple, for others change what is among its modules
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Constant:
+        """Stays in evaluation."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Constant:
+        """Errors: `RuntimeError` if gradients are asked for."""
+        return self.refuse("have gradients") if requires_grad else self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Errors: `RuntimeError`, for a state without weights would be taken for the model's."""
+        return self.refuse("be saved")
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """What `load_state_dict` does, of an outer model too."""
+        if any(name.startswith(prefix) for name in state_dict):
+            self.refuse("load weights")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Constant:
+        """What `to`, `double`, `cuda` and the like do, of an outer model too; nothing to do is done."""
+        probe = torch.empty(1, dtype=self.dtype, device=self.device)
+        changed = fn(probe)
+        if (changed.dtype, changed.device) != (probe.dtype, probe.device):
+            self.refuse(f"be moved from {probe.dtype} on {probe.device} to {changed.dtype} on {changed.device}")
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Constant:
+        other = type(self).__new__(type(self))
+        vars(other).update({k: v if k == "programs" else copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return other
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.refuse("be pickled")
+
+    def refuse(self, what: str) -> Any:
+        raise RuntimeError(f"an optimized model cannot {what}: its weights are constants of a program; optimize the model again")
+
+
+class Optimized(Constant):
+    """What `optimize` returns, unless a model has a way of its own.
 
     Two programs of the same weights, each compiled when it is first needed: one for inputs of the example's shape, and one for
     all others, without Winograd's convolutions, which for unknown sizes take minutes to compile. A call holds settings of the
@@ -35,16 +81,13 @@ class Optimized(nn.Module):
     """
 
     def __init__(self, model: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.shape, self.images = example.shape, example.ndim == 4
-        self.dtype = dtype if example.is_floating_point() else example.dtype
-        self.device = next((x.device for x in tensors(model)), example.device)
+        device = next((x.device for x in tensors(model)), example.device)
         same = copied(model, {id(p): p for p in model.parameters()})  # a copy with the same parameters
-        if self.images and dtype == torch.float32 and self.device.type == "cpu":
+        if example.ndim == 4 and dtype == torch.float32 and device.type == "cpu":
             use_winograd(same)
-        # in a tuple, and so not among its modules, which others change
-        self.programs: tuple[Callable[..., Any], ...] = torch.compile(same, dynamic=False), torch.compile(model), model
-        super().train(False)
+        programs = torch.compile(same, dynamic=False), torch.compile(model), model
+        super().__init__(programs, dtype if example.is_floating_point() else example.dtype, device)
+        self.shape = example.shape
 
     def forward(self, images: Tensor) -> Any:
         for_example, for_others, model = self.programs
@@ -72,42 +115,6 @@ class Optimized(nn.Module):
             return False
         return images.device == self.device and images.dtype == self.dtype
 
-    def train(self, mode: bool = True) -> Optimized:
-        """Stays in evaluation."""
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> Optimized:
-        """Errors: `RuntimeError` if gradients are asked for."""
-        return self.refuse("have gradients") if requires_grad else self
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Errors: `RuntimeError`, for a state without weights would be taken for the model's."""
-        return self.refuse("be saved")
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """What `load_state_dict` does, of an outer model too."""
-        if any(name.startswith(prefix) for name in state_dict):
-            self.refuse("load weights")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Optimized:
-        """What `to`, `double`, `cuda` and the like do, of an outer model too; nothing to do is done."""
-        probe = torch.empty(1, dtype=self.dtype, device=self.device)
-        changed = fn(probe)
-        if (changed.dtype, changed.device) != (probe.dtype, probe.device):
-            self.refuse(f"be moved from {probe.dtype} on {probe.device} to {changed.dtype} on {changed.device}")
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Optimized:
-        other = type(self).__new__(type(self))
-        vars(other).update({k: v if k == "programs" else copy.deepcopy(v, memo) for k, v in vars(self).items()})
-        return other
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.refuse("be pickled")
-
-    def refuse(self, what: str) -> Any:
-        raise RuntimeError(f"an optimized model cannot {what}: its weights are constants of a program; optimize the model again")
-
 
 def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None) -> Any:
     """A faster copy of `model` for inference, compiled by one call on `example`; the model itself is left alone.
@@ -119,7 +126,7 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
     dtype:   what to compute in, by default the model's own; `torch.bfloat16` trades three digits for speed, on processors that
              multiply such numbers (AVX-512 BF16, AMX), and is several times slower on others.
     Equal to the model's eval output up to rounding in that dtype. Subclasses of layers, and hooked, pruned and parametrized ones,
-    are compiled as they are. What the copy refuses: see `Optimized`.
+    are compiled as they are. What the copy refuses: see `Constant`.
     """
     own = next((x.dtype for x in tensors(model) if x.is_floating_point()), example.dtype)
     dtype = dtype or own
@@ -144,7 +151,7 @@ def tensors(model: nn.Module) -> chain[Tensor]:
     return chain(model.parameters(), model.buffers())
 
 
-def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def copied(model: nn.Module, memo: dict[int, Any]) -> Any:
     """Of tensors that are computed, such as a pruned weight, the value; torch copies no others than parameters."""
     for module in model.modules():
         memo |= {id(x): x.detach().clone() for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf}

@@ -93,9 +93,12 @@ def steps(
         logits = decoder(tokens) if mask is None or step > 0 else decoder(tokens, mask=mask)
         if step == 0:
             check_logits(logits, len(tokens), stop, pad)
-        elif stop and bool(stopped.any()):
-            logits = logits.masked_fill(stopped[:, None], 0.0)  # what comes after the end does not count, NaN neither
-        chosen = choose(repetition(logits, tokens), step)
+        try:
+            chosen = choose(repetition(logits, tokens), step)
+        except (ValueError, RuntimeError):  # what comes after a row's end does not count, NaN neither
+            if not bool(stopped.any()):
+                raise
+            chosen = choose(repetition(logits.masked_fill(stopped[:, None], 0.0), tokens), step)
         if stop:
             chosen = chosen.masked_fill(stopped, pad)
             stopped = stopped | torch.isin(chosen, stops)

@@ -139,6 +139,11 @@ class WrongTwice(Sound):
         return OnceDifferentiable.apply(self.linear(x))
 
 
+class WrongForwardWhileTraining(Sound):
+    def mix(self, x):
+        return OnceDifferentiable.apply(self.linear(x)) if self.training else super().mix(x)
+
+
 class FusedKernel(torch.autograd.Function):
     """Without a derivative of its backward, and without forward mode."""
 
@@ -382,7 +387,7 @@ FAILS: dict[str, list[type[Sound]]] = {
     "autocast": [CancellingOnlyInHalf],
     "gradcheck": [WrongBackward, DoubledGradient],
     "second_derivatives": [WrongTwice, Fused],
-    "forward_derivatives": [WrongTwice, Fused],
+    "forward_derivatives": [WrongTwice, Fused, WrongForwardWhileTraining],
     "parameters_used": [Unused, Silenced],
     "per_sample_gradients": [LooksAtValues],
     "deterministic": [Noisy],
@@ -500,6 +505,18 @@ def test_a_claimed_difference_must_show():
     with pytest.raises(pytest.fail.Exception, match="vacuous"):
         check("train_eval", contract(Sound, trains_differently=lambda a: True))
     check("train_eval", contract(SecretDropout, trains_differently=lambda a: True))
+
+
+class ConstantWhereNarrow(Sound):
+    def mix(self, x):
+        return super().mix(x) * float(x.shape[-1] > 2)
+
+
+def test_few_examples_that_show_nothing_are_followed_by_more():
+    """The first one drawn is the simplest, and of a costly property the only one."""
+    check("forward_derivatives", contract(ConstantWhereNarrow))
+    with pytest.raises(pytest.fail.Exception, match=r"vacuous: none of [2-9]"):
+        check("forward_derivatives", contract(ConstantWhereNarrow, arguments=dict(dim=2)))
 
 
 def test_running_statistics_are_compared():

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 from contextlib import nullcontext
+from functools import partial
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrizations, prune
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import zoo
 from layers.positions import LearnedPositions
-from zoo.deployment import inductor
+from zoo.deployment import compiled_decoding, inductor
 from zoo.deployment.inductor import has_templates
 from zoo.generation import decoding
 from zoo.transformer import Transformer, build
@@ -253,24 +257,66 @@ def test_every_step_after_a_padded_prompt_equals_the_models(models, rows):
         assert (got - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
 
 
-def test_what_a_program_holds_cannot_be_changed_from_outside(models):
-    """Else the prompt would go by new weights and the steps by old ones."""
-    model, fast, source = models[0].eval(), models[1], torch.randint(VOCABULARY, (2, 4))
-    changes = {
-        "load_state_dict": lambda copied: copied.load_state_dict(model.state_dict()),
-        "assigned": lambda copied: copied.load_state_dict(model.state_dict(), assign=True),
-        "double": lambda copied: copied.double(),
-        "one layer": lambda copied: copied.decoder[0].to(torch.bfloat16),
-        "in place": lambda copied: copied.embedding.table.weight.mul_(2),
-        "a new one": lambda copied: setattr(copied, "bias", torch.nn.Parameter(torch.zeros(VOCABULARY))),
-    }
-    for change in changes.values():
-        copied = copy.deepcopy(fast)
-        copied.start(source, capacity=3)
-        change(copied)
-        with pytest.raises(ValueError, match="the weights of an optimized model must stay as they are"):
-            copied.start(source, capacity=3)
-    fast.start(source, capacity=3)
+def eager(program, *arguments):
+    """In place of `compiled`."""
+    structure = tree_flatten(arguments)[1]
+    return lambda tensors: tree_leaves(program(*tree_unflatten(tensors, structure)))
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """(model, its optimized copy but for the compiler)"""
+    monkeypatch.setattr(compiled_decoding, "compiled", eager)
+    torch.manual_seed(0)
+    model = build(VOCABULARY, dim=8, heads=2, hidden_dim=16, layers=1, bias=True)
+    return model.eval(), zoo.optimize(model, torch.randint(VOCABULARY, (5, 7)))
+
+
+REFUSED = {
+    "load_state_dict": lambda fast, model: fast.load_state_dict(model.state_dict()),
+    "assigned": lambda fast, model: fast.load_state_dict(model.state_dict(), assign=True),
+    "of an outer model": lambda fast, model: torch.nn.Sequential(fast).load_state_dict({"0.bias": model.bias}, strict=False),
+    "double": lambda fast, model: fast.double(),
+    "outer to": lambda fast, model: torch.nn.Sequential(model, fast).to("meta"),
+    "requires_grad_": lambda fast, model: fast.requires_grad_(),
+    "state_dict": lambda fast, model: torch.nn.Sequential(fast).state_dict(),
+    "pickle": lambda fast, model: pickle.dumps(fast),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_would_change_weights_is_refused(uncompiled, change):
+    model, fast = uncompiled
+    with pytest.raises(RuntimeError, match=r"an optimized model cannot .*: its weights are constants of a program"):
+        REFUSED[change](fast, copy.deepcopy(model))
+
+
+def test_no_write_from_outside_reaches_a_part_of_decoding(uncompiled):
+    """Else a prompt would go by new weights and its steps by old ones. `.data` tells nobody of what is written."""
+    model, fast = uncompiled
+    source, prompt = torch.randint(VOCABULARY, (2, 4)), torch.randint(VOCABULARY, (2, 3))
+    expected = model.start(source, capacity=3)(prompt)
+    for m in fast.modules():
+        for x in (*m.parameters(), *m.buffers()):
+            x.data.fill_(9.0)
+    fast.bias = torch.nn.Parameter(torch.full((VOCABULARY,), 9.0))
+    for m in (fast, copy.deepcopy(fast), fast.train().float().to("cpu").requires_grad_(False)):
+        torch.testing.assert_close(m.start(source, capacity=3)(prompt), expected)
+        torch.testing.assert_close(m(source, prompt)[:, -1], expected)
+    place = next(fast.parameters())
+    assert (place.dtype, place.device) == (torch.float32, source.device)
+
+
+@pytest.mark.parametrize("change", [partial(prune.l1_unstructured, name="weight", amount=0.5), parametrizations.weight_norm])
+def test_weights_that_are_computed_are_optimized_too(monkeypatch, change):
+    monkeypatch.setattr(compiled_decoding, "compiled", eager)
+    model = build(VOCABULARY, dim=8, heads=2, hidden_dim=16, layers=1).eval()
+    change(model.encoder[0].feedforward.sublayer.up)
+    change(model.decoder[0].attention.sublayer.query)
+    fast, source = zoo.optimize(model, torch.randint(VOCABULARY, (5, 7))), torch.randint(VOCABULARY, (2, 4))
+    theirs, ours = (m.start(source, capacity=3) for m in (model, fast))
+    for tokens in torch.randint(VOCABULARY, (2, 3)).split([2, 1], 1):
+        torch.testing.assert_close(ours(tokens), theirs(tokens))
 
 
 def test_there_is_no_dropout_in_what_is_for_inference_only(models):

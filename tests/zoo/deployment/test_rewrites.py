@@ -87,6 +87,7 @@ OTHERS = {
     "group norm": lambda block: norm(block, partial(nn.GroupNorm, 2)),
     "subclass of the convolution": lambda block: setattr(block, "conv", Negative(8, 8, 3, padding=1)),
     "subclass of the block": lambda block: setattr(block, "__class__", Before),
+    "own forward of the block": own_forward(""),
     "own forward of the norm": own_forward("norm"),
     "own forward of the convolution": own_forward("conv"),
     **{

@@ -739,6 +739,23 @@ def test_what_a_row_gives_after_its_end_stops_no_other(how):
     assert torch.equal(batch[1:], alone)
 
 
+def test_logits_are_handed_on_as_they_are():
+    """After a row has ended, too: they are copied only where the row's own are no numbers any more."""
+    given, chosen = [], []
+
+    def forward(tokens):
+        given.append(torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]))
+        return given[-1]
+
+    def choose(logits, step):
+        chosen.append(logits)
+        return logits.argmax(-1)
+
+    list(stream(Whole(forward), torch.zeros(2, 1, dtype=torch.long), max_new_tokens=4, stop=2, choose=choose))
+    assert len(chosen) == 4
+    assert all(x is y for x, y in zip(given, chosen, strict=True))
+
+
 def test_beams_without_a_continuation_end_and_others_go_on():
     """As where a grammar forbids all: a hypothesis that nothing may follow is lost, and no score is NaN."""
 
