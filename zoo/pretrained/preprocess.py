@@ -94,7 +94,8 @@ def eight_bits(picture: Image, mode: str) -> Image:
     """A picture of any mode of Pillow in `mode`, "RGB" or "L".
 
     Of 16 bits the upper 8 are kept, where Pillow would cut off at 255. What is transparent is laid on white.
-    Errors: `ValueError` that names the mode, for "F", for "I" unless it holds 16 bits, as every PNG file does, and for what Pillow cannot convert.
+    Errors: `ValueError` that names the mode, for "F", for "I" unless it holds 16 bits, as in a PNG file, and for what Pillow
+            cannot convert.
     """
     from PIL import Image as Pillow
 
