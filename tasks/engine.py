@@ -13,8 +13,8 @@ import json
 import math
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import zoo
+from layers.checks import require
 from layers.normalization import synchronise_norms
 from tasks import checkpoints
 from tasks.commands import Diverged
@@ -33,7 +34,10 @@ from tasks.data import seed_of
 from tasks.optimizers import learning_rate, update_average
 from tasks.options import EngineOptions
 from tasks.task import Task
-from zoo import files
+from zoo import files, saving
+
+Turn = tuple[str, Any, dict[str, Any]]
+"""A part, its loss and its metrics, as `Task.losses` yields them."""
 
 
 class Run:
@@ -90,19 +94,18 @@ class Run:
         units = self.total(torch.tensor(float(sum(self.task.units(batch) for _, batch in batches)))).item()
         self.wrapped.train()
         losses = [(k, self.task.losses(self.wrapped, batch)) for k, batch in batches]
-        result: dict[str, float] = {"loss": 0.0}
-        turn = 0
-        while (part := self.backward(losses, turn, units, result)) is not None:
-            self.take(part)
-            turn += 1
+        turns: list[Turn] = []
+        while (turn := self.backward(losses, len(turns), units)) is not None:
+            self.take(turn[0])
+            turns.append(turn)
         self.step += 1
         if self.average is not None:
             decay = min(self.options.ema, (1 + self.step) / (10 + self.step))  # a young average forgets its start quickly
             update_average(self.average, self.model, decay)
-        return result | {"units": units}
+        return self.combined(turns) | {"units": units}
 
-    def backward(self, losses: list[Any], turn: int, units: float, result: dict[str, float]) -> str | None:
-        """Gradients of the next loss, of all micro-batches; its part, or None after the last one. Adds its sums to `result`."""
+    def backward(self, losses: list[Any], turn: int, units: float) -> Turn | None:
+        """Gradients of the next loss, of all micro-batches. Its part and sums over all processes, or None after the last one."""
         sums: dict[str, Tensor] = {}
         part = None
         for n, (k, following) in enumerate(losses):
@@ -121,23 +124,28 @@ class Run:
                     self.accelerator.backward(loss * (self.world / units))
                 else:
                     self.accelerator.backward(loss / units, inputs=trainable(self.parts[part]))
-            for name, value in self.named(part, loss, metrics):
+            for name, value in {**metrics, "loss": loss}.items():
                 sums[name] = sums.get(name, 0) + value.detach().double()
         if part is None:
             return None
         found = {name: self.total(value).item() for name, value in sums.items()}
         if not math.isfinite(found["loss"]):
             raise Diverged(f"the loss is {found['loss']} at step {self.step + 1} (epoch {self.epoch + 1})")
-        for name, value in found.items():
-            result[name] = result.get(name, 0.0) + value
-        return part
+        return part, found.pop("loss"), found
 
-    def named(self, part: str, loss: Tensor, metrics: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """What is summed up: the loss, with several parts also each part's own, and the metrics."""
-        yield "loss", loss
-        if len(self.parts) > 1:
-            yield f"{part}_loss", loss
-        yield from metrics.items()
+    def combined(self, turns: Iterable[Turn]) -> dict[str, Any]:
+        """The loss, which is the sum of the parts', with several parts also each part's own, and the metrics.
+
+        What comes in several turns, a part's loss or a metric, counts with its mean over them.
+        """
+        losses, metrics = defaultdict(list), defaultdict(list)
+        for part, loss, found in turns:
+            losses[part].append(loss)
+            for name, value in found.items():
+                metrics[name].append(value)
+        means = {part: sum(values) / len(values) for part, values in losses.items()}
+        each = {f"{part}_loss": value for part, value in means.items()} if len(self.parts) > 1 else {}
+        return {"loss": sum(means.values()), **each, **{name: sum(values) / len(values) for name, values in metrics.items()}}
 
     def take(self, part: str) -> None:
         """The step of one part's optimizer."""
@@ -172,14 +180,34 @@ class Run:
         sums: dict[str, Tensor] = {}
         for indices in self.task.valid.batches(0):
             share = indices.tensor_split(self.world)[self.accelerator.process_index]
-            batch = self.to_device(self.task.valid.batch(share, 0))  # may be empty: all processes sum up the same names
-            with self.accelerator.autocast():
-                found = [x for losses in self.task.losses(model, batch) for x in self.named(*losses)]
-            for name, value in (*found, ("units", torch.tensor(float(self.task.units(batch))))):
-                sums[name] = sums.get(name, 0) + value.double()
+            for name, value in self.measure(model, share).items():
+                sums[name] = sums.get(name, 0) + value
         everything = {name: self.total(value).item() for name, value in sums.items()}
         means = {name: value / everything["units"] for name, value in everything.items() if name != "units"}
-        return means | self.task.score(model)
+        measured = means | self.task.score(model)
+        self.require_primary(measured)
+        return measured
+
+    def measure(self, model: nn.Module, indices: Tensor) -> dict[str, Tensor]:
+        """Sums in float64 over validation examples, of which there may be none: all processes sum up the same names."""
+        batch = self.to_device(self.task.valid.batch(indices, 0))
+        with self.accelerator.autocast():
+            turns = list(self.task.losses(model, batch))
+        exact = [(part, loss.double(), {name: x.double() for name, x in found.items()}) for part, loss, found in turns]
+        return self.combined(exact) | {"units": torch.tensor(float(self.task.units(batch)), dtype=torch.float64)}
+
+    @torch.no_grad()
+    def require_ready(self) -> None:
+        """Errors: `ValueError`, before an epoch is spent, if the model could not be kept, or if its best epoch not be told."""
+        saving.saved(self.result, zoo.build)
+        first = next(iter(self.task.valid.batches(0)), None)
+        if first is not None and type(self.task).score is Task.score:  # else any metric may come from there
+            measured = self.measure(self.result.eval(), first[:1])
+            self.require_primary([name for name in measured if name != "units"])
+
+    def require_primary(self, names: Iterable[str]) -> None:
+        primary = self.task.primary.name
+        require(primary in names, "primary", primary, f"one of {', '.join(names)}")
 
     def best(self) -> dict[str, Any]:
         """The row of the epoch with the best primary metric, among equals the one with the least loss, the first of these."""
@@ -215,7 +243,12 @@ class Run:
     # -------------------------------------------------------------------------------------------------- the loop
 
     def fit(self) -> dict[str, Any]:
-        """Train to the last epoch; returns the summary."""
+        """Train to the last epoch; returns the summary.
+
+        Errors: `ValueError` if `zoo.save` would refuse the model, or if the task does not measure its `primary` metric;
+                `Diverged` if a loss or a weight is no longer finite.
+        """
+        self.require_ready()
         if self.main and self.accelerator.log_with:
             self.accelerator.init_trackers("tensorboard")
         begun = time.perf_counter() - self.seconds

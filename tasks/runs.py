@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+import zoo
 from tasks.commands import checking_input, first_process
 from tasks.engine import Run
 from tasks.options import EngineOptions, UserError
 from tasks.task import Task
-from zoo import files
+from zoo import files, saving
 
 FREE = {"resume", "name", "runs_dir", "device", "checkpoint_every"}
 """Options that a resumed run may change: they leave the numbers alone."""
@@ -31,11 +32,12 @@ def train(
     kind, given:  the options' class and those that the command line gives.
     default_name: the run's name where none is given.
     begin:        ``begin(options, folder)`` checks all input and makes task and model, whose `config` goes to config.json.
+    Errors: `UserError` if `zoo.save` would refuse the model.
     """
     with checking_input():
         options, folder = open_folder(kind, given, default_name)
         task, model = begin(options, folder)
-        config = getattr(model, "config", {})
+        config, _ = saving.saved(model, zoo.build)
     run = Run(task, model, options, folder)
     if run.main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +48,7 @@ def train(
         files.write_json(folder / "options.json", asdict(options) | {"resume": False, "name": folder.name})
         files.write_json(folder / "config.json", config)
         task.keep(folder)
-        print(f"{options.model}, {sum(p.numel() for p in model.parameters()):,} parameters", *task.told, sep="\n", flush=True)
+        print(f"{config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters", *task.told, sep="\n", flush=True)
     run.accelerator.wait_for_everyone()
     if run.finished and (folder / "summary.json").exists():
         run.accelerator.print(f"{folder} is finished: nothing left to do")

@@ -45,7 +45,10 @@ class Metric:
 
 
 class Task:
-    """Base of all tasks. A task with one loss sets the splits and `units`, and writes `loss`; nothing else is needed."""
+    """Base of all tasks. A task with one loss sets the splits and `units`, and writes `loss`; nothing else is needed.
+
+    Its model must be one that `zoo.save` accepts: one of `zoo.MODELS`, made by `zoo.create`. Add your own to `zoo.MODELS`.
+    """
 
     unit: str = "examples"
     """What the examples are called, such as "images"."""
@@ -53,6 +56,7 @@ class Task:
     valid: Split
     """What is measured after every epoch."""
     primary: Metric = Metric("accuracy")
+    """What decides which epoch is the best one: "loss", a metric of `loss` or `losses`, or one of `score`."""
     channels_last: bool = False
     """Whether kernels lie channels-last in memory, as suits convolutions of images."""
     told: Sequence[str] = ()
@@ -80,7 +84,10 @@ class Task:
         """Name of a part, its loss and metrics, one after the other, always in the same order.
 
         When the next one is asked for, the part of the last one has made its step on the whole batch. A loss moves its own part
-        alone, whatever else it depends on. Of micro-batches all are open at a time: what a generator keeps, stays in memory.
+        alone, whatever else it depends on. A part may come several times, and so may a metric's name: each counts with its mean.
+        The generators of all micro-batches run side by side, and what they hold stays in memory until the step ends.
+        Evaluation asks for the losses too, in eval mode and without gradients: a loss that needs some, such as a gradient
+        penalty, must ask `torch.is_grad_enabled()`, or turn them on by `torch.enable_grad()`.
         """
         yield ("model", *self.loss(model, batch))
 

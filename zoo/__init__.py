@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import layers
@@ -30,7 +29,7 @@ from zoo.pretrained import containers, preprocess
 from zoo.pretrained.load import Weights, find
 from zoo.pretrained.load import create as create_with
 from zoo.pretrained.preprocess import Preprocess
-from zoo.saving import DTYPES, differences, plain, state_of
+from zoo.saving import DTYPES, dense_state, plain, saved
 
 for _room in (decoding, sampling, preprocess):  # their names before there were rooms: `zoo.sampling`
     sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
@@ -103,35 +102,15 @@ def save(model: nn.Module, folder: str | Path, file: str | None = None) -> None:
     Errors: `ValueError` for a model that `create` would not build as it is now: composed or changed by hand, pruned,
             parametrized, folded, quantized, without values.
     """
-    model, file = plain(model), file or files.MODEL
+    file = file or files.MODEL
     if not file.endswith(".safetensors") or Path(file).name != file:
         raise ValueError(f"file must be a name that ends in .safetensors, got {file!r}")
-    config = vars(model).get("config")
-    if not isinstance(config, dict) or not {"model", "arguments"} <= config.keys():
-        raise ValueError(
-            f"model must come from zoo.create or zoo.load to be rebuilt, got a {type(model).__name__} without a config: keep its "
-            "weights with zoo.save_state(model, path), and read them with zoo.load_state into a model composed in the same way"
-        )
-    state = state_of(model)
-    with torch.device("meta"):
-        built = build(config["model"], **config["arguments"])
-    if problems := differences(model, built):
-        raise ValueError(
-            f"model must be as zoo.create({config['model']!r}, ...) builds it, or zoo.load could not give it back; it differs in "
-            f"{'; '.join(problems)}. Keep its weights with zoo.save_state(model, path)"
-        )
-    dtype = next((x.dtype for x in state.values() if x.is_floating_point()), torch.float32)
-    config = {key: value for key, value in config.items() if key not in ("file", "dtype")}
-    config |= {} if dtype == torch.float32 else {"dtype": str(dtype).removeprefix("torch.")}
+    config, state = saved(model, build)
     last = file if file in (files.MODEL, files.BEST) else files.saved_file(Path(folder))
     config |= {"file": last} if last == files.MODEL and (Path(folder) / files.BEST).exists() else {}
-    try:
-        text = files.json_bytes(config)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"model.config must be made of JSON values, got {config} ({error})") from error
     Path(folder).mkdir(parents=True, exist_ok=True)
     files.write_tensors(Path(folder) / file, state)
-    files.write_bytes(Path(folder) / "config.json", text)
+    files.write_json(Path(folder) / "config.json", config)
 
 
 def save_state(model: nn.Module, path: str | Path) -> None:
@@ -141,7 +120,7 @@ def save_state(model: nn.Module, path: str | Path) -> None:
     """
     if not str(path).endswith(".safetensors"):
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
-    files.write_tensors(path, state_of(plain(model)))
+    files.write_tensors(path, dense_state(plain(model)))
 
 
 def load(path: str | Path) -> Model:

@@ -93,7 +93,9 @@ def read_image(path: Path, channels: int) -> Tensor:
 
     try:
         with Image.open(path) as picture:
-            return V.pil_to_tensor(eight_bits(ImageOps.exif_transpose(picture), "RGB" if channels == 3 else "L"))
+            upright = ImageOps.exif_transpose(picture)
+            upright.format = picture.format  # which tells `eight_bits` what the numbers mean
+            return V.pil_to_tensor(eight_bits(upright, "RGB" if channels == 3 else "L"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({first_line(error)})") from error
 

@@ -7,8 +7,10 @@ import inspect
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, LlamaConfig, T5Config
+from transformers import ApertusConfig, GPT2Config, LlamaConfig, T5Config
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.t5.modeling_t5 import T5Attention
 
 import zoo
 from layers.attention import MultiHeadAttention
@@ -21,8 +23,9 @@ def default(block, name):
     return inspect.signature(block).parameters[name].default
 
 
-LLAMA_31 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
-"""`rope_scaling` of Llama 3.1: meta-llama/Llama-3.1-8B, config.json."""
+T5_BUCKETS = T5Attention._relative_position_bucket
+LLAMA_3 = ApertusConfig().rope_parameters
+"""A model of transformers that has the scaling of Llama 3.1 by default."""
 
 
 @pytest.mark.parametrize(
@@ -30,24 +33,26 @@ LLAMA_31 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_f
     [
         (default(RelativeBias, "buckets"), T5Config().relative_attention_num_buckets),
         (default(RelativeBias, "max_distance"), T5Config().relative_attention_max_distance),
-        (default(RelativeBias, "bidirectional"), True),  # T5's encoder
+        (default(RelativeBias, "bidirectional"), default(T5_BUCKETS, "bidirectional")),
         (default(Rotary, "base"), LlamaConfig().rope_parameters["rope_theta"]),
-        (default(Rotary, "base"), 10000.0),  # arXiv 2104.09864, 3.2.2
-        (default(Rotary, "interleaved"), False),  # transformers' Llama
-        (default(Llama3Scaling, "factor"), LLAMA_31["factor"]),
-        (default(Llama3Scaling, "low"), LLAMA_31["low_freq_factor"]),
-        (default(Llama3Scaling, "high"), LLAMA_31["high_freq_factor"]),
-        (default(Llama3Scaling, "original_length"), LLAMA_31["original_max_position_embeddings"]),
-        (default(Sinusoidal, "interleaved"), True),  # arXiv 1706.03762, 3.5
-        (default(LearnedPositions, "offset"), 0),
-        (default(GEGLU, "approximate"), "none"),
-        (MultiHeadAttention(6, 2).head_dim, 3),  # arXiv 1706.03762, 3.2.2: d_model / h
-        (default(MultiHeadAttention, "dropout"), 0.0),
-        (default(TokenEmbedding, "scale"), 1.0),
+        (default(Llama3Scaling, "factor"), LLAMA_3["factor"]),
+        (default(Llama3Scaling, "low"), LLAMA_3["low_freq_factor"]),
+        (default(Llama3Scaling, "high"), LLAMA_3["high_freq_factor"]),
+        (default(Llama3Scaling, "original_length"), LLAMA_3["original_max_position_embeddings"]),
+        (default(GEGLU, "approximate"), default(nn.GELU, "approximate")),
+        (MultiHeadAttention(6, 2).head_dim, nn.MultiheadAttention(6, 2).head_dim),
+        (default(MultiHeadAttention, "dropout"), default(nn.MultiheadAttention, "dropout")),
     ],
 )
 def test_defaults_are_those_of_the_reference(ours, reference):
     assert ours == reference
+
+
+def test_rotary_pairs_features_as_transformers_llama():
+    """The halves, not neighbours."""
+    x, positions = torch.randn(1, 1, 5, 8), torch.arange(5)
+    cos, sin = LlamaRotaryEmbedding(LlamaConfig(hidden_size=8, num_attention_heads=1))(x, positions[None])
+    torch.testing.assert_close(Rotary(8)(x, positions), apply_rotary_pos_emb(x, x, cos, sin)[0])
 
 
 def test_feed_forward_networks_are_activated_as_the_papers_say():

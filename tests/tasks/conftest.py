@@ -51,8 +51,8 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., processes.
     """A command in a process of its own, or in several ranks; `blow` is when it kills itself, as `processes.strike` says."""
 
     def run(*words: object, task: str = TASK, ranks: int = 1, blow: tuple[str, int] | None = None) -> processes.Done:
-        told = processes.ranks(ranks) if ranks > 1 else [{}]
-        folders = [tmp_path_factory.mktemp("said") for _ in told]
+        folders = [tmp_path_factory.mktemp("said") for _ in range(ranks)]
+        told = processes.ranks(ranks, folders[0] / "store") if ranks > 1 else [{}]
         started = [processes.start(f, task, [*map(str, words)], blow, rank) for f, rank in zip(folders, told, strict=True)]
         done = [processes.finish(*pair) for pair in zip(started, folders, strict=True)]
         return max(done, key=lambda one: one.returncode != 0)

@@ -7,20 +7,23 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Mapping
-from contextlib import closing
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
+
+import torch.distributed as dist
 
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
 PRELOADED = ["pytest", "processes", "toys", "tasks.runs", "tasks.plots", "tasks.image_classification", "tasks.translation",
              "tasks.data.images", "tasks.data.parallel", "torchvision.transforms.v2", "sklearn.model_selection", "sacrebleu",
              "tokenizers", "torch.distributed.nn"]  # fmt: skip
+
+
+STORE = "STORE_OF_THE_TESTS"
 
 
 class Done(NamedTuple):
@@ -51,13 +54,10 @@ def finish(process: Any, folder: Path) -> Done:
     return Done(process.exitcode, (folder / "out").read_text(), (folder / "err").read_text())
 
 
-def ranks(number: int) -> list[dict[str, str]]:
-    """What torchrun tells each of its processes."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    size = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-    return [{**shared, **size, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(number)]
+def ranks(number: int, store: Path) -> list[dict[str, str]]:
+    """What torchrun tells each of its processes, and the file by which they find each other, which is not there yet."""
+    shared = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), STORE: str(store)}
+    return [{**shared, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(number)]
 
 
 def work(folder: Path, task: str, words: list[str], blow: tuple[str, int] | None, rank: dict[str, str]) -> None:
@@ -65,6 +65,9 @@ def work(folder: Path, task: str, words: list[str], blow: tuple[str, int] | None
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(rank)
+    if rank:  # before accelerate does it, by a port that somebody else may have taken
+        where = f"file://{rank[STORE]}"
+        dist.init_process_group("gloo", where, world_size=int(rank["WORLD_SIZE"]), rank=int(rank["RANK"]))
     if blow:
         strike(*blow)
     sys.exit(importlib.import_module(task).main(words))

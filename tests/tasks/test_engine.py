@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 from toys import Sentences, network
 
+import zoo
+from tasks import runs
 from tasks.commands import Diverged
 from tasks.engine import Run
 from tasks.optimizers import learning_rate, make_optimizer
+from tasks.options import EngineOptions, UserError
+from tasks.task import Metric
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -132,3 +136,46 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(start):
     with pytest.raises(Diverged, match="step 2"):
         run.train_step(torch.arange(4, 8))
     assert all(torch.equal(value, before[name]) for name, value in weights(run).items())
+
+
+class NeverTrained(Sentences):
+    def units(self, batch):
+        assert not torch.is_grad_enabled(), "a step has begun"
+        return super().units(batch)
+
+
+def test_a_model_that_could_not_be_kept_is_refused_before_the_first_step(start, tmp_path):
+    with pytest.raises(ValueError, match=r"model must come from zoo\.create"):
+        start(NeverTrained()).fit()
+    task = NeverTrained()
+    with pytest.raises(UserError, match=r"model must come from zoo\.create"):
+        runs.train(EngineOptions, {"runs_dir": str(tmp_path / "runs")}, lambda _: "a", lambda *_: (task, network()))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "bleu"])
+def test_a_deciding_metric_that_is_not_measured_is_named(start, monkeypatch, metric):
+    """Before the first step, unless it might have come from `score`."""
+    monkeypatch.setitem(zoo.MODELS, "toy", network)
+    model = network()
+    model.config = {"model": "toy", "arguments": {}}
+
+    class Other(NeverTrained):
+        primary = Metric(metric)
+
+        def loss(self, model, batch):
+            return super().loss(model, batch)[0], {"error": torch.tensor(1.0)}
+
+    with pytest.raises(ValueError, match=f"primary must be one of loss, error, got '{metric}'"):
+        start(Other(), model).fit()
+    with pytest.raises(ValueError, match=f"primary must be one of loss, error, got '{metric}'"):
+        start(Other()).evaluate()
+    monkeypatch.setattr(Other, "score", lambda self, model: {"bleu": 1.0})
+    assert "bleu" in start(Other()).evaluate() if metric == "bleu" else True
+
+
+def test_a_run_says_the_name_of_its_model(start, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(zoo.MODELS, "toy", network)
+    options = {"runs_dir": str(tmp_path / "runs"), "epochs": 1, "device": "cpu"}
+    runs.train(EngineOptions, options, lambda _: "a", lambda *_: (Sentences(), zoo.create("toy")))
+    assert capsys.readouterr().out.startswith("toy, 50 parameters\n")

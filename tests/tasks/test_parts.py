@@ -77,18 +77,32 @@ def test_a_loss_moves_its_own_part_alone(start, moved):
 
 
 def test_a_part_may_step_several_times(start):
-    """Five steps of the discriminator to one of the generator, as Wasserstein GANs have it; dropout is drawn anew for each."""
+    """Five of the discriminator to one of the generator, as Wasserstein GANs do: rows give means, dropout is drawn anew."""
     drawn = []
 
     class Five(Adversaries):
         def losses(self, model, batch):
             for _ in range(5):
                 drawn.append(torch.rand(()).item())
-                yield "discriminator", F.softplus(model.discriminator(batch[0][:, :2])).sum(), {}
-            yield "generator", model.discriminator(model.generator(batch[0][:, 2:])).sum(), {}
+                told = model.discriminator(batch[0][:, :2])
+                found.append(F.softplus(told).sum().item())
+                yield "discriminator", F.softplus(told).sum(), {"accuracy": told.isfinite().sum()}
+            guess = model.discriminator(model.generator(batch[0][:, 2:])).sum()
+            yield "generator", guess, {"accuracy": torch.tensor(0.0), "guess": guess}
 
+    found = []
     run = start(Five(), Pair())
-    run.train_step(STEPS[0])
+    sums = run.train_step(STEPS[0])
+    assert sums["discriminator_loss"] == pytest.approx(sum(found) / 5, rel=1e-12)
+    assert sums["loss"] == pytest.approx(sums["discriminator_loss"] + sums["generator_loss"], rel=1e-12)
+    assert sums["accuracy"] == pytest.approx(len(STEPS[0]) * 5 / 6, rel=1e-12)  # a mean over all that have it
+    assert sums["guess"] == sums["generator_loss"]
+    measured = run.evaluate()
+    assert measured["accuracy"] == pytest.approx(5 / 6, rel=1e-12)
+    assert measured["discriminator_loss"] == pytest.approx(found[-1] / 5, rel=1e-12)
+    assert len({*found[:5]}) == 5
+    assert len({*found[5:]}) == 1
+    drawn = drawn[:5]
     assert {int(slots["step"]) for slots in run.optimizers["discriminator"].state_dict()["state"].values()} == {5}
     assert {int(slots["step"]) for slots in run.optimizers["generator"].state_dict()["state"].values()} == {1}
     assert len(set(drawn)) == 5

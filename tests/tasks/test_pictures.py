@@ -264,6 +264,12 @@ def test_greys_of_16_bits_keep_their_shades(tmp_path, suffix):
         assert square(read_image(path, channels), 16)[:, 3].tolist() == [[17 * n for n in range(16)]] * channels
 
 
+def test_a_dark_scan_of_16_bits_is_dark(tmp_path):
+    """Old Pillow reads it as 32-bit integers, none of which is above 255."""
+    Image.fromarray(np.full((4, 4), 255, np.uint16)).save(tmp_path / "dark.png")
+    assert not read_image(tmp_path / "dark.png", 3).any()
+
+
 def test_floating_point_pixels_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DataError, match=r"float\.tiff .*8 or 16 bits"):

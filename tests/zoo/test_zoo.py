@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from functools import cache
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from torch.nn.utils import parametrizations, prune
 
 import zoo
 from layers.convolution import BlurPool, SqueezeExcite, fold_norms
+from layers.positions import Llama3Scaling
 from layers.residual import bottleneck
-from zoo import files
+from zoo import files, saving
 from zoo.model import LinearHead
 from zoo.resnet import ResNet, imagenet_stem
 from zoo.vgg import VGG
@@ -276,7 +278,7 @@ def test_what_every_name_creates_can_be_saved(name):
     """At full size, on the meta device: nothing that `save` compares tells a created model from the one that `load` creates."""
     model = on_meta(name)
     model.train().freeze([next(iter(model.parts()))])
-    assert zoo.differences(model, known(name)) == []
+    assert saving.differences(model, known(name)) == []
 
 
 def assert_same(loaded, state):
@@ -307,6 +309,13 @@ def compiled_in_place(model):
     return model
 
 
+def under_autocast(model):
+    """As accelerate does it for mixed precision."""
+    model._original_forward = model.forward
+    model.forward = MethodType(torch.autocast("cpu", torch.bfloat16)(type(model).forward), model)
+    return model
+
+
 ACCEPTED = {
     "as it is": lambda m: m,
     "trained": trained,
@@ -320,6 +329,7 @@ ACCEPTED = {
     "float64": lambda m: m.double(),
     "bfloat16": lambda m: m.bfloat16(),
     "float16": lambda m: m.half(),
+    "mixed precision": under_autocast,
     "synchronised": nn.SyncBatchNorm.convert_sync_batchnorm,
     "dropout set": lambda m: setattr(m.head.dropout, "p", 0.5) or m,
     "activations out of place": lambda m: [setattr(x, "inplace", False) for x in m.modules() if hasattr(x, "inplace")] and m,
@@ -388,6 +398,7 @@ REFUSED = {
     "another activation": (with_silu, r"modules: stages\.0\.0\.activation"),
     "another stride": (lambda m: setattr(m.stem[0].conv, "stride", (2, 2)) or m, r"modules: stem\.0\.conv"),
     "another eps": (lambda m: setattr(m.stem[0].norm, "eps", 0.1) or m, r"modules: stem\.0\.norm"),
+    "another forward": (lambda m: setattr(m.head, "forward", m.head.output.forward) or m, "modules: head"),
     "no statistics": (lambda m: setattr(m.stem[0], "norm", nn.BatchNorm2d(16, track_running_stats=False)) or m, r"stem\.0\.norm"),
     "tied": (tied, r"tensors of several names: stages\.0\.0\.body\.0\.conv\.weight"),
     "a shared norm": (tied_norm, r"tensors of several names: stages\.0\.0\.body\.0\.norm"),
@@ -411,6 +422,51 @@ def test_what_load_could_not_give_back_is_refused_before_anything_is_written(kin
     change, message = REFUSED[kind]
     model = change(zoo.create("resnet20").eval())
     with pytest.raises(ValueError, match=message):
+        zoo.save(model, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def changed(value):
+    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else (9, value)
+
+
+def test_every_setting_of_every_class_of_modules_is_compared():
+    """Those left out here do not change the outputs in eval mode."""
+    tried = set()
+    for name, arguments in FAMILIES.items():
+        model, built = on_meta(name, **arguments), on_meta(name, **arguments)
+        settings = {
+            (type(module), attribute): (place, module)
+            for place, module in model.named_modules()
+            for attribute, value in vars(module).items()
+            if isinstance(value, int | float | str | tuple) or inspect.isfunction(value)
+            if attribute not in ("training", "momentum", "inplace", "dropout", "p", "frozen") and not attribute.startswith("_")
+        }
+        for kind, attribute in settings.keys() - tried:
+            place, module = settings[kind, attribute]
+            before = getattr(module, attribute)
+            setattr(module, attribute, print if callable(before) else changed(before))
+            assert saving.module_kind(module) != saving.module_kind(built.get_submodule(place)), (name, place, attribute)
+            setattr(module, attribute, before)
+        assert saving.differences(model, built) == []
+        tried |= settings.keys()
+    assert len(tried) > 70
+
+
+@pytest.mark.parametrize(
+    ("place", "attribute", "value"),
+    [
+        ("embedding", "scale", 1.0),
+        ("decoder.0.attention.sublayer", "window", 1),
+        ("decoder.0.attention.sublayer", "causal", False),
+        ("encoder.0.attention.sublayer.positions", "base", 3.0),
+        ("encoder.0.attention.sublayer.positions", "scaling", Llama3Scaling()),
+    ],
+)
+def test_settings_that_change_the_logits_are_refused(place, attribute, value, tmp_path):
+    model = zoo.create("transformer_small", **TEXT | dict(dim=16))
+    setattr(model.get_submodule(place), attribute, value)
+    with pytest.raises(ValueError, match=f"modules: {place}"):
         zoo.save(model, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 

@@ -29,7 +29,8 @@ COUNTERS = ("n_averaged", "initted", "step")
 def read_pickle(path: Path, key: str = "") -> dict[str, Tensor]:
     """A state dict that `torch.save` wrote, itself or within a checkpoint: tensors are read, and no code is run.
 
-    key: which entry of a checkpoint to take; without it, the only one that holds a state.
+    key: which entry of a checkpoint to take, or which tensors, by the beginning of their names; without it, the only entry that
+         holds a state.
     Errors: `ValueError` that says what was found.
     """
     try:
@@ -55,7 +56,10 @@ def harmless() -> list[Any]:
 
 
 def state_of(found: Any, path: Path, key: str = "") -> dict[str, Tensor]:
-    """The state dict in what a file held: itself, or one entry or more down under a usual key, or the only one there is."""
+    """The state dict in what a file held: itself, or one entry or more down under a usual key, or the only one there is.
+
+    key: which entry to take, or if there is none of that name, the tensors whose names begin with it.
+    """
     trail: list[str] = []
     while not is_state(found):
         if not isinstance(found, Mapping):
@@ -72,9 +76,16 @@ def state_of(found: Any, path: Path, key: str = "") -> dict[str, Tensor]:
             raise ValueError(f"{path} holds several states, {', '.join(known)}: choose one, {path}#{next(iter(known))}")
         ((name, found),) = known.items()
         trail.append(name)
-    if key and key not in trail:
-        raise ValueError(f"{path} holds no state under {key!r}" + (f", but under {'.'.join(trail)}" if trail else ""))
-    return dict(found)
+    if not key or key in trail:
+        return dict(found)
+    if chosen := beginning_with(key, found):
+        return chosen
+    raise ValueError(f"{path} holds no state under {key!r}" + (f", but under {'.'.join(trail)}" if trail else ""))
+
+
+def beginning_with(key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `key` and a dot, without that."""
+    return {name.removeprefix(f"{key}."): x for name, x in tensors.items() if name.startswith(f"{key}.")}
 
 
 def is_state(found: Any) -> bool:

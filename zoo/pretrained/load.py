@@ -3,7 +3,7 @@
     "torchvision:IMAGENET1K_V2"     a name out of `torchvision.models.get_model_weights`, or DEFAULT
     "timm:resnet50.a1_in1k"         a name out of `timm.list_pretrained()`
     "path/to/resnet50-11ad3fa6.pth" a file (.safetensors, or a state dict of `torch.save`) or folder, in our names or theirs
-    "checkpoint.pth#model_ema"      one of several states in a checkpoint, or of the tensors with that prefix
+    "checkpoint.pth#model_ema"      one of several states in a checkpoint, or the tensors whose names begin so
 
 Prefixes such as `module.` and `_orig_mod.` are taken off, and the state is found within a checkpoint. Weights go in through the
 model's weight map, which finds every name that does not fit. What comes by timm's name is tried out too, for two of its nets may
@@ -133,7 +133,7 @@ def of_file(name: str, source: str) -> Weights:
         return Weights(source, containers.read_pickle(path, key))
     tensors = files.read_tensors(path, containers.read_any) if path.suffix == ".json" else files.read_state(path)
     if key:
-        whole, tensors = tensors, {k.removeprefix(f"{key}."): v for k, v in tensors.items() if k.startswith(f"{key}.")}
+        whole, tensors = tensors, containers.beginning_with(key, tensors)
         if not tensors:
             raise ValueError(f"{path} holds no tensor whose name begins with {key!r}: {containers.found_names(whole)}")
     if (path.parent / "config.json").exists():

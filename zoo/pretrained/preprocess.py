@@ -94,7 +94,8 @@ def eight_bits(picture: Image, mode: str) -> Image:
     """A picture of any mode of Pillow in `mode`, "RGB" or "L".
 
     Of 16 bits the upper 8 are kept, where Pillow would cut off at 255. What is transparent is laid on white.
-    Errors: `ValueError` that names the mode, for "F", for "I" unless it holds 16 bits, and for what Pillow cannot convert.
+    Errors: `ValueError` that names the mode, for "F", for "I" unless it holds 16 bits, as in a PNG file, and for what Pillow
+            cannot convert.
     """
     from PIL import Image as Pillow
 
@@ -104,7 +105,8 @@ def eight_bits(picture: Image, mode: str) -> Image:
     if picture.mode.startswith("I"):
         values = np.asarray(picture).astype(np.int64)
         low, high = values.min(initial=0), values.max(initial=0)
-        if picture.mode == "I" and (low < 0 or 0 < high < 256 or high > 65535):  # 16 bits, as old Pillow reads PNG, or none
+        dark = 0 < high < 256 and picture.format != "PNG"  # 8 bits, but a PNG file that is not read as mode L has 16
+        if picture.mode == "I" and (low < 0 or dark or high > 65535):
             raise ValueError(f"picture of mode I: its values must be of 16 bits, got {low} to {high}; make it mode L or I;16")
         picture = Pillow.fromarray((values >> 8).astype(np.uint8))
     try:

@@ -141,6 +141,18 @@ def test_one_of_several_states_is_chosen(model, states, tmp_path):
         zoo.create(NAME, weights=f"{path}#ema", width=0.1)
 
 
+@pytest.mark.parametrize("wrap", [lambda flat: flat, lambda flat: {"state_dict": flat, "epoch": 3}])
+def test_the_tensors_of_a_prefix_are_chosen_in_a_pickle_too(model, states, tmp_path, wrap):
+    """As Lightning keeps a model and its average."""
+    flat = prefixed("model.")({k: torch.zeros_like(v) for k, v in states["ours"].items()}) | prefixed("ema.net.")(states["timm"])
+    torch.save(wrap(flat), path := tmp_path / "x.ckpt")
+    for key in ("ema", "ema.net"):
+        assert_same(zoo.create(NAME, weights=f"{path}#{key}", width=0.1), model)
+    assert not zoo.create(NAME, weights=f"{path}#model", width=0.1).head.output.weight.any()
+    with pytest.raises(ValueError, match="holds no state under 'teacher'"):
+        zoo.create(NAME, weights=f"{path}#teacher", width=0.1)
+
+
 def test_a_name_with_a_hash_sign_is_a_name(model, states, tmp_path):
     torch.save(states["timm"], tmp_path / "x#1.pth")
     assert_same(zoo.create(NAME, weights=tmp_path / "x#1.pth", width=0.1), model)

@@ -141,6 +141,16 @@ def test_files_of_16_bits_keep_their_shades(tmp_path, suffix):
         assert np.array_equal(np.asarray(eight_bits(picture, "L")), RAMP)
 
 
+def test_a_dark_png_of_16_bits_is_dark(tmp_path):
+    """Which old Pillow reads as I, and which has no value above 255."""
+    Image.fromarray(np.full((4, 4), 255, np.uint16)).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert not np.asarray(eight_bits(picture, "L")).any()
+    picture = Image.fromarray(np.full((4, 4), 255, np.int32))
+    picture.format = "PNG"
+    assert not np.asarray(eight_bits(picture, "L")).any()
+
+
 def test_what_is_no_picture_is_refused():
     with pytest.raises(ValueError, match="picture must be a PIL image or a tensor"):
         Preprocess(8, MEAN, STD)(RAMP)
