@@ -131,9 +131,9 @@ def test_the_references_of_every_model():
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_output_layers_are_those_that_grow_with_the_classes(name):
-    few, many = ({k: v.shape for k, v in on_meta(name, num_classes=n).state_dict().items()} for n in (5, 6))
-    grown = {key.rpartition(".")[0] for key in few if few[key] != many[key]}
     model = known(name)
+    few, many = ({k: v.shape for k, v in m.state_dict().items()} for m in (on_meta(name, num_classes=5), model))
+    grown = {key.rpartition(".")[0] for key in few if few[key] != many[key]}
     assert grown == set(model.output_layers)
     assert bool(model.auxiliary) == (len(grown) > 1) == (model.auxiliary_weight > 0) == (name in ("googlenet", "inception_v3"))
     assert all(isinstance(model.get_submodule(layer), nn.Linear) for layer in model.output_layers)
@@ -152,7 +152,8 @@ def test_the_smallest_image_to_train_on(name):
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_every_part_can_be_frozen(name):
+def test_every_part_can_be_frozen_and_the_model_be_saved(name):
+    """At full size, on the meta device: nothing that `save` compares tells a created model from the one that `load` creates."""
     model = on_meta(name).train()
     parts = model.parts()
     model.freeze(parts)
@@ -161,6 +162,7 @@ def test_every_part_can_be_frozen(name):
     assert not any(module.training for part in parts.values() for module in part.modules())
     with pytest.raises(ValueError, match=f"freeze must be one of {', '.join(parts)}, got 'layer1'"):
         model.freeze(["layer1"])
+    assert saving.differences(model, known(name)) == []
 
 
 def test_the_parts_of_a_transformer():
@@ -210,23 +212,22 @@ def test_tools_may_look_at_everything(name):
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.trace", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "mobilenet_v2"])  # v3 has its blocks too
 def test_small_members_are_traced_copied_and_pickled(name):
     torch.manual_seed(0)
     model = zoo.create(name, **FAMILIES[name]).eval()
     tokens = torch.randint(1, 19, (2, 5))
-    size = 80 if name == "inception_v3" else 32
+    size = 75 if name == "inception_v3" else 32
     inputs = (tokens, tokens) if name.startswith("transformer") else (torch.randn(2, model.in_channels, size, size),)
     with torch.no_grad():
         expected = model(*inputs)
         traced = torch.jit.trace(model, inputs, check_trace=False)
         torch.testing.assert_close(traced(*inputs), expected)
+        exported = {k: v.export(model).keys() for k, v in model.maps.items()}
         for other in (copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(other(*inputs), expected)
             assert other.config == model.config
-            assert {k: v.export(other).keys() for k, v in other.maps.items()} == {
-                k: v.export(model).keys() for k, v in model.maps.items()
-            }
+            assert {k: v.export(other).keys() for k, v in other.maps.items()} == exported
 
 
 def composed(kind):
@@ -271,14 +272,6 @@ def test_a_small_member_of_each_family_comes_back(name, tmp_path):
     zoo.save(model, tmp_path)
     assert torch.equal(torch.get_rng_state(), random)
     assert_same(zoo.load(tmp_path), state)
-
-
-@pytest.mark.parametrize("name", zoo.names())
-def test_what_every_name_creates_can_be_saved(name):
-    """At full size, on the meta device: nothing that `save` compares tells a created model from the one that `load` creates."""
-    model = on_meta(name)
-    model.train().freeze([next(iter(model.parts()))])
-    assert saving.differences(model, known(name)) == []
 
 
 def assert_same(loaded, state):
@@ -345,8 +338,9 @@ def test_what_save_accepts_load_gives_back_to_the_bit(kind, tmp_path):
     loaded = zoo.load(tmp_path)
     assert_same(loaded, state)
     assert loaded.config == {"model": "resnet20", "arguments": {}}
-    zoo.save(loaded, tmp_path)  # and once more
-    assert_same(zoo.load(tmp_path), state)
+    if kind in ("as it is", "bfloat16"):
+        zoo.save(loaded, tmp_path)  # and once more
+        assert_same(zoo.load(tmp_path), state)
 
 
 def with_silu(model):
