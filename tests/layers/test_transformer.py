@@ -58,7 +58,7 @@ def theirs(kind):
 
 sizes = dict(
     heads=st.integers(1, 3),
-    _head_dim=st.sampled_from([2, 4]),
+    _head_dim=st.sampled_from([4, 6]),  # a layer norm of two features is little more than the sign of their difference
     dim=lambda a: a.heads * a._head_dim,
     hidden_dim=st.integers(13, 15),
     wiring=st.sampled_from(["post", "pre"]),
