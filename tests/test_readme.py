@@ -24,6 +24,7 @@ def title(code):
     return next(line for line in code.splitlines() if line and not line.startswith(("import", "from")))[:40]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("code", PYTHON, ids=title)
 def test_python_blocks_run(code, tmp_path, monkeypatch):
     """Each by itself in an empty folder. One that starts with the name of a test file is such a file."""

@@ -47,6 +47,7 @@ os._exit(0)  # torch 2.6 can hang while it takes down a gloo group
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("shares", "momentum"), [((3, 4), 0.1), ((7, 0), None)])
 def test_two_processes_compute_what_one_does(tmp_path, shares, momentum):
     generator = torch.Generator().manual_seed(0)

@@ -153,6 +153,7 @@ def test_auxiliary_logits_come_in_training_only():
     assert zoo.create("googlenet", num_classes=3, width=1 / 8, auxiliary=False).train()(images).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_a_training_step_compiles_to_one_graph():
     """With auxiliary heads, in the smaller net of the two."""
     torch.manual_seed(0)
