@@ -7,11 +7,17 @@ compiles for minutes; with `--hypothesis-profile=ci`, as in tox, and where a fil
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here, in the workers and in what they start
+CACHE = "" if "TORCHINDUCTOR_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="inductor-")
+"""Of this run and all of its workers: what inductor kept of another run may be for another `ATEN_CPU_CAPABILITY`."""
+if CACHE:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE
 
 TOGETHER = ("tests/tasks/", "tests/layers/testing/test_plugin.py", "tests/test_readme.py", "tests/test_packaging.py")
 """Where tests start processes: one after another, by one worker."""
@@ -23,6 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
     named = any("::" in argument or argument.endswith(".py") for argument in config.args)
     if not (named or config.option.markexpr) and config.getoption("--hypothesis-profile") == "dev":
         config.option.markexpr = "not processes and not slow"
+
+
+def pytest_unconfigure() -> None:
+    if CACHE:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
