@@ -1,10 +1,15 @@
-"""The command `tasks.image_classification` on a few pictures, and how it is refused."""
+"""The command `tasks.image_classification` on a few pictures, how it is refused, and how data are."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from tasks.data import DataError
 
 
 def small(pictures: Path, runs: Path, name: str = "a") -> list[str]:
@@ -30,3 +35,16 @@ def refused(capsys: Any, runs: Path, *arguments: object) -> str:
     assert lines[0].startswith("error: ")
     assert (sorted(runs.rglob("*")) if runs.exists() else []) == before, "something is left behind"
     return lines[0]
+
+
+def complaint(call: Callable[..., Any], *arguments: object, **options: object) -> str:
+    """The message, of one line, of the DataError that the call or its iteration raises."""
+    with pytest.raises(DataError) as caught:
+        exhaust(call(*arguments, **options))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def exhaust(found: Any) -> None:
+    if isinstance(found, Iterator):
+        list(found)

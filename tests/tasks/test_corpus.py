@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import complaint
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,13 +36,6 @@ def pieces() -> TextTokenizer:
 @pytest.fixture(scope="module")
 def words() -> TextTokenizer:
     return train_tokenizer((target for _, target in PAIRS), "word", 5000)
-
-
-def complaint(call: Callable, *arguments: object) -> str:
-    with pytest.raises(DataError) as caught:
-        call(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ----------------------------------------------------------------------------------------------------------- prepared folders

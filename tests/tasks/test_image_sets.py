@@ -7,9 +7,11 @@ import pickle
 import struct
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
+import command
 import numpy as np
 import pytest
 import torch
@@ -21,14 +23,8 @@ from tasks.data.images import (
 )
 
 NOWHERE = Path("nowhere")
-
-
-def complaint(*arguments: object, **options: object) -> str:
-    """The message of the DataError that `load_images` raises; it is one line."""
-    with pytest.raises(DataError) as caught:
-        load_images(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+complaint = partial(command.complaint, load_images)
+"""The message of the DataError that `load_images` raises."""
 
 
 def idx(values: Tensor) -> bytes:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
+import command
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.data import DataError, epoch_order, seed_of
+from tasks.data import epoch_order, seed_of
 from tasks.data.images import (
     AUGMENTATIONS,
     Augmentation,
@@ -23,14 +25,8 @@ from tasks.data.images import (
 )
 
 NOWHERE = Path("nowhere")
-
-
-def complaint(*arguments: object, **options: object) -> str:
-    """The message of the DataError that `load_images` raises; it is one line."""
-    with pytest.raises(DataError) as caught:
-        load_images(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+complaint = partial(command.complaint, load_images)
+"""The message of the DataError that `load_images` raises."""
 
 
 @pytest.fixture(scope="module")

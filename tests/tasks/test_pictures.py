@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 
+import command
 import numpy as np
 import pytest
 import torch
@@ -21,14 +23,8 @@ from tasks.data.images import (
 from zoo.pretrained.preprocess import Preprocess, square
 
 NOWHERE = Path("nowhere")
-
-
-def complaint(*arguments: object, **options: object) -> str:
-    """The message of the DataError that `load_images` raises; it is one line."""
-    with pytest.raises(DataError) as caught:
-        load_images(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+complaint = partial(command.complaint, load_images)
+"""The message of the DataError that `load_images` raises."""
 
 
 def write_levels(folder: Path, counts: dict[str, int], start: int = 0) -> Path:

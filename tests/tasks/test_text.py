@@ -15,6 +15,7 @@ import pytest
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import write_po
+from command import complaint
 
 from tasks.data import DataError
 from tasks.data.text import Counts, find_splits, nonempty, read
@@ -27,14 +28,6 @@ def write(path: Path, lines: list[str], end: str = "\n", last: str = "\n") -> Pa
     content = (end.join(lines) + last).encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
-
-
-def complaint(call: Callable, *arguments: object) -> str:
-    """The message, of one line, of the DataError that the call or its iteration raises."""
-    with pytest.raises(DataError) as caught:
-        list(call(*arguments))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------------------------ two files

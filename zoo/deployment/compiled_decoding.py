@@ -16,7 +16,8 @@ from layers.cache import CrossCache, SharedCache
 from layers.embedding import require_known
 from zoo.deployment.inductor import Program, compiled
 from zoo.deployment.optimize import Constant, copied
-from zoo.transformer import Decoding, Transformer
+from zoo.generation.encoder_decoder import Decoding
+from zoo.transformer import Transformer
 
 
 def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -> OptimizedTransformer:
