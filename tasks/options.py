@@ -6,7 +6,8 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from os.path import expanduser
+from typing import Any, ClassVar, get_args, get_type_hints
 
 
 class UserError(Exception):
@@ -21,19 +22,28 @@ def option(
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    path: bool = False,
 ) -> Any:
-    """A dataclass field that is an option. `many` takes one or more values; `least`, `above` and `below` bound a number."""
-    metadata = {"help": help, "choices": choices, "many": many, "least": least, "above": above, "below": below}
+    """A dataclass field that is an option. `many` takes one or more values; `least`, `above` and `below` bound a number; in a
+    `path`, ~ at the start is the user's home."""
+    metadata = {"help": help, "choices": choices, "many": many, "least": least, "above": above, "below": below, "path": path}
     return field(default_factory=lambda: list(default), metadata=metadata) if many else field(default=default, metadata=metadata)
 
 
 class Options:
-    """Base of all options: none is ever out of its range, whether it comes from a command line, from code or from a file."""
+    """Base of all options: none is ever out of its range, whether it comes from a command line, from code or from a file.
+
+    title: what `--help` calls the options that a class adds.
+    """
+
+    title: ClassVar[str] = "options"
 
     def __post_init__(self) -> None:
         """Errors: `UserError` that names the first option out of range, its value and what would be right."""
         for spec in fields(self):  # type: ignore
             value, rules = getattr(self, spec.name), spec.metadata
+            if rules["path"]:
+                setattr(self, spec.name, [expanduser(x) for x in value] if rules["many"] else expanduser(value))
             if rules["choices"] and value is not None and value not in rules["choices"]:
                 raise UserError(f"--{spec.name} must be one of {', '.join(rules['choices'])}, got {value}")
             if isinstance(value, int | float) and not within(value, rules):
@@ -57,13 +67,21 @@ def words(rules: Any) -> str:
 
 
 def add(parser: argparse.ArgumentParser, kind: type) -> None:
-    """Every field of the dataclass as an option of the parser."""
-    hints = get_type_hints(kind)
-    for spec in fields(kind):
-        add_option(parser, spec, hints[spec.name])
+    """Every field of the dataclass as an option of the parser, in a group with those that came with it."""
+    hints, groups = get_type_hints(kind), {}
+    for spec in sorted(fields(kind), key=lambda spec: kind.__mro__.index(owner(kind, spec.name))):
+        title = owner(kind, spec.name).title
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        add_option(groups[title], spec, hints[spec.name])
 
 
-def add_option(parser: argparse.ArgumentParser, spec: Field[Any], hint: Any) -> None:
+def owner(kind: type, name: str) -> Any:
+    """The class that brought an option; another one may only have given it another default."""
+    return next(c for c in reversed(kind.__mro__) if name in vars(c).get("__annotations__", {}))
+
+
+def add_option(parser: Any, spec: Field[Any], hint: Any) -> None:
     default = None if spec.default is MISSING else spec.default
     text = spec.metadata["help"].replace("%", "%%")
     names = [f"--{spec.name}"]
@@ -83,6 +101,8 @@ def add_option(parser: argparse.ArgumentParser, spec: Field[Any], hint: Any) -> 
 @dataclass
 class EngineOptions(Options):
     """How to train, whatever the task."""
+
+    title = "training"
 
     epochs: int = option(10, "passes over the training data", least=1)
     optimizer: str = option("adamw", "sgd has Nesterov momentum 0.9", choices=("adamw", "adam", "sgd"))
@@ -114,10 +134,22 @@ class EngineOptions(Options):
     checkpoint_every: int = option(0, "steps between checkpoints; there is one after every epoch anyway", least=0)
     resume: bool = option(False, "continue the run --name where its last checkpoint is")
     name: str = option("", "folder of the run under --runs_dir (default: model, data and time)")
-    runs_dir: str = option("runs", "folder of all runs")
+    runs_dir: str = option("runs", "folder of all runs", path=True)
 
     def __post_init__(self) -> None:
         lr, weight_decay = {"adamw": (0.001, 0.05), "adam": (0.001, 0.0)}.get(self.optimizer, (0.02, 5e-4))
         self.lr = lr if self.lr is None else self.lr
         self.weight_decay = weight_decay if self.weight_decay is None else self.weight_decay
         super().__post_init__()
+
+
+def require_device(options: Any) -> None:
+    """Errors: `UserError` if there is no such device, or if it lacks the precision."""
+    if "cuda" not in options.device and options.precision != "fp16":
+        return  # before torch is imported
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here")
+    if options.precision == "fp16" and (options.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("--precision fp16 needs a GPU; bf16 works on the CPU too")

@@ -7,13 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import zoo
 from tasks.commands import checking_input, first_process
 from tasks.engine import Run
-from tasks.options import EngineOptions, UserError
+from tasks.options import UserError, require_device
 from tasks.task import Task
 from zoo import files, saving
 
@@ -81,11 +80,3 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
                 raise UserError(f"--{name} {value} differs from the run's {saved.get(name)}: a resumed run keeps its options")
         options = kind(**{**{k: v for k, v in saved.items() if k in asdict(options)}, **given})
     return options, folder
-
-
-def require_device(options: EngineOptions) -> None:
-    """Errors: `UserError` if there is no such device, or if it lacks the precision."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here")
-    if options.precision == "fp16" and (options.device == "cpu" or not torch.cuda.is_available()):
-        raise UserError("--precision fp16 needs a GPU; bf16 works on the CPU too")

@@ -59,6 +59,8 @@ class Task:
     """What decides which epoch is the best one: "loss", a metric of `loss` or `losses`, or one of `score`."""
     channels_last: bool = False
     """Whether kernels lie channels-last in memory, as suits convolutions of images."""
+    identity: Mapping[str, Any] = {}
+    """What the data is, by name, as JSON: sizes, classes, fingerprints. A run keeps it, and goes on with the same only."""
     told: Sequence[str] = ()
     """Lines about data and model to print as a run begins."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import secrets
+import stat
 import struct
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,18 +152,32 @@ def json_bytes(data: Mapping[str, Any]) -> bytes:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to disk, and rename: a crash or a full disk leaves the old file as it was."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+    """Write beside `path`, flush to disk, and rename: a crash or a full disk leaves the old file as it was.
+
+    A link stays, what it leads to is written; a pipe or a device is written to as it is. A new file has the permissions that the
+    umask leaves, an old one keeps its own.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.name:
+        raise IsADirectoryError(errno.EISDIR, "cannot be written: it is a folder", str(path))
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".{secrets.token_hex(8)}{PART}"
     try:
+        if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+            with path.open("wb") as file:
+                file.write(content)
+            return
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(handle, "wb") as file:
+            if target.exists():
+                os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # such as a full disk: say which file
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # such as a full disk, or no such folder: say which file
             raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
         raise
 
