@@ -95,9 +95,13 @@ class Classification(Task):
 
         folder, test = run.folder, self.data.test
         probabilities, _ = predictions(zoo.load(folder / "best.safetensors"), test)
-        plots.curves(run.history, folder / "curves.png")
-        plots.confusion(test.labels, probabilities.argmax(-1), self.data.classes, folder / "confusion.png")
-        plots.mistakes(test.pixels, test.labels, probabilities, self.data.classes, folder / "mistakes.png")
+        epoch = "the average of epochs" if summary.get("average_kept") else f"epoch {summary['best_epoch']}"
+        model = f"best.safetensors of {folder}, {epoch}, on {len(test):,} test images"
+        notes = plots.curves(run.history, folder / "curves.png", self.primary)
+        notes += plots.confusion(test.labels, probabilities.argmax(-1), self.data.classes, folder / "confusion.png", model)
+        notes += plots.mistakes(test.pixels, test.labels, probabilities, self.data.classes, folder / "mistakes.png")
+        for note in dict.fromkeys(notes):
+            print(note)
         measured = {name: value for name, value in summary.items() if name.startswith("valid_")}
         tested = {f"test_{name.removeprefix('valid_')}": value for name, value in measured.items()}
         best = f"{summary['best_valid_accuracy']:.4f} after epoch {summary['best_epoch']}"

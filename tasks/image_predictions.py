@@ -143,13 +143,15 @@ def draw_explanation(
 
     from tasks import plots
     from tasks.explain import class_activation
+    from tasks.names import short
 
     maps, stage, stages = class_activation(model, images)
     large = F.interpolate(maps[:, None], size=pixels.shape[-2:], mode="bilinear")[:, 0]
     rows, columns = maps.shape[1:]
     title = f"what speaks for the class, as stage {stage + 1} of {stages} sees it ({rows}x{columns})"
-    said = [f"{plots.short(name)}, {p:.1%}" for name, p in answers]
-    plots.explanations(pixels, large, [plots.short(Path(name).name) for name in names], said, title, path)
+    said = [f"{short(name)}, {p:.1%}" for name, p in answers]
+    for note in plots.explanations(pixels, large, [Path(name).name for name in names], said, title, path):
+        print(note)
 
 
 def draw_features(model: Any, images: Tensor, pixels: Tensor, path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 import zoo
+from tasks import report
 from tasks.commands import checking_input, first_process
 from tasks.engine import Run
 from tasks.options import UserError, require_device
@@ -55,6 +56,7 @@ def train(
     summary = run.fit()
     if run.main:
         files.write_json(folder / "summary.json", summary | task.report(run, summary))
+        report.write(folder, kind)
 
 
 def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any], str]) -> tuple[Any, Path]:

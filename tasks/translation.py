@@ -108,11 +108,15 @@ class Translation(Task):
     def report(self, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         """Measure the best model on the test set, show what it writes, draw the curves."""
         import zoo
-        from tasks import plots
+        from tasks import plots, report
 
         test = self.data.test
         found, tested = self.measured(zoo.load(run.folder / "best.safetensors"), test)
-        plots.curves(run.history, run.folder / "curves.png")
+        for note in plots.curves(run.history, run.folder / "curves.png", self.primary):
+            print(note)
+        texts = zip(test.sources, found, test.references, strict=True)
+        examples = [{"source": s, "translation": t, "expected": e} for s, t, e in texts][:50]
+        report.write_examples(run.folder, examples)
         for source, got, expected in list(zip(test.sources, found, test.references, strict=True))[:8]:
             print(f"  {source}  ->  {got}" + ("" if got in expected else f"  (expected: {expected[0]})"))
         told = ", ".join(f"{name} {value:.4g}" for name, value in tested.items())

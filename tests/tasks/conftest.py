@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))  # `toys` and `processes`, which are no tests
@@ -108,3 +109,29 @@ def start(tmp_path):
 
     yield build
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that were written, so that a test can ask what they show."""
+    from tasks import plots
+
+    figures: list[Figure] = []
+    write = plots.write
+
+    def remember(figure: Figure, path: Path) -> list[str]:
+        figures.append(figure)
+        return write(figure, path)
+
+    monkeypatch.setattr(plots, "write", remember)
+    return figures
+
+
+@pytest.fixture
+def sketched(monkeypatch) -> list[Figure]:
+    """The same, without the time that drawing takes."""
+    from tasks import plots
+
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "write", lambda figure, path: figures.append(figure))
+    return figures

@@ -1,0 +1,158 @@
+"""A run's folder as one page, index.html, which opens without a server and can be sent: ``python -m tasks.report runs/a``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tasks.options import UserError, owner
+from tasks.page import described, escape, image, table, whole, words
+
+PAGE, EXAMPLES = "index.html", "examples.json"
+FIRST = ("curves", "confusion", "mistakes")
+"""Pictures that come first, in this order."""
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write(folder: Path, kind: type | None = None) -> Path:
+    """Make the page of the files that are there, whatever is missing or damaged; the same files give the same page.
+
+    kind: the class of the run's options, which groups them and knows their defaults (default: the task's that has most of them).
+    """
+    from zoo.files import write_bytes
+
+    folder = Path(folder)
+    options, config, summary = (read_object(folder / f"{name}.json") for name in ("options", "config", "summary"))
+    rows = read_rows(folder / "metrics.jsonl")
+    name = folder.resolve().name
+    sections = {
+        "Result": described(sorted(summary.items(), key=lambda item: not item[0].startswith("test_"))),
+        "Pictures": pictures(folder),
+        "Examples": table(read_examples(folder / EXAMPLES)),
+        "Epochs": table(rows, lambda row: "epoch" in row and row["epoch"] == summary.get("best_epoch")),
+        "Options": chosen(options, kind or kind_of(options)),
+        "Model": described(config.items()),
+    }
+    page = whole(name, "; ".join(facts(options, config, summary, rows)), sections)
+    write_bytes(folder / PAGE, page.encode())
+    return folder / PAGE
+
+
+def facts(options: Mapping[str, Any], config: Mapping[str, Any], summary: Mapping[str, Any], rows: Sequence[Any]) -> list[str]:
+    """What a reader asks first: which model, how far, how good."""
+    said = [words(config["model"])] if "model" in config else []
+    if "parameters" in summary:
+        said.append(f"{words(summary['parameters'])} parameters")
+    planned = f" of {words(options['epochs'])}" if "epochs" in options else ""
+    said.append(f"{len(rows)}{planned} epochs" + ("" if summary else ", not finished"))
+    best = [f"best {key.removeprefix('best_')} {words(value)}" for key, value in summary.items() if key.startswith("best_valid_")]
+    return said + [f"{text} after epoch {words(summary.get('best_epoch'))}" for text in best]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one if there is none."""
+    found = read_json(read_text(path))
+    return found if isinstance(found, dict) else {}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line, but for lines that are none."""
+    return [row for line in read_text(path).splitlines() if isinstance(row := read_json(line), dict)]
+
+
+def read_examples(path: Path) -> list[dict[str, Any]]:
+    found = read_json(read_text(path))
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def write_examples(folder: Path, examples: Sequence[Mapping[str, Any]]) -> None:
+    """Keep examples for the page, such as {"source": ..., "translation": ..., "expected": ...}: a column for each key."""
+    from zoo.files import write_bytes
+
+    write_bytes(folder / EXAMPLES, (json.dumps(list(examples), indent=2, ensure_ascii=False) + "\n").encode(errors="replace"))
+
+
+def pictures(folder: Path) -> str:
+    """Every PNG file of the folder, within the page."""
+    order = {name: n for n, name in enumerate(FIRST)}
+    found = []
+    for path in sorted(folder.glob("*.png"), key=lambda p: (order.get(p.stem, len(order)), p.name)):
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue
+        found += [image(path.name, content)] if content.startswith(PNG) else []
+    return "\n".join(found)
+
+
+def chosen(options: Mapping[str, Any], kind: type) -> str:
+    """Options that are not at their defaults, then the others in their groups, then what else options.json holds."""
+    known = {spec.name: owner(kind, spec.name).title for spec in fields(kind) if spec.name in options}
+    changed: list[dict[str, Any]] = []
+    groups: dict[str, dict[str, Any]] = {}
+    for name, title in known.items():
+        usual = default(kind, options, name)
+        if usual != options[name] and name != "name":
+            changed.append({"option": name, "value": options[name], "default": usual})
+        else:
+            groups.setdefault(f"{title}, at their defaults", {})[name] = options[name]
+    groups["also kept"] = {name: value for name, value in options.items() if name not in known}
+    folded = [
+        f"<details>\n<summary>{escape(title)}</summary>\n{described(group.items())}\n</details>"
+        for title, group in groups.items()
+        if group
+    ]
+    return "\n".join([table(changed), *folded]).strip()
+
+
+def default(kind: type, options: Mapping[str, Any], name: str) -> Any:
+    """What the option would be beside the others, had it not been given."""
+    names = {spec.name for spec in fields(kind)} - {name}
+    try:
+        return getattr(kind(**{key: value for key, value in options.items() if key in names}), name)
+    except (UserError, TypeError, ValueError):  # options of another version
+        return getattr(kind, name, None)
+
+
+def kind_of(options: Mapping[str, Any]) -> type:
+    from tasks import image_classification, translation
+
+    kinds = (image_classification.TrainOptions, translation.TrainOptions)
+    return max(kinds, key=lambda kind: len(options.keys() & {spec.name for spec in fields(kind)}))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tasks.report", description=f"write RUN/{PAGE}: a run on one page")
+    parser.add_argument("run", nargs="+", type=Path, help="folder of a run, finished or not")
+    try:
+        for folder in parser.parse_args(argv).run:
+            if not any((folder / name).is_file() for name in ("options.json", "metrics.jsonl", "summary.json")):
+                raise UserError(f"{folder} is no run's folder: it has no options.json, metrics.jsonl or summary.json")
+            print(write(folder))
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
