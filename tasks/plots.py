@@ -29,7 +29,8 @@ from tasks.names import plain, shortened, width
 from tasks.task import Metric
 from zoo.files import write_bytes
 
-LINES = {"train": ("C0", "--"), "valid": ("C1", "-"), "train, no smoothing": ("C0", ":")}
+LINES = {"train": "C0.--", "valid": "C1.-", "train, no smoothing": "C0x:"}
+"""Colour, marker and style, in matplotlib's words."""
 MATRIX = 40
 """Classes above which a matrix is too fine to read."""
 
@@ -89,11 +90,11 @@ def panel(axes: Axes, name: str, history: Sequence[Mapping[str, Any]]) -> None:
     """One metric over epochs; what is not finite is a gap, and counted."""
     keys = [f"train_{name}", f"valid_{name}", *(["train_plain_loss"] if name == "loss" else [])]
     strange = 0
-    for (label, (colour, style)), key in zip(LINES.items(), keys, strict=False):
+    for (label, style), key in zip(LINES.items(), keys, strict=False):
         points = {row["epoch"]: float(row[key]) for row in history if key in row}
         if points:
             finite = [value if math.isfinite(value) else math.nan for value in points.values()]
-            axes.plot([*points], finite, style, color=colour, marker=".", label=label)
+            axes.plot([*points], finite, style, label=label)
             strange += sum(map(math.isnan, finite))
     if strange:
         axes.text(0.5, 0.02, f"{strange} not finite", transform=axes.transAxes, ha="center", color="C3", fontsize=9)
@@ -119,7 +120,7 @@ def confusion(labels: Tensor, predicted: Tensor, classes: Sequence[str], path: P
 def matrix(counts: Tensor, names: Sequence[str]) -> Figure:
     """True classes in rows, predicted ones in columns; colours are parts of the row, the faint ones lifted."""
     n, shares = len(names), counts / counts.sum(1, keepdim=True).clamp(min=1)
-    side = max(4, min(0.5 * n, 16)) + 0.07 * max(map(width, names))
+    side = max(4, min(0.5 * n, max(10, 0.3 * n))) + 0.07 * max(map(width, names))
     figure = Figure(figsize=(side + 1, side + 0.3), layout="compressed")
     axes = figure.subplots()
     image = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))

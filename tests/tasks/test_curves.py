@@ -74,7 +74,7 @@ def test_every_panel_marks_the_epoch_that_the_engine_keeps(tmp_path, sketched, l
     assert sketched[0].get_suptitle() == f"best epoch {epoch}: {told}"
 
 
-def test_the_loss_without_smoothing_is_sketched_beside_the_loss(tmp_path, sketched):
+def test_the_loss_without_smoothing_is_drawn_beside_the_loss(tmp_path, sketched):
     """Where a row has it: a resumed run may have begun without."""
     history = rows(2) + [row | {"train_plain_loss": 0.5} for row in rows(4)[2:]]
     plots.curves(history, tmp_path / "curves.png", ACCURACY)
@@ -82,7 +82,9 @@ def test_the_loss_without_smoothing_is_sketched_beside_the_loss(tmp_path, sketch
     assert set(lines(accuracy)) == {"train", "valid"}
     assert lines(loss)["train, no smoothing"] == [(3, 0.5), (4, 0.5)]
     assert len(lines(loss)) == 3
-    assert len({line.get_linestyle() + line.get_color() for line in loss.lines}) == 4, "lines look alike"
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in loss.lines}
+    assert len(looks) == 4
+    assert len({(colour, marker) for colour, _, marker in looks}) == 4, "single epochs, which are dots, look alike"
 
 
 def test_a_metric_of_the_training_alone(tmp_path, sketched):
