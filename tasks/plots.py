@@ -145,10 +145,8 @@ def largest(counts: Tensor, names: Sequence[str], limit: int = 30) -> Figure:
     figure = Figure(figsize=(8, 1.4 + 0.24 * max(len(times), 4)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(range(len(times)), times, color="C0")
-    totals = counts.sum(1).tolist()
-    axes.bar_label(
-        bars, [f" {k} of {totals[t]}, {k / totals[t]:.0%}" for k, (t, _) in zip(times, pairs, strict=True)], fontsize=8
-    )
+    totals = [int(counts[true].sum()) for true, _ in pairs]
+    axes.bar_label(bars, [f" {k} of {n}, {k / n:.0%}" for k, n in zip(times, totals, strict=True)], fontsize=8)
     axes.set_yticks(range(len(times)), [f"{names[t]} → {names[p]}" for t, p in pairs], fontsize=8)
     axes.set(xlabel="how often", xlim=(0, 1.25 * max(times, default=1)))
     axes.set_title(f"the {len(times)} largest of {int((wrong > 0).sum())} confusions: true → predicted", fontsize=10)

@@ -44,6 +44,7 @@ def test_names_that_fit_are_left_alone(names):
         (["猫" * 12], ["猫猫猫猫猫猫猫猫猫…"]),
         (["a\tb\n\x7f", "\udce4"], ["a␉b␊�", "�"]),
         (["\x07", "␇"], ["␇…1", "␇…2"]),
+        (["\x07", "␇", "␇…1"], ["␇…2", "␇…3", "␇…1"]),
     ],
 )
 def test_where_a_name_is_cut(names, expected):

@@ -34,6 +34,8 @@ def test_confusion_says_of_which_model_and_is_readable(tmp_path, drawn, classes)
     assert drawn[0].get_suptitle().replace("\n", "").replace(" ", "") == f"{model}0.00% of {3 * classes} right".replace(" ", "")
     assert bool(drawn[0].axes[0].images) == (classes <= 40), "a matrix of so many classes cannot be read"
     assert_readable(drawn[0])
+    box = drawn[0].axes[0].get_window_extent()
+    assert min(box.width, box.height) > max(300, 30 * classes) or classes > 40, "the names leave no room"
     assert is_whole(tmp_path / "confusion.png")
 
 

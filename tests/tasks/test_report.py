@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -207,12 +207,15 @@ CONTENTS = st.one_of(
     st.lists(OBJECTS, max_size=3).map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
     st.lists(OBJECTS, max_size=3).map(lambda rows: json.dumps(rows).encode()),
     OBJECTS.map(lambda value: json.dumps(value).encode()[:-5]),
-    st.just(b"[" * 100_000),
-    st.just(b'{"a":' * 400 + b"1" + b"}" * 400),
-    st.just(b"9" * 5000),
 )
+DEEP, DEEPER, WRONG = b'{"a":' * 900 + b"1" + b"}" * 900, b"[" * 100_000, b'{"runs_dir": 5, "optimizer": [], "epochs": {}}'
 
 
+@example([DEEP] * 5, TrainOptions)
+@example([DEEPER] * 5, TrainOptions)
+@example([b"\xff" + WRONG] * 5, None)
+@example([WRONG] * 5, TrainOptions)
+@example([b"9" * 5000] * 5, TrainOptions)
 @given(st.lists(CONTENTS, min_size=5, max_size=5), st.sampled_from([None, TrainOptions, TranslationOptions]))
 def test_no_file_is_too_damaged_or_too_old(tmp_path_factory, contents, kind):
     folder = tmp_path_factory.getbasetemp() / "damaged"
