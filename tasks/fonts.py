@@ -168,5 +168,6 @@ def prepare(figure: Figure) -> list[str]:
         text.set_fontfamily([*text.get_fontfamily(), *families])
     if told := notes(characters, lacking):
         wide = int(figure.get_figwidth() * 18)
-        figure.supxlabel("\n".join(textwrap.fill(note, wide) for note in told), fontsize=7, color="0.4", x=0.01, ha="left")
+        lines = [textwrap.fill(note, wide, break_on_hyphens=False) for note in told]
+        figure.supxlabel("\n".join(lines), fontsize=7, color="0.4", x=0.01, ha="left")
     return told
