@@ -127,10 +127,19 @@ class EngineOptions(Options):
     patience: int = option(0, "stop after so many epochs without a better model; 0 is off", least=0)
     accumulate: int = option(1, "micro-batches that make up a step, for less memory", least=1)
     clip: float = option(0.0, "largest gradient norm; 0 is off", least=0)
+    layer_decay: float = option(
+        1.0, "learning rate of each part of the model over that of the next one, 0.75 for example, for fine-tuning", above=0
+    )
     precision: str = option("fp32", "fp16 needs a GPU", choices=("fp32", "bf16", "fp16"))
     compile: bool = option(False, "torch.compile the model")
+    gradient_checkpointing: bool = option(False, "compute what the backward pass needs again: less memory, a third more time")
     device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    workers: int | None = option(
+        None, "processes that prepare batches; they change nothing but the speed (default: 0, some for pictures on disk)", least=0
+    )
     seed: int = option(0, "of initial weights, order, augmentation and dropout", least=0)
+    log_every: int = option(0, "steps between lines in steps.jsonl; 0 is off", least=0)
+    tracker: str = option("auto", "wandb, tensorboard or another one that accelerate knows; none; auto is tensorboard if there")
     checkpoint_every: int = option(0, "steps between checkpoints; there is one after every epoch anyway", least=0)
     resume: bool = option(False, "continue the run --name where its last checkpoint is")
     name: str = option("", "folder of the run under --runs_dir (default: model, data and time)")
@@ -141,6 +150,9 @@ class EngineOptions(Options):
         self.lr = lr if self.lr is None else self.lr
         self.weight_decay = weight_decay if self.weight_decay is None else self.weight_decay
         super().__post_init__()
+        require_device(self)
+        if self.gradient_checkpointing and self.compile:
+            raise UserError("--gradient_checkpointing and --compile exclude each other: a compiler decides itself what to keep")
 
 
 def require_device(options: Any) -> None:
