@@ -16,6 +16,10 @@ class Diverged(Exception):
     """The loss is no longer finite."""
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
+"""What torch says of tensors that are too large, in a `RuntimeError`."""
+
+
 class Command(NamedTuple):
     """One command of a program. `call` is given the options that were written, by name; `example` are some worth knowing."""
 
@@ -69,7 +73,9 @@ def main(program: str, commands: Mapping[str, Command], argv: Sequence[str] | No
     except BrokenPipeError:  # such as ``| head``, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
-    except (Diverged, UserError, OSError, MemoryError) as error:
+    except (Diverged, UserError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
         if first_process():
             print("error: " + (" ".join(str(error).split()) or "out of memory"), file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2

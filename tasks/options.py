@@ -20,13 +20,15 @@ def option(
     choices: Sequence[str] = (),
     many: bool = False,
     least: float | None = None,
+    most: float | None = None,
     above: float | None = None,
     below: float | None = None,
     path: bool = False,
 ) -> Any:
-    """A dataclass field that is an option. `many` takes one or more values; `least`, `above` and `below` bound a number; in a
-    `path`, ~ at the start is the user's home."""
-    metadata = {"help": help, "choices": choices, "many": many, "least": least, "above": above, "below": below, "path": path}
+    """A dataclass field that is an option. `many` takes one or more values; `least`, `most`, `above` and `below` bound a number;
+    in a `path`, ~ at the start is the user's home."""
+    bounds = {"least": least, "most": most, "above": above, "below": below}
+    metadata = {"help": help, "choices": choices, "many": many, "path": path, **bounds}
     return field(default_factory=lambda: list(default), metadata=metadata) if many else field(default=default, metadata=metadata)
 
 
@@ -39,9 +41,12 @@ class Options:
     title: ClassVar[str] = "options"
 
     def __post_init__(self) -> None:
-        """Errors: `UserError` that names the first option out of range, its value and what would be right."""
+        """Errors: `UserError` that names the first option of another type or out of range, its value and what would be right."""
+        hints = get_type_hints(type(self))
         for spec in fields(self):  # type: ignore
             value, rules = getattr(self, spec.name), spec.metadata
+            if not fits(value, hints[spec.name]) and value is not spec.default:
+                raise UserError(f"--{spec.name} must be of type {hints[spec.name]}, got {value!r}")
             if rules["path"]:
                 setattr(self, spec.name, [expanduser(x) for x in value] if rules["many"] else expanduser(value))
             if rules["choices"] and value is not None and value not in rules["choices"]:
@@ -50,19 +55,32 @@ class Options:
                 raise UserError(f"--{spec.name} must be {words(rules)}, got {value}")
 
 
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value, of a file for instance, is of the type that the command line would have made it."""
+    if hint == list[str]:
+        return isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
+    kinds = get_args(hint) or (hint,)
+    return any(isinstance(value, (int, float) if kind is float else kind) for kind in kinds) and (
+        bool in kinds or not isinstance(value, bool)
+    )
+
+
 def within(value: float, rules: Any) -> bool:
     """NaN and infinity are in no range."""
-    low, above, below = rules["least"], rules["above"], rules["below"]
+    low, high, above, below = (rules[name] for name in ("least", "most", "above", "below"))
     return (
         math.isfinite(value)
         and (low is None or value >= low)
+        and (high is None or value <= high)
         and (above is None or value > above)
         and (below is None or value < below)
     )
 
 
 def words(rules: Any) -> str:
-    bounds = {"{} or more": rules["least"], "above {}": rules["above"], "below {}": rules["below"]}
+    if rules["least"] is not None and rules["most"] is not None:
+        return f"from {rules['least']} to {rules['most']:,}"
+    bounds = {"{} or more": rules["least"], "{} or less": rules["most"], "above {}": rules["above"], "below {}": rules["below"]}
     return " and ".join(text.format(bound) for text, bound in bounds.items() if bound is not None) or "a finite number"
 
 

@@ -6,7 +6,7 @@ import datetime
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -47,7 +47,7 @@ def train(
         options, folder, saved = open_folder(kind, given, default_name)
         task, model = begin(options, folder)
         config, _ = saving.saved(model, zoo.build)
-        require_same(saved.get("about", {}).get("data"), task.identity, folder)
+        require_same(data_of(saved), task.identity, folder)
         run = Run(task, model, options, folder)
         run.require_ready()
         if options.resume:
@@ -88,13 +88,28 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
     if not (folder / "options.json").exists():
         return options, folder, {}
     saved = files.read_json(folder / "options.json")
-    free = FREE | (PLACES if saved.get("about", {}).get("data") else set())
+    before = asdict(restored(kind, saved, folder))
+    free = FREE | (PLACES if data_of(saved) else set())
     for name, value in given.items():
-        if name == "epochs" and value < saved.get(name, value):
-            raise UserError(f"--epochs {value} is less than the run's {saved[name]}: a resumed run may have more")
-        if name not in free | {"epochs"} and saved.get(name) != value:
-            raise UserError(f"--{name} {value} differs from the run's {saved.get(name)}: a resumed run keeps its options")
-    return kind(**{**{k: v for k, v in saved.items() if k in asdict(options)}, **given}), folder, saved
+        if name == "epochs" and value < before[name]:
+            raise UserError(f"--epochs {value} is less than the run's {before[name]}: a resumed run may have more")
+        if name not in free | {"epochs"} and before[name] != value:
+            raise UserError(f"--{name} {value} differs from the run's {before[name]}: a resumed run keeps its options")
+    return kind(**{**before, **given}), folder, saved
+
+
+def restored(kind: type, saved: Mapping[str, Any], folder: Path) -> Any:
+    """The options of `kind` that a run's options.json holds. Errors: `UserError` for values that they may not have."""
+    try:
+        return kind(**{field.name: saved[field.name] for field in fields(kind) if field.name in saved})
+    except UserError as error:
+        raise UserError(f"{folder / 'options.json'}: {error}") from error
+
+
+def data_of(saved: Mapping[str, Any]) -> Any:
+    """What options.json says of the run's data; None if an older version wrote it."""
+    about = saved.get("about")
+    return about.get("data") if isinstance(about, dict) else None
 
 
 def taken(folder: Path) -> UserError:
@@ -124,7 +139,7 @@ def make_folder(wanted: Path, another: bool) -> str | None:
 
 def require_same(before: Mapping[str, Any] | None, now: Mapping[str, Any], folder: Path) -> None:
     """Errors: `UserError` that names what differs between the data of a run, if it is known, and the data at hand."""
-    if before is None:
+    if not isinstance(before, Mapping):
         return
     one, other = dict(flat(before)), dict(flat(json.loads(json.dumps(now))))
     found = [difference(key, one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)]
@@ -148,7 +163,7 @@ def write_down(run: Run, config: dict[str, Any], saved: dict[str, Any]) -> None:
     """config.json, options.json and what the task keeps: what the run is made of, with versions and dates."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("zooproof", "torch", "torchvision")}}
     now = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions}
-    about: dict[str, Any] = {"data": run.task.identity, **now, **saved.get("about", {})}
+    about: dict[str, Any] = {"data": run.task.identity, **now, **(saved["about"] if data_of(saved) else {})}
     if saved:
         about["resumed"] = [*about.get("resumed", []), {**now, "step": run.step}]
     options = asdict(run.options) | {"resume": False, "name": run.folder.name}
@@ -160,7 +175,7 @@ def write_down(run: Run, config: dict[str, Any], saved: dict[str, Any]) -> None:
 
 def longer(run: Run, saved: dict[str, Any]) -> Iterator[str]:
     """What more epochs than planned do to the learning rate."""
-    options, planned = run.options, saved.get("epochs", run.options.epochs)
+    options, planned = run.options, int(saved.get("epochs", run.options.epochs))
     if planned != options.epochs and run.step:
         before = learning_rate(replace(options, epochs=planned), run.step - 1, run.steps_per_epoch)
         yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shutil
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -82,7 +83,7 @@ def plain(here: Path, program: str, command: str) -> list[str]:
 
 
 def ends_well(program: str, words: list[str], here: Path, capsys: Any) -> int | None:
-    """The exit code, None where a training would have begun. What was there before is there after."""
+    """The exit code, None where a training would have begun. What was there before is there after, but in a run that goes on."""
     before = contents(here)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
@@ -101,9 +102,17 @@ def ends_well(program: str, words: list[str], here: Path, capsys: Any) -> int | 
         assert "Traceback" not in said.err
         assert contents(here) == before, f"refused by {lines[0]!r}, but something is left behind"
     after = contents(here)
-    assert {path: after.get(path) for path in before} == before, "what was there has changed"
+    kept = {
+        path: content
+        for path, content in before.items()
+        if code is not None or "--resume" not in words or here / "runs" not in path.parents
+    }
+    assert {path: after.get(path) for path in kept} == kept, "what was there has changed"
     for path in sorted(after.keys() - before.keys(), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
+    for path, content in before.items():
+        if content is not None:
+            path.write_bytes(content)
     return code
 
 
@@ -128,6 +137,46 @@ def test_whatever_is_typed(here, program, command, data):
         choices = list(options.__dataclass_fields__[name].metadata["choices"])
         words.append(f"--{name}={data.draw(st.sampled_from([*NASTY[kind], *choices]))}")
     ends_well(program, words, here, Said())
+
+
+FILES = ["config.json", "options.json", "best.safetensors", "last.safetensors", "tokenizer.json", "metrics.jsonl"]
+DAMAGES = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "noise": lambda content: bytes(range(256)) * 8,
+    "null": lambda content: b"null",
+    "list": lambda content: b"[1, 2]",
+    "object": lambda content: b"{}",
+    "other values": lambda content: re.sub(rb'"[^"]*"(?=,|\s*})|\d+', b"null", content),
+    "other types": lambda content: re.sub(rb": [^,{}]+(?=[,}])", b': [{"a": 1}]', content),
+    "UTF-16": lambda content: content.decode("latin-1").encode("utf-16"),
+    "twice": lambda content: content + content,
+    "a picture of nothing": lambda content: b"\x89PNG\r\n\x1a\n" + content[:40],
+}
+
+
+@given(st.data())
+@pytest.mark.parametrize(("program", "command"), COMMANDS)
+def test_whatever_lies_in_a_file(here, program, command, data):
+    """One file that the command may read is damaged; a run goes on too."""
+    words = plain(here, program, command)
+    if command == "train" and data.draw(st.booleans()):
+        words = ["train", "--runs_dir", str(here / "runs"), "--name", program, "--resume", "--epochs", "2"]
+    paths = [here / "runs" / program / name for name in FILES]
+    paths += [
+        here / "pictures" / "test" / "dark" / "00.png",
+        here / "lines",
+        here / "corpus" / "train.de",
+        here / "corpus" / "test.en",
+    ]
+    path = data.draw(st.sampled_from([path for path in paths if path.exists()]))
+    damage = data.draw(st.sampled_from(sorted(DAMAGES)))
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(DAMAGES[damage](whole))
+        ends_well(program, words, here, Said())
+    finally:
+        path.write_bytes(whole)
 
 
 class Said:
