@@ -95,7 +95,7 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
             raise UserError(f"--epochs {value} is less than the run's {before[name]}: a resumed run may have more")
         if name not in free | {"epochs"} and before[name] != value:
             raise UserError(f"--{name} {value} differs from the run's {before[name]}: a resumed run keeps its options")
-    return kind(**{**before, **given}), folder, saved
+    return kind(**{**before, **given}), folder, saved | {"epochs": before["epochs"]}
 
 
 def restored(kind: type, saved: Mapping[str, Any], folder: Path) -> Any:
@@ -175,7 +175,7 @@ def write_down(run: Run, config: dict[str, Any], saved: dict[str, Any]) -> None:
 
 def longer(run: Run, saved: dict[str, Any]) -> Iterator[str]:
     """What more epochs than planned do to the learning rate."""
-    options, planned = run.options, int(saved.get("epochs", run.options.epochs))
+    options, planned = run.options, saved.get("epochs", run.options.epochs)
     if planned != options.epochs and run.step:
         before = learning_rate(replace(options, epochs=planned), run.step - 1, run.steps_per_epoch)
         yield (
