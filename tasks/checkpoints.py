@@ -16,7 +16,7 @@ from zoo import files
 if TYPE_CHECKING:
     from tasks.engine import Run
 
-PROGRESS = ("step", "epoch", "position", "sums", "history", "seconds")
+PROGRESS = ("step", "epoch", "position", "sums", "window", "history", "seconds")
 """Attributes of a run that its checkpoint keeps as JSON."""
 
 
@@ -80,7 +80,7 @@ def restore(run: Run, path: Path) -> None:
     if run.accelerator.scaler:
         run.accelerator.scaler.load_state_dict(progress["scaler"])
     for name in PROGRESS:
-        setattr(run, name, progress[name])
+        setattr(run, name, progress.get(name, {}))
     run.history = [{current(name): value for name, value in row.items()} for row in run.history]
 
 

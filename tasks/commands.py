@@ -16,12 +16,17 @@ class Diverged(Exception):
     """The loss is no longer finite."""
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
+"""What torch says of tensors that are too large, in a `RuntimeError`."""
+
+
 class Command(NamedTuple):
-    """One command of a program. `call` is given the options that were written, by name."""
+    """One command of a program. `call` is given the options that were written, by name; `example` are some worth knowing."""
 
     options: type
     summary: str
     call: Callable[[dict[str, Any]], None]
+    example: str = ""
 
 
 def parse(program: str, commands: Mapping[str, Command], argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
@@ -32,10 +37,14 @@ def parse(program: str, commands: Mapping[str, Command], argv: Sequence[str]) ->
     if not argv or argv[0] not in commands:
         argv = [next(iter(commands)), *argv]
     command = commands[argv[0]]
+    name = next(name for name, known in commands.items() if known is command)
     parser = argparse.ArgumentParser(
-        usage=f"python -m {program} [{'|'.join(commands)}] [options]", description=f"{argv[0]}: {command.summary}",
-        argument_default=argparse.SUPPRESS, allow_abbrev=False,
-        epilog="Commands: " + "; ".join(f"{name}: {c.summary}" for name, c in commands.items()),
+        usage=f"python -m {program} [{'|'.join(commands)}] [options]", description=f"{name}: {command.summary}",
+        argument_default=argparse.SUPPRESS, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join([
+            *(["for example:", f"  python -m {program} {name} {command.example}", ""] if command.example else []),
+            "commands, each with its own --help:", *(f"  {name:<10} {c.summary}" for name, c in commands.items()),
+        ]),
     )  # fmt: skip
     add(parser, command.options)
     return command, vars(parser.parse_args(argv[1:]))
@@ -60,11 +69,18 @@ def main(program: str, commands: Mapping[str, Command], argv: Sequence[str] | No
     command, given = parse(program, commands, sys.argv[1:] if argv is None else argv)
     try:
         command.call(given)
-    except (Diverged, UserError, OSError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as ``| head``, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except (Diverged, UserError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
         if first_process():
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            print("error: " + (" ".join(str(error).split()) or "out of memory"), file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2
-    except KeyboardInterrupt:
-        print("stopped; the same command with --name NAME --resume goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if first_process():
+            print(str(stop) or "stopped", file=sys.stderr)
         return 130
     return 0

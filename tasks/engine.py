@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,11 @@ from layers.normalization import synchronise_norms
 from tasks import checkpoints
 from tasks.commands import Diverged
 from tasks.data import seed_of
+from tasks.loading import prepared
+from tasks.logs import Log, means, tracker
 from tasks.optimizers import learning_rate, update_average
 from tasks.options import EngineOptions
+from tasks.recompute import blocks, recomputing
 from tasks.task import Task
 from zoo import files, saving
 
@@ -46,9 +48,8 @@ class Run:
     def __init__(self, task: Task, model: nn.Module, options: EngineOptions, folder: Path) -> None:
         self.task, self.options, self.folder = task, options, folder
         precision = "no" if options.precision == "fp32" else options.precision
-        tracker = "tensorboard" if find_spec("tensorboard") else None
         self.accelerator = Accelerator(
-            cpu=options.device == "cpu", mixed_precision=precision, log_with=tracker,
+            cpu=options.device == "cpu", mixed_precision=precision, log_with=tracker(options),
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )  # fmt: skip
         self.main = self.accelerator.is_main_process
@@ -71,10 +72,13 @@ class Run:
             optimizers = [self.accelerator.prepare(optimizer) for optimizer in optimizers]
         self.optimizers = dict(zip(self.parts, optimizers, strict=True))
         self.step, self.epoch, self.position = 0, 0, 0  # steps; epoch; steps of this epoch already done
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, float] = {}  # of this epoch
+        self.window: dict[str, float] = {}  # since the last line of steps.jsonl
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.steps_per_epoch = len(task.train.batches(0))
+        self.workers = task.workers if options.workers is None else options.workers
+        self.log = Log(self)
 
     # ------------------------------------------------------------------------------------------------ one step
 
@@ -84,13 +88,23 @@ class Run:
             if len(micro):
                 yield k, micro.tensor_split(self.world)[self.accelerator.process_index]
 
-    def train_step(self, indices: Tensor) -> dict[str, float]:
-        """One step of every optimizer on a whole batch; sums of losses, metrics and units over all processes."""
-        rate = learning_rate(self.options, self.step, self.steps_per_epoch)
+    def rate(self, step: int) -> float:
+        return learning_rate(self.options, step, self.steps_per_epoch)
+
+    def examples(self, indices: Tensor) -> list[tuple[int, Any]]:
+        """This process's micro-batches of a step: numbers and tensors, a pure function of epoch and indices."""
+        return [(k, self.task.train.batch(share, self.epoch)) for k, share in self.shares(indices)]
+
+    def train_step(self, indices: Tensor, examples: list[tuple[int, Any]] | None = None) -> dict[str, float]:
+        """One step of every optimizer on a whole batch; sums of losses, metrics and units over all processes.
+
+        examples: what `examples(indices)` gave, where it was asked before.
+        """
+        rate = self.rate(self.step)
         for optimizer, peaks in zip(self.optimizers.values(), self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = rate * (peak / self.options.lr)
-        batches = [(k, self.to_device(self.task.train.batch(share, self.epoch))) for k, share in self.shares(indices)]
+        batches = [(k, self.to_device(batch)) for k, batch in (self.examples(indices) if examples is None else examples)]
         units = self.total(torch.tensor(float(sum(self.task.units(batch) for _, batch in batches)))).item()
         self.wrapped.train()
         losses = [(k, self.task.losses(self.wrapped, batch)) for k, batch in batches]
@@ -113,7 +127,7 @@ class Run:
             torch.manual_seed(seed_of(*place, *([turn] if turn else [])))
             last = n == len(losses) - 1
             with contextlib.nullcontext() if last or len(self.parts) > 1 else self.accelerator.no_sync(self.wrapped):
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), self.recomputing():
                     found = next(following, (None,))
                 if n and found[0] != part:
                     raise ValueError(f"losses must come in the same order for every micro-batch, got {found[0]!r} after {part!r}")
@@ -132,6 +146,9 @@ class Run:
         if not math.isfinite(found["loss"]):
             raise Diverged(f"the loss is {found['loss']} at step {self.step + 1} (epoch {self.epoch + 1})")
         return part, found.pop("loss"), found
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        return recomputing(blocks(self.model)) if self.options.gradient_checkpointing else contextlib.nullcontext()
 
     def combined(self, turns: Iterable[Turn]) -> dict[str, Any]:
         """The loss, which is the sum of the parts', with several parts also each part's own, and the metrics.
@@ -178,9 +195,9 @@ class Run:
         """Mean losses and metrics over the validation set; every example counts once, whatever the number of processes."""
         model = (model or self.result).eval()
         sums: dict[str, Tensor] = {}
-        for indices in self.task.valid.batches(0):
-            share = indices.tensor_split(self.world)[self.accelerator.process_index]
-            for name, value in self.measure(model, share).items():
+        shares = [indices.tensor_split(self.world)[self.accelerator.process_index] for indices in self.task.valid.batches(0)]
+        for batch in prepared(lambda share: self.task.valid.batch(share, 0), shares, self.workers):
+            for name, value in self.measure(model, batch).items():
                 sums[name] = sums.get(name, 0) + value
         everything = {name: self.total(value).item() for name, value in sums.items()}
         means = {name: value / everything["units"] for name, value in everything.items() if name != "units"}
@@ -188,9 +205,9 @@ class Run:
         self.require_primary(measured)
         return measured
 
-    def measure(self, model: nn.Module, indices: Tensor) -> dict[str, Tensor]:
+    def measure(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """Sums in float64 over validation examples, of which there may be none: all processes sum up the same names."""
-        batch = self.to_device(self.task.valid.batch(indices, 0))
+        batch = self.to_device(batch)
         with self.accelerator.autocast():
             turns = list(self.task.losses(model, batch))
         exact = [(part, loss.double(), {name: x.double() for name, x in found.items()}) for part, loss, found in turns]
@@ -198,11 +215,16 @@ class Run:
 
     @torch.no_grad()
     def require_ready(self) -> None:
-        """Errors: `ValueError`, before an epoch is spent, if the model could not be kept, or if its best epoch not be told."""
+        """Errors: `ValueError`, before an epoch is spent, if the model could not be kept, if there is nothing to train or to
+        measure on, if the best epoch could not be told, or if an option asks for what the model has not."""
         saving.saved(self.result, zoo.build)
-        first = next(iter(self.task.valid.batches(0)), None)
-        if first is not None and type(self.task).score is Task.score:  # else any metric may come from there
-            measured = self.measure(self.result.eval(), first[:1])
+        for name, split in (("training", self.task.train), ("validation", self.task.valid)):
+            require(split.size > 0, f"{name} set", f"{split.size} {self.task.unit}", "not empty")
+        if self.options.gradient_checkpointing:
+            require(bool(blocks(self.model)), "gradient_checkpointing", True, "False for a model without a list of blocks")
+        if type(self.task).score is Task.score:  # else any metric may come from there
+            first = next(iter(self.task.valid.batches(0)))[:1]
+            measured = self.measure(self.result.eval(), self.task.valid.batch(first, 0))
             self.require_primary([name for name in measured if name != "units"])
 
     def require_primary(self, names: Iterable[str]) -> None:
@@ -235,10 +257,7 @@ class Run:
             checkpoints.restore(self, self.last)
         if self.main:
             files.remove_parts(self.folder)
-            self.write_history()
-
-    def write_history(self) -> None:
-        files.write_bytes(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history).encode())
+            self.log.go_back()
 
     # -------------------------------------------------------------------------------------------------- the loop
 
@@ -249,8 +268,7 @@ class Run:
                 `Diverged` if a loss or a weight is no longer finite.
         """
         self.require_ready()
-        if self.main and self.accelerator.log_with:
-            self.accelerator.init_trackers("tensorboard")
+        self.log.begin()
         begun = time.perf_counter() - self.seconds
         try:
             while not self.finished:
@@ -268,8 +286,7 @@ class Run:
             f"{self.task.unit}_per_second": round(self.epoch * self.task.train.size / max(self.seconds, 1e-9), 1),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
-        if self.main:
-            self.accelerator.end_training()
+        self.log.end()
         return summary
 
     @property
@@ -313,9 +330,12 @@ class Run:
             disable=not live,
         )
         with bar:
-            for indices in batches[self.position :]:
-                for name, value in self.train_step(indices).items():
+            left = batches[self.position :]
+            for indices, examples in zip(left, prepared(self.examples, left, self.workers), strict=True):
+                sums = self.train_step(indices, examples)
+                for name, value in sums.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
+                self.log.step(sums)
                 self.position += 1
                 bar.update(len(indices))
                 bar.set_postfix({n: f"{v / self.sums['units']:.4f}" for n, v in self.sums.items() if n != "units"}, refresh=False)
@@ -324,9 +344,8 @@ class Run:
                     self.save()
         measured = self.evaluate()
         row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
-        row |= {f"train_{name}": value / self.sums["units"] for name, value in self.sums.items() if name != "units"}
-        row |= {f"valid_{name}": value for name, value in measured.items()}
-        row["lr"] = learning_rate(options, self.step - 1, self.steps_per_epoch)
+        row |= means(self.sums) | {f"valid_{name}": value for name, value in measured.items()}
+        row["lr"] = self.rate(self.step - 1)
         self.history.append(row)
         self.seconds = time.perf_counter() - begun
         self.epoch, self.position, self.sums = self.epoch + 1, 0, {}
@@ -336,18 +355,9 @@ class Run:
         if self.main and options.average:
             zoo.save(self.result, self.folder, self.epoch_file(self.epoch).name)
         self.save()
-        if self.main:
-            if options.average:
-                self.epoch_file(self.epoch - options.average).unlink(missing_ok=True)
-            self.write_history()
-            self.accelerator.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=self.step)
-            left = self.seconds / self.epoch * (options.epochs - self.epoch)
-            print(
-                f"epoch {row['epoch']}/{options.epochs}  "
-                + "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k.startswith(("train_", "valid_")))
-                + f"  {self.epoch * self.task.train.size / self.seconds:.0f} {self.task.unit}/s  {left:.0f} s left",
-                flush=True,
-            )
+        if self.main and options.average:
+            self.epoch_file(self.epoch - options.average).unlink(missing_ok=True)
+        self.log.epoch(row)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

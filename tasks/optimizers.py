@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tasks.options import EngineOptions
+from zoo.model import Model
 
 
 def learning_rate(options: EngineOptions, step: int, steps_per_epoch: int) -> float:
@@ -35,8 +36,29 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+def layer_groups(model: nn.Module, options: EngineOptions) -> list[dict[str, Any]]:
+    """The same, for each depth apart: the deepest parameters keep the learning rate, those before get less and less.
+
+    Source: Clark et al., 2020 (arXiv 2003.10555).
+    """
+    found = depths(model)
+    deepest, groups = max(found.values(), default=0), []
+    for depth in range(deepest + 1):
+        part = nn.ParameterList([p for name, p in model.named_parameters() if found[name] == depth])
+        rate = options.lr * options.layer_decay ** (deepest - depth)
+        groups += [{**group, "lr": rate} for group in parameter_groups(part, options.weight_decay) if group["params"]]
+    return groups
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """The depth of every parameter by name: the number of its part in `Model.parts`, after the last of which the head comes."""
+    parts = model.parts() if isinstance(model, Model) else dict(model.named_children())
+    numbers = {id(p): depth for depth, part in enumerate(parts.values()) for p in part.parameters()}
+    return {name: numbers.get(id(p), len(parts)) for name, p in model.named_parameters()}
+
+
 def make_optimizer(model: nn.Module, options: EngineOptions) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, options.weight_decay)
+    groups = parameter_groups(model, options.weight_decay) if options.layer_decay == 1 else layer_groups(model, options)
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True, fused=True)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer](groups, lr=options.lr, fused=True)

@@ -20,13 +20,15 @@ def option(
     choices: Sequence[str] = (),
     many: bool = False,
     least: float | None = None,
+    most: float | None = None,
     above: float | None = None,
     below: float | None = None,
     path: bool = False,
 ) -> Any:
-    """A dataclass field that is an option. `many` takes one or more values; `least`, `above` and `below` bound a number; in a
-    `path`, ~ at the start is the user's home."""
-    metadata = {"help": help, "choices": choices, "many": many, "least": least, "above": above, "below": below, "path": path}
+    """A dataclass field that is an option. `many` takes one or more values; `least`, `most`, `above` and `below` bound a number;
+    in a `path`, ~ at the start is the user's home."""
+    bounds = {"least": least, "most": most, "above": above, "below": below}
+    metadata = {"help": help, "choices": choices, "many": many, "path": path, **bounds}
     return field(default_factory=lambda: list(default), metadata=metadata) if many else field(default=default, metadata=metadata)
 
 
@@ -39,9 +41,12 @@ class Options:
     title: ClassVar[str] = "options"
 
     def __post_init__(self) -> None:
-        """Errors: `UserError` that names the first option out of range, its value and what would be right."""
+        """Errors: `UserError` that names the first option of another type or out of range, its value and what would be right."""
+        hints = get_type_hints(type(self))
         for spec in fields(self):  # type: ignore
             value, rules = getattr(self, spec.name), spec.metadata
+            if not fits(value, hints[spec.name]) and value is not spec.default:
+                raise UserError(f"--{spec.name} must be of type {hints[spec.name]}, got {value!r}")
             if rules["path"]:
                 setattr(self, spec.name, [expanduser(x) for x in value] if rules["many"] else expanduser(value))
             if rules["choices"] and value is not None and value not in rules["choices"]:
@@ -50,19 +55,32 @@ class Options:
                 raise UserError(f"--{spec.name} must be {words(rules)}, got {value}")
 
 
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value, of a file for instance, is of the type that the command line would have made it."""
+    if hint == list[str]:
+        return isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
+    kinds = get_args(hint) or (hint,)
+    return any(isinstance(value, (int, float) if kind is float else kind) for kind in kinds) and (
+        bool in kinds or not isinstance(value, bool)
+    )
+
+
 def within(value: float, rules: Any) -> bool:
     """NaN and infinity are in no range."""
-    low, above, below = rules["least"], rules["above"], rules["below"]
+    low, high, above, below = (rules[name] for name in ("least", "most", "above", "below"))
     return (
         math.isfinite(value)
         and (low is None or value >= low)
+        and (high is None or value <= high)
         and (above is None or value > above)
         and (below is None or value < below)
     )
 
 
 def words(rules: Any) -> str:
-    bounds = {"{} or more": rules["least"], "above {}": rules["above"], "below {}": rules["below"]}
+    if rules["least"] is not None and rules["most"] is not None:
+        return f"from {rules['least']} to {rules['most']:,}"
+    bounds = {"{} or more": rules["least"], "{} or less": rules["most"], "above {}": rules["above"], "below {}": rules["below"]}
     return " and ".join(text.format(bound) for text, bound in bounds.items() if bound is not None) or "a finite number"
 
 
@@ -127,10 +145,19 @@ class EngineOptions(Options):
     patience: int = option(0, "stop after so many epochs without a better model; 0 is off", least=0)
     accumulate: int = option(1, "micro-batches that make up a step, for less memory", least=1)
     clip: float = option(0.0, "largest gradient norm; 0 is off", least=0)
+    layer_decay: float = option(
+        1.0, "learning rate of each part of the model over that of the next one, 0.75 for example, for fine-tuning", above=0
+    )
     precision: str = option("fp32", "fp16 needs a GPU", choices=("fp32", "bf16", "fp16"))
     compile: bool = option(False, "torch.compile the model")
+    gradient_checkpointing: bool = option(False, "compute what the backward pass needs again: less memory, a third more time")
     device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    workers: int | None = option(
+        None, "processes that prepare batches; they change nothing but the speed (default: 0, some for pictures on disk)", least=0
+    )
     seed: int = option(0, "of initial weights, order, augmentation and dropout", least=0)
+    log_every: int = option(0, "steps between lines in steps.jsonl; 0 is off", least=0)
+    tracker: str = option("auto", "wandb, tensorboard or another one that accelerate knows; none; auto is tensorboard if there")
     checkpoint_every: int = option(0, "steps between checkpoints; there is one after every epoch anyway", least=0)
     resume: bool = option(False, "continue the run --name where its last checkpoint is")
     name: str = option("", "folder of the run under --runs_dir (default: model, data and time)")
@@ -141,6 +168,9 @@ class EngineOptions(Options):
         self.lr = lr if self.lr is None else self.lr
         self.weight_decay = weight_decay if self.weight_decay is None else self.weight_decay
         super().__post_init__()
+        require_device(self)
+        if self.gradient_checkpointing and self.compile:
+            raise UserError("--gradient_checkpointing and --compile exclude each other: a compiler decides itself what to keep")
 
 
 def require_device(options: Any) -> None:

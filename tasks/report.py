@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def write(folder: Path, kind: type | None = None) -> Path:
 
     folder = Path(folder)
     options, config, summary = (read_object(folder / f"{name}.json") for name in ("options", "config", "summary"))
-    rows = read_rows(folder / "metrics.jsonl")
+    rows, about = read_rows(folder / "metrics.jsonl"), options.pop("about", {})
     name = folder.resolve().name
     sections = {
         "Result": described(sorted(summary.items(), key=lambda item: not item[0].startswith("test_"))),
@@ -36,7 +36,8 @@ def write(folder: Path, kind: type | None = None) -> Path:
         "Examples": table(read_examples(folder / EXAMPLES)),
         "Epochs": table(rows, lambda row: "epoch" in row and row["epoch"] == summary.get("best_epoch")),
         "Options": chosen(options, kind or kind_of(options)),
-        "Model": described(config.items()),
+        "Model": described(flat(config)),
+        "Data and versions": described(flat(about if isinstance(about, dict) else {})),
     }
     page = whole(name, "; ".join(facts(options, config, summary, rows)), sections)
     write_bytes(folder / PAGE, page.encode())
@@ -82,6 +83,15 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def flat(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Names and values, those of inner objects too: {"train": {"images": 13}} has "train images"."""
+    for name, value in values.items():
+        if depth and value and isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name} ", depth - 1)
+        else:
+            yield f"{prefix}{name}", value
 
 
 def write_examples(folder: Path, examples: Sequence[Mapping[str, Any]]) -> None:

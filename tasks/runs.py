@@ -1,24 +1,33 @@
-"""The life of a run, whatever the task: options, folder, resume, training, report."""
+"""The life of a run, whatever the task: options, data, folder, resume, training, report. All is checked before it is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import datetime
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields, replace
+from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 import zoo
 from tasks import report
 from tasks.commands import checking_input, first_process
 from tasks.engine import Run
-from tasks.options import UserError, require_device
+from tasks.optimizers import learning_rate
+from tasks.options import UserError
 from tasks.task import Task
 from zoo import files, saving
 
-FREE = {"resume", "name", "runs_dir", "device", "checkpoint_every"}
+FREE = {"resume", "name", "runs_dir", "device", "workers", "tracker", "checkpoint_every"}
 """Options that a resumed run may change: they leave the numbers alone."""
+PLACES = {"data", "data_root", "train", "valid", "test", "dataset_path", "prepared", "tokenizer"}
+"""Options that say where the data is, which may have moved: it is compared itself."""
 
 
 def train(
@@ -30,55 +39,148 @@ def train(
     """Train from the first epoch, or from the last checkpoint, to the report in summary.json.
 
     kind, given:  the options' class and those that the command line gives.
-    default_name: the run's name where none is given.
+    default_name: the run's name where none is given; a number follows where that is taken.
     begin:        ``begin(options, folder)`` checks all input and makes task and model, whose `config` goes to config.json.
-    Errors: `UserError` if `zoo.save` would refuse the model.
+    Errors: `UserError`, before any file changes, for whatever is wrong with options, data and model, or is not as in the run to
+            resume.
     """
     with checking_input():
-        options, folder = open_folder(kind, given, default_name)
+        options, folder, saved = open_folder(kind, given, default_name)
         task, model = begin(options, folder)
         config, _ = saving.saved(model, zoo.build)
-    run = Run(task, model, options, folder)
-    if run.main:
-        folder.mkdir(parents=True, exist_ok=True)
-    if options.resume:  # before anything is written: it may be refused
-        with checking_input():
+        require_same(data_of(saved), task.identity, folder)
+        run = Run(task, model, options, folder)
+        run.require_ready()
+        if options.resume:
             run.restore()
-    if run.main:
-        files.write_json(folder / "options.json", asdict(options) | {"resume": False, "name": folder.name})
-        files.write_json(folder / "config.json", config)
-        task.keep(folder)
-        print(f"{config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters", *task.told, sep="\n", flush=True)
-    run.accelerator.wait_for_everyone()
-    if run.finished and (folder / "summary.json").exists():
-        run.accelerator.print(f"{folder} is finished: nothing left to do")
+        else:
+            reserve(run)
+    if run.finished and (run.folder / "summary.json").exists():
+        run.accelerator.print(f"{run.folder} is finished: nothing left to do, unless by more --epochs")
         return
-    summary = run.fit()
     if run.main:
-        files.write_json(folder / "summary.json", summary | task.report(run, summary))
-        report.write(folder, kind)
+        write_down(run, config, saved)
+        print(f"{config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters", *task.told, sep="\n")
+        print(*longer(run, saved), sep="\n", end="", flush=True)
+    run.accelerator.wait_for_everyone()
+    try:
+        summary = run.fit()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; the same command with --name {run.folder.name} --resume goes on") from None
+    if run.main:
+        files.write_json(run.folder / "summary.json", summary | task.report(run, summary))
+        report.write(run.folder, kind)
 
 
-def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any], str]) -> tuple[Any, Path]:
-    """Options (those of the run to resume, then the given ones) and the run's folder, which is not made yet.
+def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any], str]) -> tuple[Any, Path, dict[str, Any]]:
+    """Options (those of the run to resume, then the given ones), the run's folder, and what its options.json holds, if any.
 
     Errors: `UserError` if the name is taken, if there is nothing to resume, or if a given option differs from the run's own.
     """
     options = kind(**given)
-    require_device(options)
     if options.resume and not options.name:
         raise UserError("--resume needs --name: which run under --runs_dir is to go on?")
     folder = Path(options.runs_dir) / (options.name or default_name(options))
     if not options.resume:
-        if folder.exists() and first_process():  # which may just have made it
-            raise UserError(f"--name {folder.name}: {folder} exists already; give --resume to go on with it, or another name")
-        return options, folder
+        if options.name and folder.exists() and first_process():  # which may just have made it
+            raise taken(folder)
+        return options, folder, {}
     if not folder.is_dir():
         raise UserError(f"--resume: there is no run {folder}; without --resume it would be begun")
-    if (folder / "options.json").exists():
-        saved = files.read_json(folder / "options.json")
-        for name, value in given.items():
-            if name not in FREE and saved.get(name) != value:
-                raise UserError(f"--{name} {value} differs from the run's {saved.get(name)}: a resumed run keeps its options")
-        options = kind(**{**{k: v for k, v in saved.items() if k in asdict(options)}, **given})
-    return options, folder
+    if not (folder / "options.json").exists():
+        return options, folder, {}
+    saved = files.read_json(folder / "options.json")
+    before = asdict(restored(kind, saved, folder))
+    free = FREE | (PLACES if data_of(saved) else set())
+    for name, value in given.items():
+        if name == "epochs" and value < before[name]:
+            raise UserError(f"--epochs {value} is less than the run's {before[name]}: a resumed run may have more")
+        if name not in free | {"epochs"} and before[name] != value:
+            raise UserError(f"--{name} {value} differs from the run's {before[name]}: a resumed run keeps its options")
+    return kind(**{**before, **given}), folder, saved | {"epochs": before["epochs"]}
+
+
+def restored(kind: type, saved: Mapping[str, Any], folder: Path) -> Any:
+    """The options of `kind` that a run's options.json holds. Errors: `UserError` for values that they may not have."""
+    try:
+        return kind(**{field.name: saved[field.name] for field in fields(kind) if field.name in saved})
+    except UserError as error:
+        raise UserError(f"{folder / 'options.json'}: {error}") from error
+
+
+def data_of(saved: Mapping[str, Any]) -> Any:
+    """What options.json says of the run's data; None if an older version wrote it."""
+    about = saved.get("about")
+    return about.get("data") if isinstance(about, dict) else None
+
+
+def taken(folder: Path) -> UserError:
+    return UserError(f"--name {folder.name}: {folder} exists already; give --resume to go on with it, or another name")
+
+
+def reserve(run: Run) -> None:
+    """Make the run's folder, which no other run gets. Errors: `UserError`, in all processes, if the name is taken."""
+    found = broadcast_object_list([make_folder(run.folder, not run.options.name) if run.main else None])[0]
+    if found is None:
+        raise taken(run.folder)
+    run.folder = Path(found)
+
+
+def make_folder(wanted: Path, another: bool) -> str | None:
+    """The folder that was made; where it was there already, NAME-2 and so on if `another` will do."""
+    for n in count(1):
+        folder = wanted if n == 1 else wanted.with_name(f"{wanted.name}-{n}")
+        try:
+            folder.mkdir(parents=True)
+            return str(folder)
+        except FileExistsError:
+            if not another:
+                return None
+    raise AssertionError
+
+
+def require_same(before: Mapping[str, Any] | None, now: Mapping[str, Any], folder: Path) -> None:
+    """Errors: `UserError` that names what differs between the data of a run, if it is known, and the data at hand."""
+    if not isinstance(before, Mapping):
+        return
+    one, other = dict(flat(before)), dict(flat(json.loads(json.dumps(now))))
+    found = [difference(key, one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)]
+    if found:
+        raise UserError(f"--resume: the data is not that of {folder}: {'; '.join(found)}")
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        yield from flat(value, f"{prefix}{key} ") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+
+
+def difference(key: str, before: Any, now: Any) -> str:
+    if key.endswith("fingerprint") and before and now:
+        return f"{key.removesuffix('fingerprint').strip()} has other contents"
+    words = [", ".join(map(str, value[:10])) if isinstance(value, list) else f"{value}" for value in (before, now)]
+    return f"{key} was {words[0]} and is {words[1]}"
+
+
+def write_down(run: Run, config: dict[str, Any], saved: dict[str, Any]) -> None:
+    """config.json, options.json and what the task keeps: what the run is made of, with versions and dates."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("zooproof", "torch", "torchvision")}}
+    now = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions}
+    about: dict[str, Any] = {"data": run.task.identity, **now, **(saved["about"] if data_of(saved) else {})}
+    if saved:
+        about["resumed"] = [*about.get("resumed", []), {**now, "step": run.step}]
+    options = asdict(run.options) | {"resume": False, "name": run.folder.name}
+    (run.folder / "summary.json").unlink(missing_ok=True)  # of fewer epochs
+    files.write_json(run.folder / "options.json", options | {"about": about})
+    files.write_json(run.folder / "config.json", config)
+    run.task.keep(run.folder)
+
+
+def longer(run: Run, saved: dict[str, Any]) -> Iterator[str]:
+    """What more epochs than planned do to the learning rate."""
+    options, planned = run.options, saved.get("epochs", run.options.epochs)
+    if planned != options.epochs and run.step:
+        before = learning_rate(replace(options, epochs=planned), run.step - 1, run.steps_per_epoch)
+        yield (
+            f"{options.epochs} epochs in place of {planned}: the {options.schedule} schedule is now that of {options.epochs}; "
+            f"the learning rate was {before:.3g} and goes on with {run.rate(run.step):.3g}\n"
+        )

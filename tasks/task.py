@@ -22,7 +22,8 @@ class Split:
 
     size:    the number of examples.
     batches: ``batches(epoch)`` are the indices of the examples in every step of that epoch, a pure function of it.
-    batch:   ``batch(indices, epoch)`` are those examples as a tuple of tensors, augmented for that epoch.
+    batch:   ``batch(indices, epoch)`` are those examples as a tuple of tensors, augmented for that epoch, a pure function too.
+             Where another process calls it, it changes nothing here.
     """
 
     size: int
@@ -59,6 +60,8 @@ class Task:
     """What decides which epoch is the best one: "loss", a metric of `loss` or `losses`, or one of `score`."""
     channels_last: bool = False
     """Whether kernels lie channels-last in memory, as suits convolutions of images."""
+    workers: int = 0
+    """Processes that prepare batches, where --workers does not say."""
     identity: Mapping[str, Any] = {}
     """What the data is, by name, as JSON: sizes, classes, fingerprints. A run keeps it, and goes on with the same only."""
     told: Sequence[str] = ()

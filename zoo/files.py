@@ -158,11 +158,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     umask leaves, an old one keeps its own.
     """
     path = Path(path)
-    if path.is_dir() or not path.name:
-        raise IsADirectoryError(errno.EISDIR, "cannot be written: it is a folder", str(path))
     target = Path(os.path.realpath(path))
-    temporary = target.parent / f".{secrets.token_hex(8)}{PART}"
+    temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}{PART}"
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
             with path.open("wb") as file:
                 file.write(content)

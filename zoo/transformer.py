@@ -56,6 +56,14 @@ class Transformer(Model):
         self.encoder_norm, self.decoder_norm = encoder_norm, decoder_norm
         self.bias = nn.Parameter(torch.zeros(embedding.table.num_embeddings)) if bias else None
 
+    def parts(self) -> dict[str, nn.Module]:
+        """embedding, encoder1, ..., encoder_norm, decoder1, ..., decoder_norm."""
+        found = super().parts()
+        return {
+            name: found[name]
+            for name in sorted(found, key=lambda name: name.startswith(("encoder", "decoder")) + name.startswith("decoder"))
+        }
+
     def embed(self, tokens: Tensor, positions: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """tokens (b, n) -> (b, n, dim)
 

@@ -26,15 +26,19 @@ def refused(capsys: Any, runs: Path, *arguments: object) -> str:
     """The one line of a command that ends with exit code 2 and leaves the runs as they were."""
     from tasks.image_classification import main
 
-    before = sorted(runs.rglob("*")) if runs.exists() else []
+    before = contents(runs)
     code = main([str(a) for a in arguments])
     captured = capsys.readouterr()
     assert code == 2, captured.out + captured.err
     lines = captured.err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
-    assert (sorted(runs.rglob("*")) if runs.exists() else []) == before, "something is left behind"
+    assert contents(runs) == before, "something is left behind, or was written over"
     return lines[0]
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def complaint(call: Callable[..., Any], *arguments: object, **options: object) -> str:

@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from toys import network
 
 import zoo
-from tasks.optimizers import learning_rate, parameter_groups, update_average
+from tasks.optimizers import depths, learning_rate, make_optimizer, parameter_groups, update_average
 from tasks.options import EngineOptions
 
 
@@ -53,3 +54,32 @@ def test_average_of_decay_zero_is_the_model_and_of_others_the_law():
         assert torch.equal(copied.state_dict()[name], new), name
         expected = 0.75 * old[name] + 0.25 * new if new.is_floating_point() else new
         torch.testing.assert_close(average.state_dict()[name], expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet20", "googlenet", "mobilenet_v3_small", "transformer_small"])
+def test_layer_decay_is_a_partition_that_rises_with_depth(name):
+    with torch.device("meta"):
+        model = zoo.create(name, **({"vocab_size": 9} if "former" in name else {"num_classes": 3}))
+    options = EngineOptions(lr=0.5, layer_decay=0.5, weight_decay=0.1)
+    groups = make_optimizer(model, options).param_groups
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    last = max(depths(model).values())
+    for part, (_, module) in enumerate(model.parts().items()):
+        for p in module.parameters():
+            assert rates[id(p)] == (0.5 * 0.5 ** (last - part), 0.1 if p.ndim > 1 else 0.0)
+    assert max(rate for rate, _ in rates.values()) == 0.5
+    if name == "transformer_small":
+        assert list(model.parts()) == [
+            "embedding", "encoder1", "encoder2", "encoder_norm", "decoder1", "decoder2", "decoder_norm"
+        ]  # fmt: skip
+    else:
+        head = {id(p) for p in model.head.parameters()}
+        assert {rates[p][0] for p in head} == {0.5}
+
+
+def test_the_engine_keeps_the_rates_of_the_layers_apart(start):
+    run = start(model=network(), layer_decay=0.5, lr=0.1, schedule="constant")
+    run.train_step(torch.arange(4))
+    rates = {group["lr"] for group in run.optimizers["model"].param_groups}
+    assert sorted(rates) == pytest.approx([0.025, 0.1])

@@ -84,7 +84,8 @@ def run(tmp_path) -> Path:
     folder = tmp_path / "a run"
     folder.mkdir()
     options = TrainOptions(model="resnet18", optimizer="sgd", epochs=3, name="a run")
-    write(folder / "options.json", asdict(options) | {"identity": {"classes": ["ant", "bee"], "train": {"images": 13}}})
+    about = {"data": {"classes": ["ant", "bee"], "train": {"images": 13}}, "date": "2026-01-31"}
+    write(folder / "options.json", asdict(options) | {"about": about, "layers": 9})
     write(folder / "config.json", {"model": "resnet18", "arguments": {"num_classes": 2}, "classes": ["ant", "bee"]})
     rows = [{"epoch": n, "step": 9 * n, "train_loss": 1 / n, "valid_accuracy": 0.5 + n % 2 / 4, "lr": 0.01} for n in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -107,12 +108,13 @@ def test_a_page_has_what_the_folder_has(run):
     page = Page(report.write(run, TrainOptions))
     assert page.texts_in("title") == page.texts_in("h1") == ["a run"]
     assert page.texts_in("p") == ["resnet18; 11,169,858 parameters; 3 of 3 epochs; best valid_accuracy 0.75 after epoch 3"]
-    assert page.texts_in("h2") == ["Result", "Pictures", "Examples", "Epochs", "Options", "Model"]
+    assert page.texts_in("h2") == ["Result", "Pictures", "Examples", "Epochs", "Options", "Model", "Data and versions"]
     assert section(page, "Result")[:2] == ["test_accuracy", "0.8"], "what was measured at the end comes first"
     assert section(page, "Examples") == ["source", "translation", "expected", "Käse", "cheese", "cheese, a cheese"]
     assert section(page, "Epochs")[:5] == ["epoch", "step", "train_loss", "valid_accuracy", "lr"]
     assert section(page, "Epochs")[-5:] == ["3", "27", "0.33333", "0.75", "0.01"]
-    assert section(page, "Model") == ["model", "resnet18", "arguments", "num_classes 2", "classes", "ant, bee"]
+    assert section(page, "Model") == ["model", "resnet18", "arguments num_classes", "2", "classes", "ant, bee"]
+    assert section(page, "Data and versions") == ["data classes", "ant, bee", "data train images", "13", "date", "2026-01-31"]
     source = run.joinpath("index.html").read_text(encoding="utf-8")
     assert source.count('<tr class="best">') == 1
     assert '<tr class="best"><td class="number"><span dir="auto">3</span>' in source
@@ -127,9 +129,9 @@ def test_options_that_differ_come_first_then_groups(run):
     titles = list(dict.fromkeys(owner(TrainOptions, name).title for name in TrainOptions.__dataclass_fields__))
     assert [text for text in texts if text.endswith(", at their defaults")] == [f"{t}, at their defaults" for t in titles]
     assert texts[texts.index("lr") + 1] == "0.02"
-    known = {*TrainOptions.__dataclass_fields__, "identity"}
+    known = {*TrainOptions.__dataclass_fields__}
     assert known <= {*texts}
-    assert texts[-3:] == ["also kept", "identity", "classes ant, bee, train images 13"]
+    assert texts[-3:] == ["also kept", "layers", "9"], "an option of another version"
 
 
 @pytest.mark.parametrize("kind", [TrainOptions, TranslationOptions])
@@ -198,7 +200,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=9), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = ["epoch", "epochs", "model", "best_epoch", "best_valid_x", "lr", "init", "parameters"]
+KEYS = ["about", "epoch", "epochs", "model", "best_epoch", "best_valid_x", "lr", "init", "parameters"]
 OBJECTS = st.dictionaries(st.sampled_from(KEYS), VALUES)
 CONTENTS = st.one_of(
     st.binary(max_size=30),
@@ -242,6 +244,6 @@ def test_the_command_makes_pages(run, tmp_path, capsys):
 def test_a_real_run_leaves_its_page(finished):
     folder, _ = finished
     page = Page(folder / "index.html")
-    assert page.texts_in("h2") == ["Result", "Pictures", "Epochs", "Options", "Model"]
+    assert page.texts_in("h2") == ["Result", "Pictures", "Epochs", "Options", "Model", "Data and versions"]
     assert [found["alt"] for tag, found in page.seen if tag == "img"] == ["curves.png", "confusion.png", "mistakes.png"]
     assert (folder / "index.html").read_bytes() == report.write(folder).read_bytes()

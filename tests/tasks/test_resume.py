@@ -87,7 +87,7 @@ def test_a_finished_run_has_nothing_left_to_do(finished, pictures, capsys):
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
-@pytest.mark.parametrize("change", ["--model=vgg11", "--seed=1", "--batch_size=7", "--epochs=9", "--lr=0.5", "--ema=0.5"])
+@pytest.mark.parametrize("change", ["--model=vgg11", "--seed=1", "--batch_size=7", "--epochs=1", "--lr=0.5", "--ema=0.5"])
 def test_a_resumed_run_keeps_its_options(finished, capsys, change):
     folder, _ = finished
     assert main(["--runs_dir", str(folder.parent), "--name", "a", "--resume", change]) == 2

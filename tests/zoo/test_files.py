@@ -6,8 +6,11 @@ import json
 import os
 import pickle
 import resource
+import stat
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,3 +130,51 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -9
     assert files.read_tensors(path)["a"].tolist() == [1.0] * 4
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    real, link, dangling = tmp_path / "far" / "real", tmp_path / "link", tmp_path / "dangling"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    dangling.symlink_to(tmp_path / "far" / "later")
+    for path, target in ((link, real), (dangling, tmp_path / "far" / "later")):
+        files.write_bytes(path, b"new")
+        assert path.is_symlink()
+        assert target.read_bytes() == b"new"
+    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["later", "real"]
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    files.write_bytes(pipe, b"new")
+    reader.join()
+    assert found == [b"new"]
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    files.write_bytes(Path(os.devnull), b"new")
+    assert Path(os.devnull).is_char_device()
+
+
+def test_permissions_are_the_umasks_or_the_old_ones(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write_bytes(tmp_path / "new", b"")
+    finally:
+        os.umask(before)
+    (tmp_path / "old").touch(0o600)
+    (tmp_path / "old").chmod(0o604)
+    files.write_bytes(tmp_path / "old", b"new")
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "old")] == [0o640, 0o604]
+
+
+def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path):
+    for path in (tmp_path / "nowhere" / "a.txt", tmp_path, Path("/dev/full"), tmp_path / ("é" * 200)):
+        with pytest.raises(OSError, match="cannot be written") as caught:
+            files.write_bytes(path, b"new")
+        assert caught.value.filename == str(path)
+        assert files.PART not in str(caught.value)
+    assert not list(tmp_path.iterdir())
