@@ -84,7 +84,7 @@ def run(tmp_path) -> Path:
     folder = tmp_path / "a run"
     folder.mkdir()
     options = TrainOptions(model="resnet18", optimizer="sgd", epochs=3, name="a run")
-    about = {"data": {"classes": ["ant", "bee"], "train": {"images": 13}}, "date": "2026-01-31"}
+    about = {"data": {"classes": ["ant", "bee"], "train": {"images": 13}}, "a": {"b": {"c": {"d": {"e": 5}}}}}
     write(folder / "options.json", asdict(options) | {"about": about, "layers": 9})
     write(folder / "config.json", {"model": "resnet18", "arguments": {"num_classes": 2}, "classes": ["ant", "bee"]})
     rows = [{"epoch": n, "step": 9 * n, "train_loss": 1 / n, "valid_accuracy": 0.5 + n % 2 / 4, "lr": 0.01} for n in (1, 2, 3)]
@@ -114,7 +114,7 @@ def test_a_page_has_what_the_folder_has(run):
     assert section(page, "Epochs")[:5] == ["epoch", "step", "train_loss", "valid_accuracy", "lr"]
     assert section(page, "Epochs")[-5:] == ["3", "27", "0.33333", "0.75", "0.01"]
     assert section(page, "Model") == ["model", "resnet18", "arguments num_classes", "2", "classes", "ant, bee"]
-    assert section(page, "Data and versions") == ["data classes", "ant, bee", "data train images", "13", "date", "2026-01-31"]
+    assert section(page, "Data and versions") == ["data classes", "ant, bee", "data train images", "13", "a b c d", "e 5"]
     source = run.joinpath("index.html").read_text(encoding="utf-8")
     assert source.count('<tr class="best">') == 1
     assert '<tr class="best"><td class="number"><span dir="auto">3</span>' in source
