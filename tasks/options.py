@@ -44,7 +44,8 @@ class Options:
         """Errors: `UserError` that names the first option of another type or out of range, its value and what would be right."""
         hints = get_type_hints(type(self))
         for spec in fields(self):  # type: ignore
-            value, rules = getattr(self, spec.name), spec.metadata
+            value: Any = getattr(self, spec.name)
+            rules = spec.metadata
             if not fits(value, hints[spec.name]) and value is not spec.default:
                 raise UserError(f"--{spec.name} must be of type {hints[spec.name]}, got {value!r}")
             if rules["path"]:
