@@ -46,7 +46,7 @@ class Options:
         for spec in fields(self):  # type: ignore
             value: Any = getattr(self, spec.name)
             rules = spec.metadata
-            if not fits(value, hints[spec.name]) and value is not spec.default:
+            if value != spec.default and not fits(value, hints[spec.name]):
                 raise UserError(f"--{spec.name} must be of type {hints[spec.name]}, got {value!r}")
             if rules["path"]:
                 setattr(self, spec.name, [expanduser(x) for x in value] if rules["many"] else expanduser(value))
