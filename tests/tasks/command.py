@@ -37,6 +37,16 @@ def refused(capsys: Any, runs: Path, *arguments: object) -> str:
     return lines[0]
 
 
+def one_line(capsys: Any, main: Callable[..., int], *arguments: object) -> str:
+    """The one line that a command ends with, whose exit code is 2."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: "), error
+    assert error.count("\n") == 1, error
+    return error
+
+
 def complaint(call: Callable[..., Any], *arguments: object, **options: object) -> str:
     """The message, of one line, of the DataError that the call or its iteration raises."""
     with pytest.raises(DataError) as caught:
