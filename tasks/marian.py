@@ -78,7 +78,7 @@ def arguments_of(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], 
     for ours, theirs in SIZES.items():
         if (other := number(config, f"decoder_{theirs}", name)) != sizes[ours]:
             raise DataError(f"{name}: encoder_{theirs} and decoder_{theirs} must be the same, got {sizes[ours]} and {other}")
-    if (activation := config.get("activation_function")) not in ACTIVATIONS:
+    if not isinstance(activation := config.get("activation_function"), str) or activation not in ACTIVATIONS:
         raise DataError(f"{name}: activation_function must be one of {', '.join(ACTIVATIONS)}, got {activation}")
     size, pad, dropout = number(config, "vocab_size", name), number(config, "pad_token_id", name, 0), config.get("dropout", 0.1)
     if config.get("decoder_vocab_size", size) not in (size, None):
@@ -113,7 +113,7 @@ def write(model: Any, tokenizer: TextTokenizer, folder: Path) -> list[str]:
     Errors: `DataError` if the model does not come from such a folder, or if there is something where it is to be.
     """
     kept = model.config.get("huggingface")
-    if kept is None:
+    if not isinstance(kept, dict) or not all(isinstance(file, dict) for file in (kept.get("config.json"), *kept.values())):
         raise DataError(f"{model.config['model']} is not Marian's: only what `train --init hf:PATH` began with can be exported")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"--out {folder} exists already: give another folder")

@@ -17,7 +17,7 @@ from tasks.scores import measure, scores
 from tasks.task import Metric, Split, Task
 from tasks.translating import translate
 from tasks.translation_options import TOKENIZE, CorpusOptions, EvaluateOptions, ExportOptions, PrepareOptions, TranslateOptions
-from tasks.translation_use import evaluate, export, trained_on, translate_lines
+from tasks.translation_use import evaluate, export, options_of, translate_lines
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor, nn
@@ -193,7 +193,7 @@ def settle(options: TrainOptions | PrepareOptions, folder: Path) -> None:
             raise UserError(f"--normalize {options.normalize}: {prepared} was prepared with {form}")
         options.normalize, options.source = form, options.source or meta.get("source")
         options.target = options.target or meta.get("target")
-    elif getattr(options, "resume", False) and "normalize" not in trained_on(folder):
+    elif getattr(options, "resume", False) and "normalize" not in options_of(folder):
         options.normalize = "none"
     options.normalize = options.normalize or "nfc"
 

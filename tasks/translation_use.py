@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from tasks.commands import checking_input
 from tasks.options import UserError
@@ -28,9 +28,9 @@ def translate_lines(given: dict[str, Any]) -> None:
     options = TranslateOptions(**given)
     check_translate(options)
     model, tokenizer, folder, precision = load_run(options)
-    lines, trained = read_input(options.input), trained_on(folder)
+    trained, lines = trained_on(folder), read_input(options.input)
     form = options.format or form_of(options.output) or "lines"
-    sentences = [spell(clean(line, trained.get("normalize", "none")), trained.get("data", "")) for line in lines]
+    sentences = [spell(clean(line, trained.normalize), trained.data) for line in lines]
     for n, ids in enumerate(tokenizer.encode_batch(sentences), start=1):
         if len(ids) >= options.max_length:
             raise UserError(f"--max_length: line {n} has {len(ids)} tokens, at most {options.max_length - 1} are allowed")
@@ -98,11 +98,26 @@ def spell(line: str, data: str) -> str:
     return " ".join(line.lower()) if data == "cmudict" else line
 
 
-def trained_on(folder: Path) -> dict[str, Any]:
-    """The options of a run."""
+def options_of(folder: Path) -> dict[str, Any]:
+    """The options that a run has kept."""
     from zoo import files
 
     return files.read_json(folder / "options.json") if (folder / "options.json").exists() else {}
+
+
+def trained_on(folder: Path) -> CorpusOptions:
+    """What a run was trained on. Errors: `UserError` for an option that cannot have been one."""
+    known: dict[str, Any] = {"normalize": "none"}  # runs from before there were forms
+    hints = get_type_hints(CorpusOptions)
+    for name, value in options_of(folder).items():
+        if (spec := CorpusOptions.__dataclass_fields__.get(name)) is None or (value is None and spec.default is None):
+            continue
+        many = spec.metadata["many"]
+        kind = str if many else next(kind for kind in (*get_args(hints[name]), hints[name]) if kind is not type(None))
+        if not (isinstance(value, list) and all(isinstance(x, str) for x in value) if many else isinstance(value, kind)):
+            raise UserError(f"{folder / 'options.json'} has {name} {value!r}, which no run has")
+        known[name] = value
+    return CorpusOptions(**known)
 
 
 def load_run(options: DecodingOptions) -> tuple[Any, TextTokenizer, Path, AbstractContextManager[Any]]:
@@ -154,9 +169,7 @@ def evaluate(given: dict[str, Any]) -> None:
     options = EvaluateOptions(**given)
     require_writable("--output", options.output, (".tsv", ".jsonl"))
     model, tokenizer, folder, precision = load_run(options)
-    known: dict[str, Any] = {"normalize": "none"}  # runs from before there were forms
-    known |= {k: v for k, v in trained_on(folder).items() if k in CorpusOptions.__dataclass_fields__}
-    trained = CorpusOptions(**known)
+    trained = trained_on(folder)
     how = {"data": trained.data, "language": trained.target, "tokenize": options.bleu_tokenize or ""}
     measure(["a"], [["a"]], **how)  # what cannot be measured is known before it is translated
     held = test_set(options, trained, tokenizer)

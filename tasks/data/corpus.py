@@ -178,6 +178,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
             Counts(**counts)
         for side in SIDES:
             np.dtype(meta["types"][side])
+        told = (meta.get("source"), meta.get("target"), *meta.get("fingerprints", {}).values())
+        if not all(isinstance(text, str | None) for text in told):
+            raise TypeError(f"{told} must be texts")
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / 'meta.json'} is damaged, not what `prepare` wrote ({error})") from error
     return meta

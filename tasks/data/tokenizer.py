@@ -74,10 +74,12 @@ class TextTokenizer:
         other = inner.other if isinstance(inner, Pieces) and inner.side == "source" else None
         self.target = self if other is None else TextTokenizer(other, path)
 
-    def starting(self, start: int | None) -> TextTokenizer:
-        """A copy whose `bos` is the token that a decoder starts with, itself for None."""
+    def starting(self, start: Any) -> TextTokenizer:
+        """A copy whose `bos` is the token that a decoder starts with, itself for None. Errors: `DataError` for no such token."""
         if start is None:
             return self
+        if type(start) is not int or not 0 <= start < self.vocab_size:
+            raise DataError(f"decoding must start with a token from 0 to {self.vocab_size - 1}, got {start!r}")
         copy = TextTokenizer(self.inner, self.path)
         for tokenizer in (copy, copy.target):
             tokenizer.bos = tokenizer.special["bos"] = start

@@ -233,6 +233,7 @@ def test_a_prepared_folder_of_its_tokens(folder, tmp_path, capsys):
         (dict(decoder_attention_heads=4), "encoder_attention_heads and decoder_attention_heads"),
         (dict(decoder_ffn_dim=32), "encoder_ffn_dim and decoder_ffn_dim"),
         (dict(activation_function="gelu"), "activation_function must be one of swish, silu, relu, got gelu"),
+        (dict(activation_function={}), "activation_function must be one of swish, silu, relu, got {}"),
         (dict(normalize_embedding=True), "normalize_embedding must be False"),
         (dict(normalize_before=True), "normalize_before must be False"),
         (dict(add_final_layer_norm=True), "add_final_layer_norm must be False"),

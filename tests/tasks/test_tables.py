@@ -13,6 +13,7 @@ from command import complaint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks.data import DataError
 from tasks.data.tables import chosen
 from tasks.data.text import read
 
@@ -179,3 +180,39 @@ def test_a_memory_of_nothing(tmp_path):
         assert complaint(read, [path], "de", "en") == f"{path} has no unit in de and en; its languages are none"
     path = write(tmp_path / "a.tmx", "<tmx>" + "<hi>" * 20_000 + "</hi>" * 20_000 + "</tmx>")
     assert "no unit" in complaint(read, [path], "de", "en")
+
+
+# --------------------------------------------------------------------------------------------------------------------- damage
+
+SOUND = {
+    ".tsv": "a\tb\né\tc\n",
+    ".csv": 'a,b\n"x\n,y",z\n',
+    ".jsonl": '{"source": "a", "target": "b"}\n{"translation": {"source": "a", "target": "b"}}\n',
+    ".po": 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=utf-8\\n"\n\nmsgid "a"\nmsgid_plural "b"\nmsgstr[0] "c"\n',
+    ".tmx": TMX.format(encoding="utf-8", space=""),
+}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(sorted(SOUND)),
+    packed=st.booleans(),
+    edits=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 3), st.binary(max_size=4)), max_size=4),
+    columns=st.sampled_from(["", "2,1", "source,target"]),
+    languages=st.sampled_from([(None, None), ("de", "en")]),
+)
+def test_damage_of_any_kind_is_one_line(tmp_path, kind, packed, edits, columns, languages):
+    """Files with bytes changed here and there are read, or refused by a `DataError`; nothing else is raised."""
+    content = bytearray(SOUND[kind].encode())
+    content = bytearray(gzip.compress(content)) if packed else content
+    for place, size, new in edits:
+        place %= len(content) or 1
+        content[place : place + size] = new
+    path = tmp_path / f"a{kind}{'.gz' * packed}"
+    path.write_bytes(content)
+    try:
+        found = [text for pair in read([path], *languages, columns) for text in pair]
+    except DataError as error:
+        found = str(error).splitlines()[1:]
+        assert not found  # noqa: PT017
+    assert all(isinstance(text, str) for text in found)

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from command import one_line
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
@@ -295,3 +296,28 @@ def test_attention_is_added_up_where_it_is_read_and_averaged_where_it_is_written
     assert weights.shape == (3, 4)
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
     assert membership([2, 1]).tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "words"),
+    [
+        ("options.json", dict(normalize=-1), "has normalize -1"),
+        ("options.json", dict(normalize="nfz"), "--normalize must be one of nfc, nfkc, none"),
+        ("options.json", dict(data=None), "has data None"),
+        ("options.json", dict(max_length="x"), "has max_length 'x'"),
+        ("options.json", dict(max_length=0), "--max_length must be 1 or more"),
+        ("options.json", dict(train=["a", 1]), "has train ['a', 1]"),
+        ("options.json", dict(target={}), "has target {}"),
+        ("config.json", dict(start="x"), "decoding must start with a token from 0 to 279, got 'x'"),
+        ("config.json", dict(start=280), "got 280"),
+        ("config.json", dict(tokenizer="other"), "is not the tokenizer that the model was trained with"),
+    ],
+)
+def test_damaged_runs_are_one_line(runs, tmp_path, capsys, file, changed, words):
+    (tmp_path / "a").mkdir()
+    for path in (runs / "a").iterdir():
+        (tmp_path / "a" / path.name).write_bytes(path.read_bytes())
+    files.write_json(tmp_path / "a" / file, files.read_json(runs / "a" / file) | changed)
+    (tmp_path / "in").write_text("eins\n")
+    assert words in one_line(capsys, main, *use(tmp_path, "--input", tmp_path / "in"))
+    assert words in one_line(capsys, main, "evaluate", "--runs_dir", tmp_path, "--name", "a", "--device", "cpu")
