@@ -69,7 +69,7 @@ def read_tmx(path: Path, source: str | None, target: str | None) -> Iterator[Pai
         elif not (source and target):
             break
     if not found:
-        there = ", ".join(languages) or "none"
+        there = " ".join(", ".join(languages).split()) or "none"
         given = f"no unit in {source} and {target}" if source and target else "no languages to take: give --source and --target"
         raise DataError(f"{path} has {given}; its languages are {there}")
 

@@ -192,12 +192,15 @@ SOUND = {
     ".tmx": TMX.format(encoding="utf-8", space=""),
 }
 
+TROUBLE = [b'"', b'"x', b"\xff", b"<", b"&x;", b"\0", b"{", b"\\", b"]]>", b"\n"]
+HARMFUL = st.one_of(st.sampled_from(TROUBLE), st.binary(max_size=4))
 
+
+@pytest.mark.parametrize("kind", SOUND)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    kind=st.sampled_from(sorted(SOUND)),
     packed=st.booleans(),
-    edits=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 3), st.binary(max_size=4)), max_size=4),
+    edits=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 3), HARMFUL), max_size=4),
     columns=st.sampled_from(["", "2,1", "source,target"]),
     languages=st.sampled_from([(None, None), ("de", "en")]),
 )
@@ -214,5 +217,5 @@ def test_damage_of_any_kind_is_one_line(tmp_path, kind, packed, edits, columns, 
         found = [text for pair in read([path], *languages, columns) for text in pair]
     except DataError as error:
         found = str(error).splitlines()[1:]
-        assert not found  # noqa: PT017
+        assert not found
     assert all(isinstance(text, str) for text in found)
