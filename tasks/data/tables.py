@@ -107,9 +107,8 @@ def pair_of(row: Any, names: Sequence[tuple[str, str]], where: str) -> Pair:
         for first, second in names:
             if isinstance(inner.get(first), str) and isinstance(inner.get(second), str):
                 return whole(inner[first], where), whole(inner[second], where)
-    found = (
-        f"the keys {', '.join(' '.join(str(key).split()) for key in inner)}" if isinstance(inner, dict) else type(inner).__name__
-    )
+    keys = " ".join(", ".join(map(str, inner)).split()) if isinstance(inner, dict) else ""
+    found = f"the keys {keys}" if isinstance(inner, dict) else type(inner).__name__
     expected = ", or ".join(f"{first!r} and {second!r}" for first, second in names)
     raise DataError(f"{where}: expected texts {expected}, got {found}")
 
