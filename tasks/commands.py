@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from typing import Any, NamedTuple
 
 from tasks.options import UserError, add
@@ -66,6 +67,9 @@ def first_process() -> bool:
 
 def main(program: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
     """Run a command: what the user can mend becomes one line and exit code 2, a diverged run one line and 1."""
+    for stream in (sys.stdout, sys.stderr):  # text of any language, whatever the locale
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     command, given = parse(program, commands, sys.argv[1:] if argv is None else argv)
     try:
         command.call(given)

@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Any
 from tasks import commands
 from tasks.commands import Command, checking_input
 from tasks.options import EngineOptions, UserError, option
-from tasks.scores import scores
+from tasks.scores import measure, scores
 from tasks.task import Metric, Split, Task
-from tasks.translation_use import (
-    CorpusOptions,
-    DataOptions,
-    EvaluateOptions,
-    TranslateOptions,
-    evaluate,
-    translate,
-    translate_lines,
-)  # fmt: skip
+from tasks.translating import translate
+from tasks.translation_options import TOKENIZE, CorpusOptions, EvaluateOptions, ExportOptions, PrepareOptions, TranslateOptions
+from tasks.translation_use import evaluate, export, options_of, translate_lines
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor, nn
@@ -30,28 +24,34 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from tasks.data.parallel import Held, ParallelData
     from tasks.engine import Run
 
+__all__ = ["TrainOptions", "Translation", "main", "scores", "translate"]
+
 
 @dataclass
 class TrainOptions(EngineOptions, CorpusOptions):
-    model: str = option("transformer_small", "a name that zoo.names() knows")
+    title = "translation"
+    model: str = option(None, "a Transformer of zoo.names() (default: transformer_small; with --init that one's)")
     epochs: int = option(None, "passes over the training data (default: 5, for cmudict 8)", least=1)
-    lr: float = option(0.004, "peak learning rate; the large models want less, about 0.0005", above=0)
+    lr: float = option(
+        None, "peak learning rate; the large models want less, about 0.0005 (default: 0.004, with --init 0.0001)", above=0
+    )
     warmup: float = option(0.2, "epochs in which the learning rate rises from zero", least=0)
     clip: float = option(1.0, "largest gradient norm; 0 is off", least=0)
     dropout: float | None = option(None, "in the model (default: the model's own)", least=0, below=1)
     batch_tokens: int = option(1024, "most tokens of a side in one optimizer step, padding included", least=1)
     label_smoothing: float = option(0.1, "part of the target that is spread over all tokens", least=0, below=1)
-    init: str = option("", "start from the weights of this run or .safetensors file")
+    init: str = option(
+        "", "start from this run, with its tokenizer, from a .safetensors file, or from hf:PATH, a folder of Marian's", path=True
+    )
+    bleu_tokenize: str | None = option(None, "sacrebleu's tokenizer (default: what suits the target language)", TOKENIZE)
 
     def __post_init__(self) -> None:
         if self.epochs is None:
             self.epochs = 8 if self.data == "cmudict" else 5
+        if self.lr is None:
+            self.lr = 0.0001 if self.init else 0.004
+        self.model = self.model or ""
         super().__post_init__()
-
-
-@dataclass
-class PrepareOptions(DataOptions):
-    out: str = option("prepared", "folder to make")
 
 
 class Translation(Task):
@@ -69,7 +69,10 @@ class Translation(Task):
         corpus = options.train or options.dataset_path or options.prepared or options.data.startswith("hf:")
         self.primary = Metric("bleu" if corpus and options.data != "cmudict" else "exact_match")
         lengths = data.train.lengths if isinstance(data.train, Corpus) else lengths_of(data.train)
-        valid = [tuple(self.tokenizer.encode_batch(pair)) for pair in data.valid.pairs()]
+        self.require_room(lengths)
+        sides = (self.tokenizer, self.tokenizer.target)
+        texts = zip(*data.valid.pairs(), strict=True)
+        valid = list(zip(*(side.encode_batch(x) for side, x in zip(sides, texts, strict=True)), strict=True))
         self.train = Split(
             len(data.train),
             lambda epoch: batches(lengths, options.batch_tokens, options.seed, epoch),
@@ -80,7 +83,24 @@ class Translation(Task):
             lambda epoch: torch.arange(len(valid)).split(64),
             lambda indices, epoch: collate([valid[i] for i in indices.tolist()], self.tokenizer),
         )
-        self.told = [f"{self.tokenizer.vocab_size} tokens", *(f"{split}: {counts}" for split, counts in data.counts.items())]
+        about = {"source": options.source, "target": options.target, "normalize": options.normalize}
+        self.identity = {**about, **data.identity()}
+        untested = ["test: none given, so that the validation set is tested on"] if data.test is None else []
+        counts = [f"{split}: {counts}" for split, counts in data.counts.items()]
+        self.told = [f"{self.tokenizer.vocab_size} tokens", *counts, *untested]
+
+    def require_room(self, lengths: Tensor) -> None:
+        """Errors: `DataError` that shows a pair which no batch can hold."""
+        from tasks.data import DataError
+
+        most = self.options.batch_tokens
+        if (longest := int(lengths.max())) > most:
+            worst = int(lengths.amax(1).argmax())
+            text = self.tokenizer.decode(self.data.train[worst][0])
+            raise DataError(
+                f"pair {worst + 1:,} to train on, {text[:40]!r}, has {longest} tokens, more than the {most} of a whole batch: "
+                f"raise --batch_tokens to {longest}, or skip such pairs by --max_length {most}"
+            )
 
     def units(self, batch: Any) -> int:
         return int((batch[2] != self.tokenizer.pad).sum())
@@ -92,15 +112,23 @@ class Translation(Task):
         logits, labels = model(source, target, source != pad).float().flatten(0, 1), labels.flatten()
         smoothing = self.options.label_smoothing if model.training else 0.0
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=pad, label_smoothing=smoothing)
-        return loss, {"token_accuracy": ((logits.argmax(-1) == labels) & (labels != pad)).sum()}
+        found = {"token_accuracy": ((logits.argmax(-1) == labels) & (labels != pad)).sum()}
+        if smoothing:
+            found["plain_loss"] = F.cross_entropy(logits.detach(), labels, reduction="sum", ignore_index=pad)
+        return loss, found
 
     def score(self, model: nn.Module) -> dict[str, float]:
         return self.measured(model, self.data.valid)[1]
 
-    def measured(self, model: Any, held: Held) -> tuple[list[str], dict[str, float]]:
-        """Translations, and how good they are."""
-        found = translate(model, self.tokenizer, held.sources, longest=self.options.max_length)
-        return found, scores(found, held.references, self.options.data)
+    def measured(self, model: Any, held: Held) -> tuple[list[str], dict[str, float], str]:
+        """Translations, how good they are, and BLEU's signature; on --device and in --precision."""
+        from tasks.saved import placed
+
+        options: Any = self.options
+        model, precision = placed(model, options)
+        with precision:
+            found = translate(model, self.tokenizer, held.sources, longest=options.max_length)
+        return found, *measure(found, held.references, options.data, options.target, options.bleu_tokenize or "")
 
     def keep(self, folder: Path) -> None:
         self.tokenizer.save(folder / "tokenizer.json")
@@ -110,8 +138,8 @@ class Translation(Task):
         import zoo
         from tasks import plots, report
 
-        test = self.data.test
-        found, tested = self.measured(zoo.load(run.folder / "best.safetensors"), test)
+        test = self.data.test or self.data.valid
+        found, tested, signature = self.measured(zoo.load(run.folder / "best.safetensors"), test)
         for note in plots.curves(run.history, run.folder / "curves.png", self.primary):
             print(note)
         texts = zip(test.sources, found, test.references, strict=True)
@@ -121,17 +149,20 @@ class Translation(Task):
             print(f"  {source}  ->  {got}" + ("" if got in expected else f"  (expected: {expected[0]})"))
         told = ", ".join(f"{name} {value:.4g}" for name, value in tested.items())
         print(f"test {told}; {summary['seconds']:.1f} s of training; see {run.folder}")
-        return {f"test_{name}": value for name, value in tested.items()}
+        return {f"test_{name}": value for name, value in tested.items()} | ({"bleu_signature": signature} if signature else {})
 
 
 def train(given: dict[str, Any]) -> None:
     from tasks import runs
 
-    def named(o: TrainOptions) -> str:
-        what = Path(o.prepared or o.dataset_path or (o.train[0] if o.train else o.data.replace("hf:", ""))).name
-        return f"{o.model}-{what}-{o.source}-{o.target}-{time.strftime('%Y%m%d-%H%M%S')}"
+    runs.train(TrainOptions, given, default_name, begin)
 
-    runs.train(TrainOptions, given, named, begin)
+
+def default_name(options: TrainOptions) -> str:
+    """Model, data, languages as far as they are known, and time."""
+    data = Path(options.prepared or options.dataset_path or (options.train or [options.data.removeprefix("hf:")])[0])
+    parts = [options.model or Path(options.init).stem or "transformer_small", data.stem, options.source, options.target]
+    return "-".join([*(part for part in parts if part), time.strftime("%Y%m%d-%H%M%S")])
 
 
 def begin(options: TrainOptions, folder: Path) -> tuple[Translation, nn.Module]:
@@ -140,20 +171,37 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Translation, nn.Module]:
 
     import zoo
     from tasks.data.parallel import load_parallel
+    from tasks.starting import start_of
 
     check(options)
-    data = load_parallel(options)
+    settle(options, folder)
+    scores(["a"], [["a"]], options.data, options.target, options.bleu_tokenize or "")  # a missing package is an error now
+    start = start_of(options, folder)
+    data = load_parallel(options, start.tokenizer)
     torch.manual_seed(options.seed)
-    arguments: dict[str, Any] = {"vocab_size": data.tokenizer.vocab_size, "padding": data.tokenizer.pad}
+    arguments = start.arguments | {"vocab_size": data.tokenizer.vocab_size, "padding": data.tokenizer.pad}
     arguments |= {} if options.dropout is None else {"dropout": options.dropout}
-    model = zoo.create(options.model, **arguments)
-    model.config |= {"languages": [options.source, options.target], "tokenizer": data.tokenizer.fingerprint}
-    if options.init:
-        zoo.load_state(model, options.init)
-    task = Translation(data, options)
-    task.train.batches(0)  # an example that no batch can hold is an error now, and so is a missing package
-    scores(["a"], [["a"]], options.data)
-    return task, model
+    model = zoo.create(start.model, **arguments)
+    languages = [language for language in (options.source, options.target) if language]
+    model.config |= {"tokenizer": data.tokenizer.fingerprint, **({"languages": languages} if languages else {}), **start.about}
+    start.load(model)
+    return Translation(data, options), model
+
+
+def settle(options: TrainOptions | PrepareOptions, folder: Path) -> None:
+    """What nobody chose: the normal form and languages of a prepared folder; a run from before there were forms has none."""
+    from tasks.data.corpus import read_meta
+
+    prepared = getattr(options, "prepared", "")
+    if prepared:
+        meta = read_meta(Path(prepared))
+        if options.normalize not in (None, form := meta.get("normalize", "none")):
+            raise UserError(f"--normalize {options.normalize}: {prepared} was prepared with {form}")
+        options.normalize, options.source = form, options.source or meta.get("source")
+        options.target = options.target or meta.get("target")
+    elif getattr(options, "resume", False) and "normalize" not in options_of(folder):
+        options.normalize = "none"
+    options.normalize = options.normalize or "nfc"
 
 
 @checking_input()
@@ -162,16 +210,22 @@ def prepare(given: dict[str, Any]) -> None:
 
     options = PrepareOptions(**given)
     check(options)
+    settle(options, Path(options.out))
     for split, counts in prepare_folder(options, Path(options.out)).items():
         print(f"{split}: {counts}")
 
 
 def check(options: TrainOptions | PrepareOptions) -> None:
     """Errors: `UserError` for options that exclude each other."""
+    from tasks.data.tables import chosen
+
     if options.data != "cldr" and (options.train or options.dataset_path):
         raise UserError(f"--data {options.data}: --train and --dataset_path take its place, give one of them")
-    if options.source == options.target:
+    if options.train and options.dataset_path:
+        raise UserError("--train and --dataset_path name the same data, give one of them")
+    if options.source is not None and options.source == options.target:
         raise UserError(f"--target must differ from --source, got {options.target} for both")
+    chosen(options.columns)
 
 
 COMMANDS = {
@@ -179,6 +233,7 @@ COMMANDS = {
     "prepare": Command(PrepareOptions, "tokenise a corpus once, into a folder for train --prepared", prepare),
     "translate": Command(TranslateOptions, "read lines, write their translations, in order", translate_lines),
     "evaluate": Command(EvaluateOptions, "measure a saved translator on its test set", evaluate),
+    "export": Command(ExportOptions, "write a fine-tuned translator as transformers' Marian", export),
 }
 
 

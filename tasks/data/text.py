@@ -1,51 +1,41 @@
-"""Parallel text from files and packages: every reader yields pairs (source, target) lazily, so that a corpus may exceed memory.
+"""Parallel text from files: every reader yields pairs (source, target) lazily, so that a corpus may exceed memory.
 
     read(["corpus.de", "corpus.en"])         two files whose lines belong together, as Moses, OPUS and Multi30k ship them
-    read(["pairs.tsv"])                      source, tab, target; further columns are left alone
+    read(["pairs.tsv"])                      source, tab, target; `columns` chooses others, by number or name; .csv too
     read(["pairs.jsonl"])                    {"de": .., "en": ..}, {"source": .., "target": ..} or {"translation": {"de": ..}}
+    read(["memory.tmx"], "de", "en")         a translation memory
     read(["messages.po"])                    gettext, also .mo
 
-Files may end in .gz as well. Only a line feed ends a line: others that Unicode has, such as U+2028, occur within sentences.
-All errors are `DataError`s of one line that name the file, and the line where there is one.
+Files may end in .gz as well. All errors are `DataError`s of one line that name the file, and the line where there is one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import importlib
-import json
+import heapq
 import re
-import struct
-import zlib
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tasks.data import DataError
+from tasks.data import DataError, seed_of
+from tasks.data.catalogues import read_gettext, read_tmx
+from tasks.data.reading import Pair, count_lines, lines
+from tasks.data.tables import csv_rows, read_jsonl, read_table, tsv_rows
 
-Pair = tuple[str, str]
-SINGLE = {".tsv", ".jsonl", ".json", ".po", ".mo"}
+TABLES = {".tsv": tsv_rows, ".csv": csv_rows}
+SINGLE = (*TABLES, ".jsonl", ".json", ".tmx", ".po", ".mo")
+"""Endings of files that hold both sides."""
+ENDINGS = ".tsv, .csv, .jsonl, .tmx, .po or .mo"
 ALIASES = {"train": ("train",), "valid": ("valid", "val", "validation", "dev"), "test": ("test",)}
+Item = TypeVar("Item")
 
 
-def optional(name: str) -> Any:
-    """A module of a package that only some tasks need; `DataError` tells how to get it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        extra = "hub" if package == "datasets" else "translation"
-        raise DataError(f'{package} is not installed: pip install "zooproof[{extra}]" brings it') from error
+def read(paths: Sequence[str | Path], source: str | None = None, target: str | None = None, columns: str = "") -> Iterator[Pair]:
+    """Pairs from two line files, or from one file of both sides; `source` and `target` are languages, None where unknown.
 
-
-# ------------------------------------------------------------------------------------------------------------------- files
-
-
-def read(paths: Sequence[str | Path], source: str = "de", target: str = "en") -> Iterator[Pair]:
-    """Pairs from two line files, or from one .tsv, .jsonl, .po or .mo file; `source` and `target` are languages.
-
+    columns: which ones of .tsv, .csv and .jsonl, as `tables.read_table` says; others have none.
     Errors, before the first pair: a missing file, an unknown ending, line files of unequal length.
     """
     files = [Path(path) for path in paths]
@@ -59,108 +49,30 @@ def read(paths: Sequence[str | Path], source: str = "de", target: str = "en") ->
                 f"{files[0]} has {counts[0]} lines and {files[1]} has {counts[1]}: line by line they must belong together"
             )
         return zip(lines(files[0]), lines(files[1]), strict=True)
-    kind = Path(files[0].name.removesuffix(".gz")).suffix if len(files) == 1 else ""
-    if kind == ".tsv":
-        return read_tsv(files[0])
+    kind = ending(files[0]) if len(files) == 1 else ""
+    if kind in TABLES:
+        return read_table(files[0], TABLES[kind](files[0]), source, target, columns)
     if kind in (".jsonl", ".json"):
-        return read_jsonl(files[0], source, target)
+        return read_jsonl(files[0], source, target, columns)
+    if kind == ".tmx":
+        return read_tmx(files[0], source, target)
     if kind in (".po", ".mo"):
         return read_gettext(files[0], source)
-    raise DataError(f"give two files of lines or one .tsv, .jsonl, .po or .mo file, got {' '.join(map(str, files)) or 'none'}")
+    raise DataError(f"give two files of lines or one {ENDINGS} file, got {' '.join(map(str, files)) or 'none'}")
 
 
-def open_bytes(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+def ending(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix
 
 
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[Any]:
-    """The file's bytes; damage to a .gz file is a `DataError`."""
-    try:
-        with open_bytes(path) as file:
-            yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is truncated or damaged, not gzip ({error})") from error
+def languages_of(paths: Sequence[str | Path]) -> tuple[str | None, str | None]:
+    """What the endings of two files of lines tell, such as corpus.de and corpus.pt_BR; else None, twice."""
+    names = [ending(Path(path)).removeprefix(".") for path in paths]
+    told = len(names) == 2 and names[0] != names[1] and all(re.fullmatch("[a-z]{2}([-_][A-Za-z]{2,4})?", name) for name in names)
+    return (names[0], names[1]) if told else (None, None)
 
 
-def count_lines(path: Path) -> int:
-    count, last = 0, b"\n"
-    with reading(path) as file:
-        while block := file.read(1 << 20):
-            count, last = count + block.count(b"\n"), block[-1:]
-    return count + (last != b"\n")
-
-
-def lines(path: Path) -> Iterator[str]:
-    """Lines without their ends; a byte order mark is no part of the first."""
-    with reading(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start + 1})") from error
-
-
-def read_tsv(path: Path) -> Iterator[Pair]:
-    for number, line in enumerate(lines(path), 1):
-        columns = line.split("\t")
-        if len(columns) < 2 and line.strip():
-            raise DataError(f"{path}, line {number}: source and target must stand in two columns with a tab between")
-        yield columns[0], columns[-1] if len(columns) < 2 else columns[1]
-
-
-def read_jsonl(path: Path, source: str, target: str) -> Iterator[Pair]:
-    for number, line in enumerate(lines(path), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-            yield pair_of(row, source, target, f"{path}, line {number}")
-
-
-def pair_of(row: Any, source: str, target: str, where: str) -> Pair:
-    """Source and target of {source: .., target: ..} by language or by these words, as they are or within "translation"."""
-    inner = row.get("translation", row) if isinstance(row, dict) else row
-    if isinstance(inner, dict):
-        for first, second in ((source, target), ("source", "target")):
-            if isinstance(inner.get(first), str) and isinstance(inner.get(second), str):
-                return inner[first], inner[second]
-    found = f"the keys {', '.join(map(str, inner))}" if isinstance(inner, dict) else type(inner).__name__
-    raise DataError(f"{where}: expected texts {source!r} and {target!r}, or 'source' and 'target', got {found}")
-
-
-def read_gettext(path: Path, source: str) -> Iterator[Pair]:
-    """Translated messages, singular and plural; from id to translation, or back if the catalogue is in the source language."""
-    optional("babel")
-    from babel.messages.mofile import read_mo
-    from babel.messages.pofile import PoFileError, read_po
-
-    try:
-        with reading(path) as file:
-            catalog = read_mo(file) if ".mo" in path.suffixes else read_po(file, ignore_obsolete=True, abort_invalid=True)
-    except PoFileError as error:
-        raise DataError(f"{path}, line {error.lineno + 1}: no part of a catalogue of messages") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}{line_of(path, error)}: not {error.encoding} ({error.reason})") from error
-    except (OSError, ValueError, LookupError, struct.error) as error:
-        raise DataError(f"{path} is damaged, no catalogue of messages ({error})") from error
-    back = catalog.locale is not None and catalog.locale.language == re.split("[-_]", source)[0]
-    for message in catalog:
-        if message.id and not message.fuzzy:
-            ids, strings = ([x] if isinstance(x, str) else list(x or [""]) for x in (message.id, message.string))
-            for first, second in dict.fromkeys([(ids[0], strings[0]), (ids[-1], strings[-1])]):
-                yield (second, first) if back else (first, second)
-
-
-def line_of(path: Path, error: UnicodeDecodeError) -> str:
-    """Where the bytes are that cannot be decoded; nowhere in a .mo file, which has no lines."""
-    with reading(path) as file:
-        found = (n for n, line in enumerate(file, 1) if ".mo" not in path.suffixes and error.object in (line, line.rstrip()))
-        return next((f", line {n}" for n in found), "")
-
-
-def find_splits(folder: str | Path, source: str = "de", target: str = "en") -> dict[str, list[Path]]:
+def find_splits(folder: str | Path, source: str | None = None, target: str | None = None) -> dict[str, list[Path]]:
     """The files of a prepared folder for `read`: of train, and of valid and test where there are any.
 
     A name starts with train, valid (or val, validation, dev) or test and ends in a language or an ending that `read` knows:
@@ -169,26 +81,28 @@ def find_splits(folder: str | Path, source: str = "de", target: str = "en") -> d
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
+    languages = (source, target) if source and target else ()
     found: dict[str, list[Path]] = {}
     for split, aliases in ALIASES.items():
         stems: dict[str, dict[str, Path]] = {}
         for path in sorted(folder.iterdir()):
-            stem, _, ending = path.name.removesuffix(".gz").rpartition(".")
-            if re.match(rf"({'|'.join(aliases)})(?![a-z])", stem) and (ending in (source, target) or f".{ending}" in SINGLE):
-                stems.setdefault(stem if ending in (source, target) else path.name, {})[ending] = path
+            stem, _, last = path.name.removesuffix(".gz").rpartition(".")
+            if re.match(rf"({'|'.join(aliases)})(?![a-z])", stem) and (last in languages or f".{last}" in SINGLE):
+                stems.setdefault(stem if last in languages else path.name, {})[last] = path
         for stem, files in stems.items():
-            if lacking := [x for x in (source, target) if x not in files and not SINGLE & {f".{e}" for e in files}]:
+            if lacking := [x for x in languages if x not in files and not {*SINGLE} & {f".{e}" for e in files}]:
                 raise DataError(f"{folder} has {next(iter(files.values())).name} but no {stem}.{lacking[0]}")
         exact = {stem: files for stem, files in stems.items() if stem.partition(".")[0] in aliases} or stems
         if len(exact) > 1:
             raise DataError(f"{folder} has several files for {split}, leave one: {', '.join(exact)}")
         for files in exact.values():
-            found[split] = [files[source], files[target]] if source in files else list(files.values())
+            found[split] = [files[x] for x in languages] if languages and languages[0] in files else list(files.values())
     if "train" not in found:
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
-        raise DataError(
-            f"{folder} must have train.{source} and train.{target}, train.tsv, train.jsonl or train.po; it has {names}"
-        )
+        wanted = f"train.{source} and train.{target}, " if source and target else ""
+        hint = "" if wanted else "; --source and --target tell the endings of two files of lines"
+        single = "train.tsv, train.csv, train.jsonl, train.tmx or train.po"
+        raise DataError(f"{folder} must have {wanted}{single}; it has {names}{hint}")
     return found
 
 
@@ -207,11 +121,26 @@ class Counts:
         return f"{self.kept:,} pairs; skipped {self.empty:,} with an empty side and {self.long:,} over-long ones"
 
 
-def nonempty(pairs: Iterable[Pair], counts: Counts) -> Iterator[Pair]:
-    """Without the white space around, and without pairs of which a side is empty, which are counted."""
+def clean(text: str, form: str = "none") -> str:
+    """The text without white space around it, in a Unicode normal form: nfc, nfkc or none."""
+    normal: Any = form.upper()
+    return (text if form == "none" else unicodedata.normalize(normal, text)).strip()
+
+
+def nonempty(pairs: Iterable[Pair], counts: Counts, form: str = "none") -> Iterator[Pair]:
+    """Clean ones, without pairs of which a side is empty, which are counted."""
     for source, target in pairs:
-        source, target = source.strip(), target.strip()
+        source, target = clean(source, form), clean(target, form)
         if source and target:
             yield source, target
         else:
             counts.empty += 1
+
+
+def sample(items: Iterable[Item], most: int, seed: int) -> list[Item]:
+    """`most` of the items, spread over all of them, in their order: those whose numbers' hashes are the least.
+
+    So that with the same seed a smaller sample is part of a larger one. Only the sample is in memory.
+    """
+    numbered = ((seed_of("sample", seed, n), n, item) for n, item in enumerate(items))
+    return [item for _, _, item in sorted(heapq.nsmallest(most, numbered, key=lambda row: row[0]), key=lambda row: row[1])]

@@ -6,23 +6,41 @@ import re
 from collections.abc import Iterator
 
 from tasks.data import SPLITS, DataError, seed_of, split_of
-from tasks.data.text import ALIASES, Pair, optional, pair_of
+from tasks.data.reading import Pair, optional
+from tasks.data.tables import named, pair_of
+from tasks.data.text import ALIASES
 from zoo.files import first_line
 
+PAIR_OF_LANGUAGES = "([a-z]{2,3})-([a-z]{2,3})"
 
-def read_hub(name: str, split: str = "train", source: str = "de", target: str = "en") -> Iterator[Pair]:
-    """A data set of the Hugging Face hub, such as ``bentrevett/multi30k``, or ``wmt14/de-en`` with a configuration at the end."""
-    datasets = optional("datasets")
+
+def hub_parts(name: str) -> tuple[str, str | None]:
+    """A data set and its configuration, which `read_hub` takes as one name."""
     parts = name.split("/")
-    config = parts.pop() if len(parts) == 3 or re.fullmatch("[a-z]{2,3}-[a-z]{2,3}", parts[-1]) else None
+    config = parts.pop() if len(parts) == 3 or re.fullmatch(PAIR_OF_LANGUAGES, parts[-1]) else None
+    return "/".join(parts), config
+
+
+def hub_languages(name: str) -> tuple[str | None, str | None]:
+    """What a configuration such as de-en tells; else None, twice."""
+    found = re.fullmatch(PAIR_OF_LANGUAGES, hub_parts(name)[1] or "")
+    return (found[1], found[2]) if found else (None, None)
+
+
+def read_hub(
+    name: str, split: str = "train", source: str | None = None, target: str | None = None, columns: str = ""
+) -> Iterator[Pair]:
+    """A data set of the Hugging Face hub, such as ``bentrevett/multi30k``, or ``wmt14/de-en`` with a configuration at the end."""
+    datasets, names = optional("datasets"), named(source, target, columns)
+    path, config = hub_parts(name)
     try:
-        splits = datasets.load_dataset("/".join(parts), config)
+        splits = datasets.load_dataset(path, config)
     except Exception as error:  # of many kinds: no network, no such set, no such configuration
         raise DataError(f"hf:{name} is not in the cache and could not be fetched ({first_line(error)})") from error
     found = next((splits[alias] for alias in ALIASES[split] if alias in splits), None)
     if found is None:
         raise DataError(f"hf:{name} has no split {split}, only {', '.join(splits)}")
-    return (pair_of(row, source, target, f"hf:{name}, row {n}") for n, row in enumerate(found))
+    return (pair_of(row, names, f"hf:{name}, row {n}") for n, row in enumerate(found))
 
 
 def pronunciations(split: str = "train") -> dict[str, list[str]]:

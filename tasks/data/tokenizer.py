@@ -3,6 +3,7 @@
     bpe, unigram   pieces of the text's UTF-8 bytes, every digit one of its own: any text is written and read back as it was
     word           what stands between spaces, such as phonemes; other words are <unk>
     char           characters; those that were not seen in training are <unk>
+    of Marian      SentencePiece's of two languages over one vocabulary, as `tasks.data.pieces` has them
 
 A given tokenizer may spell its special tokens otherwise, and have them at any ids: they are attributes, such as `tokenizer.pad`.
 A text that happens to contain "</s>" means these four characters, not the token.
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data import DataError
-from tasks.data.text import optional
+from tasks.data.pieces import FORMAT, VOCABULARY, Pieces
+from tasks.data.reading import optional
 from zoo import files
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -39,9 +41,10 @@ LEAST = len(SPECIAL) + 256
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` that knows its special tokens; `path` is told in complaints.
+    """A `tokenizers.Tokenizer`, or what is like one, that knows its special tokens; `path` is told in complaints.
 
     pad, bos, eos, unk, cls, sep, mask: their ids, found by name; `DataError` when one is asked for that the tokenizer lacks.
+    target: what writes the ids of the target language: itself, but for Marian's, which have the same ids for other pieces.
     """
 
     pad: int
@@ -65,7 +68,22 @@ class TextTokenizer:
             known = [x for x in spellings if x in vocabulary and (x in declared or not declared or kind == "unk")]
             if known:
                 self.special[kind] = vocabulary[known[0]]
+        if isinstance(inner, Pieces):
+            self.special["bos"] = self.special["pad"]  # with which Marian's decoders start
         vars(self).update(self.special)
+        other = inner.other if isinstance(inner, Pieces) and inner.side == "source" else None
+        self.target = self if other is None else TextTokenizer(other, path)
+
+    def starting(self, start: Any) -> TextTokenizer:
+        """A copy whose `bos` is the token that a decoder starts with, itself for None. Errors: `DataError` for no such token."""
+        if start is None:
+            return self
+        if type(start) is not int or not 0 <= start < self.vocab_size:
+            raise DataError(f"decoding must start with a token from 0 to {self.vocab_size - 1}, got {start!r}")
+        copy = TextTokenizer(self.inner, self.path)
+        for tokenizer in (copy, copy.target):
+            tokenizer.bos = tokenizer.special["bos"] = start
+        return copy
 
     def __getattr__(self, name: str) -> Any:
         if name in SPELLINGS:
@@ -79,7 +97,7 @@ class TextTokenizer:
 
     def with_padding(self) -> TextTokenizer:
         """Itself, or where it has no token for padding, as GPT-2's, a copy with one more token at the end."""
-        if "pad" in self.special:
+        if "pad" in self.special:  # as in all of Marian's
             return self
         inner = type(self.inner).from_str(self.inner.to_str())
         inner.add_special_tokens([SPELLINGS["pad"][0]])
@@ -125,14 +143,19 @@ class TextTokenizer:
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
-    """A tokenizer.json, or the one in a folder. Errors: `DataError` if it is missing or damaged."""
+    """A tokenizer.json, or the one in a folder, or Marian's files in one. Errors: `DataError` if it is missing or damaged."""
     path = Path(path)
+    if (path / "source.spm").is_file() or ((path / VOCABULARY).is_file() and not (path / "tokenizer.json").is_file()):
+        return TextTokenizer(Pieces.read(path), path)
     path = path / "tokenizer.json" if path.is_dir() else path
     tokenizers = optional("tokenizers")
     if not path.is_file():
         raise DataError(f"{path} is not there: expected a tokenizer.json")
     try:
-        inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
+        inner = Pieces.of(content) if FORMAT in content[:100] else tokenizers.Tokenizer.from_str(content)
+    except DataError:
+        raise
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"{path} is truncated or damaged, not a tokenizer.json ({error})") from error
     return TextTokenizer(inner, path)

@@ -41,6 +41,16 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
+def one_line(capsys: Any, main: Callable[..., int], *arguments: object) -> str:
+    """The one line that a command ends with, whose exit code is 2."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: "), error
+    assert error.count("\n") == 1, error
+    return error
+
+
 def complaint(call: Callable[..., Any], *arguments: object, **options: object) -> str:
     """The message, of one line, of the DataError that the call or its iteration raises."""
     with pytest.raises(DataError) as caught:

