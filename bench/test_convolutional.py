@@ -20,7 +20,8 @@ from torchvision.transforms import v2 as T
 import zoo
 from tasks.data.images import ImageData, Images
 from tasks.engine import Run
-from tasks.image_classification import Classification, TrainOptions
+from tasks.image_classification import TrainOptions
+from tasks.image_task import Classification
 
 DEVICES = [("cpu", torch.float32)] + [("cuda", t) for t in (torch.float32, torch.bfloat16) if torch.cuda.is_available()]
 MODELS = [
@@ -122,8 +123,8 @@ def test_training_throughput(benchmark, side_by_side, name, tmp_path):
     """An epoch of 512 images of 32x32 pixels in batches of 64: shifted, flipped, normalised, forward, backward, AdamW."""
     pixels, labels = torch.randint(256, (512, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (512,))
     split = Images(pixels, labels, torch.full((3,), 0.5), torch.full((3,), 0.25))
-    data = ImageData(split, split, [str(n) for n in range(10)], "flip")
-    run = Run(Classification(data, "flip", 0.1, 0, 64), zoo.create(name, num_classes=10), TrainOptions(device="cpu"), tmp_path)
+    data, options = ImageData(split, split, split, [str(n) for n in range(10)], "flip"), TrainOptions(device="cpu")
+    run = Run(Classification(data, options), zoo.create(name, num_classes=10), options, tmp_path)
 
     def ours():
         for indices in run.task.train.batches(0):

@@ -2,118 +2,61 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import commands
 from tasks.commands import Command
-from tasks.image_predictions import (
-    DataOptions,
-    EvaluateOptions,
-    ExportOptions,
-    PredictOptions,
-    evaluate,
-    export,
-    predict,
-    predictions,
-)  # fmt: skip
+from tasks.image_evaluation import DataOptions, EvaluateOptions, evaluate
+from tasks.image_predictions import ExportOptions, PredictOptions, export, predict
 from tasks.options import EngineOptions, UserError, option
-from tasks.task import Metric, Split, Task
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
-    from torch import Tensor, nn
+    from torch import nn
 
-    from tasks.data.images import ImageData
-    from tasks.engine import Run
+    from tasks.image_task import Classification
 
 
 @dataclass
 class TrainOptions(EngineOptions, DataOptions):
-    model: str = option("vgg11_bn", "a name that zoo.names() knows")
+    title = "image classification"
+    epochs: int = option(None, "passes over the training data (default: 10, for digits 7)", least=1)
+    model: str = option("vgg11_bn", "an image model that zoo.names() knows")
     batch_size: int = option(64, "images in one optimizer step, over all processes and micro-batches", least=1)
     dropout: float | None = option(None, "in the model's head (default: the head's own)", least=0, below=1)
-    init: str = option(
-        "", "start from these weights: a run, a file, torchvision:NAME or timm:NAME; other classes get a new output layer"
-    )
+    init: str = option("", "start from these weights: a run, a file, torchvision:NAME or timm:NAME; classes are matched by name")
     freeze: str = option("", "parts to leave as they are, such as stem,stage1")
-    augment: str | None = option(
-        None, "none, shift, flip or affine (default: what suits the data)", ("none", "shift", "flip", "affine")
+    fit: str = option(
+        "cut",
+        "how a picture becomes a square: cut takes its middle, pad all of it on black, squash all of it in another ratio",
+        ("cut", "pad", "squash"),
     )
+    augment: str | None = option(
+        None,
+        "none, shift, flip, affine or crop (random resized crop and flip), and after a comma randaugment or trivialaugment "
+        "(default: what suits the data)",
+    )
+    erasing: float = option(0.0, "probability with which a random rectangle of an image becomes zero", least=0, below=1)
+    mixup: float = option(0.0, "mix images and labels in shares of the Beta law with this alpha; 0 is off", least=0)
+    cutmix: float = option(0.0, "put a box of another image into each, the larger the alpha the more even; 0 is off", least=0)
+    class_weights: str = option("none", "balanced: every class weighs the same, however many images it has", ("none", "balanced"))
     label_smoothing: float = option(0.1, "part of the target that is spread over all classes", least=0, below=1)
 
-
-class Classification(Task):
-    """Cross entropy and accuracy. Of a model with auxiliary heads, their cross entropies are added, times `auxiliary_weight`."""
-
-    unit = "images"
-    primary = Metric("accuracy")
-    channels_last = True
-    auxiliary_weight = 0.0
-
-    def __init__(self, data: ImageData, augment: str, label_smoothing: float, seed: int, batch_size: int) -> None:
-        import torch
-
-        from tasks.data import epoch_order
-        from tasks.data.images import AUGMENTATIONS
-
-        self.data, self.label_smoothing = data, label_smoothing
-        train, test = data.train, data.test
-        self.train = Split(
-            len(train),
-            lambda epoch: epoch_order(len(train), seed, epoch).split(batch_size),
-            lambda indices, epoch: train.batch(indices, AUGMENTATIONS[augment], seed, epoch),
-        )
-        self.valid = Split(
-            len(test),
-            lambda epoch: torch.arange(len(test)).split(max(batch_size, 64)),
-            lambda indices, epoch: test.batch(indices),
-        )
-
-    def units(self, batch: Any) -> int:
-        return len(batch[1])
-
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        import torch
-        from torch.nn import functional as F
-
-        images, labels = batch
-        outputs = model(images.contiguous(memory_format=torch.channels_last))
-        logits, *auxiliary = (x.float() for x in (outputs if isinstance(outputs, tuple) else (outputs,)))
-        smoothing = self.label_smoothing if model.training else 0.0
-        cost = partial(F.cross_entropy, target=labels, reduction="sum", label_smoothing=smoothing)
-        loss = cost(logits) + sum(self.auxiliary_weight * cost(x) for x in auxiliary)
-        return loss, {"accuracy": (logits.argmax(-1) == labels).sum()}
-
-    def report(self, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-        import zoo
-        from tasks import plots
-
-        folder, test = run.folder, self.data.test
-        probabilities, _ = predictions(zoo.load(folder / "best.safetensors"), test)
-        epoch = "the average of epochs" if summary.get("average_kept") else f"epoch {summary['best_epoch']}"
-        model = f"best.safetensors of {folder}, {epoch}, on {len(test):,} test images"
-        notes = plots.curves(run.history, folder / "curves.png", self.primary)
-        notes += plots.confusion(test.labels, probabilities.argmax(-1), self.data.classes, folder / "confusion.png", model)
-        notes += plots.mistakes(test.pixels, test.labels, probabilities, self.data.classes, folder / "mistakes.png")
-        for note in dict.fromkeys(notes):
-            print(note)
-        measured = {name: value for name, value in summary.items() if name.startswith("valid_")}
-        tested = {f"test_{name.removeprefix('valid_')}": value for name, value in measured.items()}
-        best = f"{summary['best_valid_accuracy']:.4f} after epoch {summary['best_epoch']}"
-        print(f"test accuracy {tested['test_accuracy']:.4f} (best {best}), {summary['seconds']:.1f} s of training; see {folder}")
-        return tested | ({"skipped_images": len(self.data.skipped)} if self.data.skipped else {})
+    def __post_init__(self) -> None:
+        self.epochs = (7 if self.data == "digits" else 10) if self.epochs is None else self.epochs
+        super().__post_init__()
 
 
 def train(given: dict[str, Any]) -> None:
     from tasks import runs
 
     def named(o: TrainOptions) -> str:
-        return f"{o.model}-{o.data.rpartition('/')[2].replace('folder:', '')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return f"{o.model}-{Path(o.data.removeprefix('folder:')).name or 'folder'}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     runs.train(TrainOptions, given, named, begin)
 
@@ -123,12 +66,18 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     import torch
 
     import zoo
+    from tasks.data.augment import split_names
     from tasks.data.images import load_images
+    from tasks.image_task import Classification
 
+    require_image_model(options.model)
+    split_names(options.augment or "none")
+    if options.fit != "cut" and not options.data.startswith("folder:"):
+        raise UserError(f"--fit {options.fit} is for --data folder:PATH: the images of {options.data} are squares")
     weights = find_weights(options.model, options.init, folder)
     known = weights.about.get("preprocess") if weights else None
     size = options.image_size or (known and known["image_size"])
-    data = load_images(options.data, Path(options.data_root), size, options.skip_bad)
+    data = load_images(options.data, Path(options.data_root), size, options.skip_bad, options.fit)
     if known:
         data.suit(zoo.Preprocess.of(known))
     arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.channels}
@@ -136,6 +85,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     torch.manual_seed(options.seed)
     arguments |= {} if options.dropout is None else {"dropout": options.dropout}
     model: Any = zoo.create(options.model, weights=weights, **arguments)
+    told = match_classes(model, weights.about.get("classes"), data.classes) if weights else []
     try:
         model.freeze([part.strip() for part in options.freeze.split(",") if part.strip()])
     except ValueError as error:
@@ -143,15 +93,59 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     if data.image_size < (smallest := model.smallest_training_image):
         raise UserError(f"--image_size must be {smallest} or more for {options.model}, got {data.image_size}")
     model.config |= {"preprocess": data.preprocess().config(), "classes": data.classes}
-    task = Classification(data, options.augment or data.augment, options.label_smoothing, options.seed, options.batch_size)
+    task = Classification(data, options)
     task.auxiliary_weight = model.auxiliary_weight
+    sizes = {id(split): f"{len(split):,} {role}" for role, split in data.splits.items()}
     shape = f"{data.channels}x{data.image_size}x{data.image_size}"
     skipped = f", {len(data.skipped)} unreadable ones skipped" if data.skipped else ""
-    task.told = [
-        f"{options.data}, {len(data.train):,} + {len(data.test):,} images of {shape}, {len(data.classes)} classes{skipped}",
-        "there is no validation split: valid_* are measured on the test images",
-    ]
+    whole = f"{options.data}: {' + '.join(sizes.values())} images of {shape}, {len(data.classes)} classes{skipped}"
+    task.told = [*data.told, whole, *told]
     return task, model
+
+
+def require_image_model(name: str) -> None:
+    """Errors: `UserError` for a model of another kind, or of none, with the image models and the nearest names."""
+    import zoo
+
+    names = image_models()
+    if name not in names:
+        near = " or ".join(difflib.get_close_matches(name, names, n=2, cutoff=0))
+        kind = "no image model" if name in zoo.names() else "unknown"
+        raise UserError(f"--model {name} is {kind}, did you mean {near}? There are {', '.join(names)}")
+
+
+def image_models() -> list[str]:
+    import zoo
+
+    return [name for name in zoo.names() if "num_classes" in zoo.arguments(name)]
+
+
+def match_classes(model: Any, known: Sequence[str] | None, classes: Sequence[str]) -> list[str]:
+    """Give each class the row of the output layer that its name has had, or all a new layer; lines that say which.
+
+    known: what the weights were trained for, in order, or None for weights that do not tell.
+    """
+    import torch
+
+    import zoo
+
+    if known is None:
+        return ["--init: the weights do not tell their classes: the output layer is kept if it has as many"]
+    if [*known] == [*classes]:
+        return []
+    layers = [model.get_submodule(name) for name in model.output_layers]
+    if sorted(known) != sorted(classes):
+        fresh = zoo.create(model.config["model"], **model.config["arguments"])
+        for layer, name in zip(layers, model.output_layers, strict=True):
+            layer.load_state_dict(fresh.get_submodule(name).state_dict())
+        return [
+            f"--init: a new output layer, for the weights know other classes: {', '.join(known[:10])}{' ...' * (len(known) > 10)}"
+        ]
+    order = torch.tensor([[*known].index(name) for name in classes])
+    with torch.no_grad():
+        for x in (x for layer in layers for x in layer.parameters()):
+            x.copy_(x[order].clone())
+    return ["--init: the output layer is kept, its rows in the order of these classes"]
 
 
 def find_weights(model: str, init: str, folder: Path) -> Any:
@@ -174,8 +168,8 @@ def sized(model: str, image_size: int) -> dict[str, str]:
 
 COMMANDS = {
     "train": Command(TrainOptions, "train a model and leave a run in RUNS_DIR/NAME", train),
-    "evaluate": Command(EvaluateOptions, "measure a saved model on the test set", evaluate),
-    "predict": Command(PredictOptions, "the five likeliest classes of each --image, and why", predict),
+    "evaluate": Command(EvaluateOptions, "measure a saved model on a test set", evaluate),
+    "predict": Command(PredictOptions, "the likeliest classes of each --image, and why", predict),
     "export": Command(ExportOptions, "write a saved model's weights for torchvision or timm", export),
 }
 

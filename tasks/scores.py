@@ -57,7 +57,7 @@ def written(references: References) -> str:
 def make_bleu(language: str | None, references: References, tokenize: str, **options: Any) -> Any:
     """sacrebleu's BLEU. Errors: `DataError` if a package is missing."""
     from tasks.data import DataError
-    from tasks.data.reading import optional
+    from tasks.data.text_files import optional
 
     if not installed(tokenize):
         extra = tokenize.partition("-")[0]
@@ -75,7 +75,7 @@ def measure(
     tokenize: sacrebleu's name of a tokenizer, by default `bleu_tokenizer`'s. Errors: `DataError` without sentences.
     """
     from tasks.data import DataError
-    from tasks.data.reading import optional
+    from tasks.data.text_files import optional
 
     if not hypotheses:
         raise DataError("there are no sentences to measure")
@@ -101,7 +101,7 @@ def sentence_scores(
     hypotheses: Sequence[str], references: References, data: str = "", language: str | None = None, tokenize: str = ""
 ) -> list[dict[str, float]]:
     """As `scores`, of each sentence by itself; BLEU is that of the lengths of n-grams that the sentence has."""
-    from tasks.data.reading import optional
+    from tasks.data.text_files import optional
 
     if data == "cmudict":
         return [scores([h], [r], data) for h, r in zip(hypotheses, references, strict=True)]
@@ -114,7 +114,7 @@ def sentence_scores(
 
 def phoneme_error_rate(hypotheses: Sequence[str], references: References) -> float:
     """Phonemes to insert, delete or replace, over all expected ones; each word is compared with the nearest pronunciation."""
-    from tasks.data.reading import optional
+    from tasks.data.text_files import optional
 
     distance = optional("rapidfuzz.distance").Levenshtein.distance
     errors = expected = 0

@@ -76,7 +76,7 @@ def form_of(path: str) -> str:
 
 def read_input(path: str) -> list[str]:
     """All lines, of UTF-8 whatever the locale. Errors: `DataError` that names the line."""
-    from tasks.data.reading import decoded, lines
+    from tasks.data.text_files import decoded, lines
 
     return list(decoded(sys.stdin.buffer, "standard input") if path == "-" else lines(Path(path)))
 

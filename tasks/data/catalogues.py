@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from tasks.data import DataError
-from tasks.data.reading import Pair, optional, reading, require_utf8
+from tasks.data.text_files import Pair, optional, reading, require_utf8
 
 LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 CODES = {"bpt", "ept", "it", "ph", "ut"}

@@ -24,7 +24,7 @@ from typing import Any
 
 from tasks.data import SPLITS, DataError
 from tasks.data.cldr_values import Draw, Family
-from tasks.data.reading import optional
+from tasks.data.text_files import optional
 
 KINDS = {"date": 4, "time": 1, "interval": 3, "duration": 3, "quantity": 4, "currency": 4, "name": 6}
 """Kinds of values, and how often each is drawn."""

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from tasks.data import DataError, fingerprint
 from tasks.data.batching import Example
-from tasks.data.reading import Pair
 from tasks.data.text import Counts, nonempty, sample
+from tasks.data.text_files import Pair
 from tasks.data.tokenizer import TextTokenizer, load_tokenizer
 from zoo import files
 

@@ -13,8 +13,8 @@ from tasks.data import DataError, fingerprint
 from tasks.data.batching import Example
 from tasks.data.cldr import cldr
 from tasks.data.corpus import Corpus, prepare, prepared_tokenizers, read_meta, tokenised
-from tasks.data.reading import Pair
 from tasks.data.text import Counts, find_splits, nonempty, read, sample
+from tasks.data.text_files import Pair
 from tasks.data.text_packages import pronunciations, read_hub
 from tasks.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.data import DataError
-from tasks.data.reading import optional
+from tasks.data.text_files import optional
 
 FORMAT = "zooproof sentencepiece 1"
 VOCABULARY = "vocab.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data import DataError
-from tasks.data.reading import Pair, lines
+from tasks.data.text_files import Pair, lines
 
 Row = tuple[int, list[str]]
 """Number of a line, from 1, and what stands in its columns."""

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 from tasks.data import DataError, seed_of
 from tasks.data.catalogues import read_gettext, read_tmx
-from tasks.data.reading import Pair, count_lines, lines
 from tasks.data.tables import csv_rows, read_jsonl, read_table, tsv_rows
+from tasks.data.text_files import Pair, count_lines, lines
 
 TABLES = {".tsv": tsv_rows, ".csv": csv_rows}
 SINGLE = (*TABLES, ".jsonl", ".json", ".tmx", ".po", ".mo")

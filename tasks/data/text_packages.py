@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from tasks.data import SPLITS, DataError, seed_of, split_of
-from tasks.data.reading import Pair, optional
 from tasks.data.tables import named, pair_of
 from tasks.data.text import ALIASES
+from tasks.data.text_files import Pair, optional
 from zoo.files import first_line
 
 PAIR_OF_LANGUAGES = "([a-z]{2,3})-([a-z]{2,3})"

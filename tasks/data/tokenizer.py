@@ -20,7 +20,7 @@ from typing import Any
 
 from tasks.data import DataError
 from tasks.data.pieces import FORMAT, VOCABULARY, Pieces
-from tasks.data.reading import optional
+from tasks.data.text_files import optional
 from zoo import files
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
 PRELOADED = ["pytest", "processes", "toys", "tasks.runs", "tasks.plots", "tasks.image_classification", "tasks.translation",
-             "tasks.data.images", "tasks.data.parallel", "torchvision.transforms.v2", "sklearn.model_selection", "sacrebleu",
+             "tasks.image_task", "tasks.data.parallel", "torchvision.transforms.v2", "sklearn.metrics", "sacrebleu",
              "tokenizers", "torch.distributed.nn"]  # fmt: skip
 
 

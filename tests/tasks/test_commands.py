@@ -9,7 +9,8 @@ import pytest
 import torch
 from command import refused, small
 
-from tasks.image_classification import main
+import zoo
+from tasks.image_classification import image_models, main
 from zoo import files
 
 
@@ -40,7 +41,7 @@ def test_a_truncated_image_is_named_or_skipped_and_counted(make_pictures, tmp_pa
     ("wrong", "named"),
     [
         (["--image_size", "16"], "--image_size must be 32 or more"),
-        (["--model", "vgg11_bm"], "vgg11_bn"),
+        (["--model", "vgg11_bm"], "--model vgg11_bm is unknown, did you mean vgg11_bn"),
         (["--batch_size", "0"], "--batch_size"),
         (["--epochs", "0"], "--epochs"),
         (["--lr", "nan"], "--lr"),
@@ -54,7 +55,26 @@ def test_a_truncated_image_is_named_or_skipped_and_counted(make_pictures, tmp_pa
         (["--init", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--resume"], "b"),
         (["evaluate"], "b"),
-        (["predict", "--image", "nowhere.png"], "b"),
+        (["predict", "--image", "nowhere.png"], "--image nowhere.png is not there"),
+        (["predict"], "--image"),
+        (["predict", "--image", __file__, "--batch_size", "0"], "--batch_size must be 1 or more"),
+        (["predict", "--image", __file__, "--top", "0"], "--top must be 1 or more"),
+        (["predict", "--image", __file__, "--output", "x.txt"], "--output must be a .csv or .jsonl file"),
+        (
+            ["predict", "--image", __file__, "--output", "nowhere/x.csv"],
+            "--output must be a .csv or .jsonl file in a folder that exists",
+        ),
+        (["predict", "--image", __file__, "--init", "nowhere"], "--init nowhere is not there"),
+        (["predict", "--image", __file__], "--name b"),
+        (["predict", "--explain", "x.png", "--image", *([__file__] * 101)], "--explain draws 100 pictures at most, got 101"),
+        (["evaluate", "--batch_size", "0"], "--batch_size must be 1 or more"),
+        (["evaluate", "--output", "nowhere/x.jsonl"], "--output must be"),
+        (["evaluate", "--all"], "--all is about --output"),
+        (["--augment", "flop"], "did you mean flip"),
+        (["--augment", "flip,crop"], "augment takes one of"),
+        (["--data", "digits", "--fit", "pad"], "--fit pad is for --data folder:PATH"),
+        (["--mixup", "-1"], "--mixup must be 0 or more"),
+        (["--erasing", "1"], "--erasing"),
     ],
 )
 def test_bad_options_are_named(pictures, tmp_path, capsys, wrong, named):
@@ -122,3 +142,13 @@ def test_a_foreign_package_of_our_name_is_named(tmp_path, room, python):
 def test_an_image_too_small_for_an_auxiliary_head(pictures, tmp_path, capsys):
     assert main([*small(pictures, tmp_path), "--model", "inception_v3", "--image_size", "128"]) == 2
     assert "--image_size must be 299 or more for inception_v3, got 128" in capsys.readouterr().err
+
+
+def test_only_image_models_are_offered_and_taken(capsys, pictures, tmp_path):
+    """Every name that the zoo has is either one of them, or refused with their names."""
+    names, other = image_models(), [name for name in zoo.names() if name.startswith("transformer")]
+    assert sorted([*names, *other]) == sorted(zoo.names())
+    for name in other:
+        line = refused(capsys, tmp_path, *small(pictures, tmp_path), "--model", name)
+        assert line.startswith(f"error: --model {name} is no image model, did you mean ")
+        assert line.endswith(f"There are {', '.join(names)}")

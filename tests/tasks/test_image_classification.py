@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torchvision
 from command import refused, rows, small
-from torch.nn import functional as F
+from PIL import Image
 from torchvision.models import MobileNet_V3_Small_Weights
 from torchvision.transforms._presets import ImageClassification
 
 import zoo
-from tasks.image_classification import Classification, main, sized
+from tasks.image_classification import TrainOptions, main, sized
 from zoo import files
 
 
-def test_a_run_leaves_what_the_readme_says(finished):
+def balanced(model, pictures):
+    """The mean over the classes of the part that is right, by hand."""
+    with torch.inference_mode():
+        said = {
+            name: [
+                model.config["classes"][model(model.preprocess(Image.open(path).convert("RGB"))[None]).argmax()]
+                for path in sorted((pictures / "test" / name).iterdir())
+            ]
+            for name in model.config["classes"]
+        }
+    return sum(answers.count(name) / len(answers) for name, answers in said.items()) / len(said)
+
+
+def test_a_run_leaves_what_the_readme_says(finished, pictures):
     folder, said = finished
     pngs = {"curves.png", "confusion.png", "mistakes.png"}
     expected = {"config.json", "options.json", "metrics.jsonl", "summary.json", "best.safetensors", "last.safetensors", *pngs}
@@ -31,9 +43,12 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert summary["seconds"] > 0
     assert summary["images_per_second"] > 0
     assert [row["epoch"] for row in rows(folder)] == [1, 2]
-    last = rows(folder)[-1]
+    last, best = rows(folder)[-1], max(rows(folder), key=lambda row: (row["valid_accuracy"], -row["valid_loss"]))
     for name in ("accuracy", "loss"):
-        assert summary[f"test_{name}"] == summary[f"valid_{name}"] == last[f"valid_{name}"]
+        assert summary[f"valid_{name}"] == last[f"valid_{name}"]
+        assert summary[f"test_{name}"] == pytest.approx(best[f"valid_{name}"], rel=1e-5), "not that of the best model"
+    assert summary["test_balanced_accuracy"] == pytest.approx(balanced(zoo.load(folder), pictures))
+    assert "test_top5_accuracy" not in summary, "of two classes"
     assert summary["best_valid_accuracy"] == max(row["valid_accuracy"] for row in rows(folder))
     assert said.count("there is no validation split: valid_* are measured on the test images") == 1
     assert said.count("\r") == 0
@@ -59,6 +74,25 @@ def test_evaluate_and_predict_use_the_run(finished, pictures, capsys):
     assert len(lines) == 2
     assert re.search(r"00\.png: (dark|light) [\d.]+%, (dark|light) [\d.]+%$", lines[0])
     assert sum(map(float, re.findall(r"([\d.]+)%", lines[0]))) == pytest.approx(100, abs=0.2)
+
+
+def test_digits_need_fewer_epochs():
+    assert (TrainOptions().epochs, TrainOptions(data="folder:x").epochs, TrainOptions(epochs=3).epochs) == (7, 10, 3)
+
+
+def test_a_run_that_streams_is_that_of_memory_to_the_bit(pictures, tmp_path, capsys, monkeypatch):
+    from tasks.data import pictures as loading
+
+    options = ["--model", "resnet20", "--epochs", "2", "--augment", "crop", "--cutmix", "1"]
+    assert main([*small(pictures, tmp_path), *options]) == 0
+    assert "read from disk" not in capsys.readouterr().out
+    monkeypatch.setattr(loading, "LARGEST", 1)
+    monkeypatch.setattr(loading, "half_of_memory", lambda: 17 * 3 * 32 * 32)
+    assert main([*small(pictures, tmp_path, "b"), *options]) == 0
+    assert "18 pictures of 32x32 pixels would take 0.0 GiB" in capsys.readouterr().out
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    kept, streamed = (files.read_tensors(tmp_path / name / "best.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(kept[key], streamed[key]) for key in kept)
 
 
 def test_heads_and_stems_suit_the_images():
@@ -132,17 +166,3 @@ def test_fine_tuning_of_published_weights(pictures, tmp_path, capsys, monkeypatc
     export = ["export", "--runs_dir", tmp_path, "--name", "tuned", "--out"]
     assert "--out must" in refused(capsys, tmp_path, *export, tmp_path / "x.onnx")
     assert "no twin in timm" in refused(capsys, tmp_path, *export, tmp_path / "x.pth", "--to", "timm")
-
-
-def test_losses_of_auxiliary_heads_are_added():
-    """0.3 times each, as GoogLeNet's paper has it, in training; evaluation knows the main head only."""
-    torch.manual_seed(0)
-    model = zoo.create("googlenet", num_classes=3, width=1 / 8, dropout=0.0, dropout_auxiliary=0.0)
-    task = Classification(SimpleNamespace(train=[0], test=[0]), "none", 0.0, 0, 4)
-    task.auxiliary_weight = model.auxiliary_weight
-    images, labels = torch.randn(4, 3, 40, 40), torch.tensor([0, 1, 2, 0])
-    main_loss, first, second = (F.cross_entropy(x, labels, reduction="sum") for x in model.train()(images))
-    torch.testing.assert_close(task.loss(model, (images, labels))[0], main_loss + 0.3 * (first + second))
-    torch.testing.assert_close(
-        task.loss(model.eval(), (images, labels))[0], F.cross_entropy(model(images), labels, reduction="sum")
-    )

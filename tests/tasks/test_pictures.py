@@ -1,26 +1,27 @@
-"""Pictures in folders: how they are found, read and split, and every complaint."""
+"""Pictures in folders: how they are loaded, split and kept, and every complaint.
+
+`test_folders` is about finding them, `test_picture_files` about each one.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
+import shutil
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import command
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tasks.data import DataError
-from tasks.data.images import (
-    load_images,
-    read_image,
-    read_pictures,
-)
-from zoo.pretrained.preprocess import Preprocess, square
+from tasks.data.images import load_images, load_test, read_pictures
+from tasks.data.pictures import OnDisk, reorder
+from tasks.options import UserError
+from zoo.pretrained.preprocess import Preprocess
 
 NOWHERE = Path("nowhere")
 complaint = partial(command.complaint, load_images)
@@ -51,26 +52,62 @@ def test_train_and_test_folders(tmp_path):
     assert data.train.mean.tolist() == pytest.approx([2 / 255, 100 / 255, 0.6 / 255]), "not that of the training images"
 
 
-def test_val_serves_as_test(tmp_path):
+@pytest.mark.parametrize(("held", "missing"), [("val", "test"), ("test", "validation")])
+def test_one_of_val_and_test_serves_as_both(tmp_path, held, missing):
     write_levels(tmp_path / "train", {"ant": 2, "bee": 3})
-    write_levels(tmp_path / "val", {"ant": 1, "bee": 2}, start=200)
-    assert load_images(f"folder:{tmp_path}", NOWHERE, image_size=4).test.pixels[:, 0, 0, 0].tolist() == [200, 201, 202]
-
-
-def test_one_folder_is_split_stratified_and_always_alike(tmp_path):
-    write_levels(tmp_path, {"ant": 20, "bee": 10})
-    (tmp_path / "README.txt").write_text("not a class")
-    (tmp_path / "ant" / "notes.txt").write_text("not an image")
+    write_levels(tmp_path / held, {"ant": 1, "bee": 2}, start=200)
     data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=4)
-    assert data.train.labels.bincount().tolist() == [16, 8]
-    assert data.test.labels.bincount().tolist() == [4, 2]
-    parts = [split.pixels[:, 0, 0, 0].tolist() for split in (data.train, data.test)]
-    assert sorted(parts[0] + parts[1]) == list(range(30))
-    for split in (data.train, data.test):
+    assert data.valid is data.test
+    assert data.test.pixels[:, 0, 0, 0].tolist() == [200, 201, 202]
+    assert any(line.startswith(f"there is no {missing} split") for line in data.told)
+
+
+def test_three_splits_are_three(tmp_path):
+    for start, name in ((0, "train"), (100, "val"), (200, "test")):
+        write_levels(tmp_path / name, {"ant": 2, "bee": 1}, start=start)
+    data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=4)
+    assert [split.pixels[0, 0, 0, 0].item() for split in data.splits.values()] == [0, 100, 200]
+    assert not any("there is no" in line for line in data.told)
+
+
+@pytest.mark.parametrize("inside", [".", "train"])
+def test_one_folder_is_split_by_what_the_pictures_are(tmp_path, inside):
+    """Of every class a tenth for valid and for test, wherever the folder is and whatever its files are called."""
+    root = write_levels(tmp_path / "a" / inside, {"ant": 20, "bee": 10})
+    data = load_images(f"folder:{tmp_path / 'a'}", NOWHERE, image_size=4)
+    assert [split.labels.bincount().tolist() for split in data.splits.values()] == [[16, 8], [2, 1], [2, 1]]
+    parts = {role: split.pixels[:, 0, 0, 0].tolist() for role, split in data.splits.items()}
+    assert sorted(level for levels in parts.values() for level in levels) == list(range(30))
+    for split in data.splits.values():
         assert torch.equal(split.pixels[:, 2, 0, 0].long(), split.labels)
-    np.random.seed(1)
-    again = load_images(f"folder:{tmp_path}", NOWHERE, image_size=4)
-    assert torch.equal(again.test.pixels, data.test.pixels)
+    assert any("24 train, 3 valid, 3 test" in line for line in data.told)
+    moved = tmp_path / "b" / inside
+    for n, path in enumerate(sorted(root.rglob("*.png"), reverse=True)):
+        (moved / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, moved / path.parent.name / f"{n:03}.png")
+    again = load_images(f"folder:{tmp_path / 'b'}", NOWHERE, image_size=4)
+    assert {role: sorted(split.pixels[:, 0, 0, 0].tolist()) for role, split in again.splits.items()} == {
+        role: sorted(levels) for role, levels in parts.items()
+    }
+
+
+def test_copies_stay_in_one_split(tmp_path):
+    write_levels(tmp_path, {"ant": 20, "bee": 10})
+    for path in sorted(tmp_path.rglob("*.png"))[::2]:
+        shutil.copy(path, path.with_name(f"copy{path.name}"))
+    data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=4)
+    levels = [{*split.pixels[:, 0, 0, 0].tolist()} for split in data.splits.values()]
+    assert sum(map(len, levels)) == 30
+    assert not any("two splits" in line for line in data.told)
+
+
+def test_copies_in_two_splits_are_told(tmp_path):
+    write_levels(tmp_path / "train", {"ant": 3, "bee": 3})
+    write_levels(tmp_path / "test", {"ant": 2, "bee": 1}, start=100)
+    shutil.copy(tmp_path / "train" / "ant" / "01.png", tmp_path / "test" / "ant" / "again.png")
+    data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=4)
+    assert f"2 pictures stand in two splits as copies, such as {tmp_path / 'test' / 'ant' / 'again.png'}" in data.told[-1]
+    assert [len(split) for split in data.splits.values()] == [6, 4, 4]
 
 
 def test_folders_default_to_224(tmp_path):
@@ -97,68 +134,12 @@ def test_an_evaluation_sees_what_a_prediction_sees(make_pictures, tmp_path):
     make_pictures(tmp_path / "train", {"dark": 1, "light": 1})
     make_pictures(tmp_path / "test", {"dark": 2, "light": 1}, seed=1)
     published = Preprocess(20, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), resize=26)
-    data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=20, cut=published.cut)
-    data.suit(published)
+    test, classes, _ = load_test(f"folder:{tmp_path}", NOWHERE, published, ["dark", "light"])
     pixels = read_pictures(sorted((tmp_path / "test").rglob("*.png")), published)
-    assert torch.equal(data.test.pixels, pixels)
+    assert classes == ["dark", "light"]
+    assert torch.equal(test.pixels, pixels)
     assert not torch.equal(pixels, load_images(f"folder:{tmp_path}", NOWHERE, image_size=20).test.pixels)
-    assert torch.equal(data.test.batch(torch.arange(3))[0], published.normalise(pixels))
-
-
-def test_the_middle_square_is_kept(tmp_path):
-    wide = np.zeros((4, 12, 3), np.uint8)
-    wide[:, 4:8] = 200
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    Image.fromarray(wide.transpose(1, 0, 2)).save(tmp_path / "high.png")
-    for name in ("wide.png", "high.png"):
-        assert (square(read_image(tmp_path / name, 3), 4) == 200).all()
-
-
-def test_pictures_are_put_upright(tmp_path):
-    """Exif orientation 6: the camera was turned, the first column stored is the top row."""
-    stored = np.zeros((16, 16, 3), np.uint8)
-    stored[:, :8] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    image = square(read_image(tmp_path / "turned.png", 3), 16)
-    assert (image[:, :8] == 255).all()
-    assert (image[:, 8:] == 0).all()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_every_mode_becomes_rgb_or_grey(tmp_path, mode):
-    black_white = np.zeros((6, 6, 3), np.uint8)
-    black_white[2:] = 255
-    path = tmp_path / ("picture.tiff" if mode == "CMYK" else "picture.png")
-    Image.fromarray(black_white).convert(mode).save(path)
-    for channels in (1, 3):
-        image = square(read_image(path, channels), 6)
-        assert image.dtype == torch.uint8
-        assert torch.equal(image, torch.from_numpy(black_white).permute(2, 0, 1)[:channels])
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, of the TIFF
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp", "tiff", "ppm"])
-def test_a_cut_picture_is_named_whatever_its_format(tmp_path, suffix):
-    path = tmp_path / f"cut.{suffix}"
-    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    square(read_image(path, 3), 8)
-    content = path.read_bytes()
-    for kept in (0, 1, 20, len(content) // 2):
-        path.write_bytes(content[:kept])
-        with pytest.raises(DataError, match=re.escape(str(path))) as caught:
-            square(read_image(path, 3), 8)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_picture_that_would_fill_the_memory_is_named(tmp_path, monkeypatch):
-    """Pillow refuses a file of few bytes that claims very many pixels."""
-    Image.new("L", (40, 40)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
-    with pytest.raises(DataError, match=r"bomb\.png"):
-        square(read_image(tmp_path / "bomb.png", 3), 8)
+    assert torch.equal(test.batch(torch.arange(3))[0], published.normalise(pixels))
 
 
 def test_an_unknown_source_is_told_the_nearest():
@@ -166,7 +147,17 @@ def test_an_unknown_source_is_told_the_nearest():
         message = complaint(wrong, NOWHERE)
         assert f"did you mean {meant}" in message
         assert "folder:PATH" in message
-    assert "did you mean" not in complaint("xyz", NOWHERE)
+    for wrong in ("xyz", "folder:", ""):
+        assert complaint(wrong, NOWHERE).endswith(f"or folder:PATH, got {wrong!r}")
+
+
+@pytest.mark.parametrize("size", [10**5, 10**9, 10**18])
+def test_an_image_size_beyond_any_memory_is_refused(tmp_path, size):
+    write_levels(tmp_path, {"ant": 3, "bee": 3})
+    assert "give a smaller --image_size" in complaint(f"folder:{tmp_path}", NOWHERE, image_size=size)
+    assert "give a smaller --image_size" in complaint("digits", NOWHERE, image_size=size)
+    reader = Preprocess(size, (0.5,) * 3, (0.5,) * 3)
+    assert "give a smaller --image_size" in command.complaint(load_test, f"folder:{tmp_path}", NOWHERE, reader, ["ant", "bee"])
 
 
 def test_folders_that_are_none_or_empty(tmp_path):
@@ -186,34 +177,110 @@ def test_a_class_without_images_is_named(tmp_path):
     assert f"{tmp_path / 'bee'} is a class folder without images" in complaint(f"folder:{tmp_path}", NOWHERE)
 
 
-def test_train_wants_a_test_beside_it(tmp_path):
-    write_levels(tmp_path / "train", {"ant": 1, "bee": 1})
-    message = complaint(f"folder:{tmp_path}", NOWHERE)
-    assert str(tmp_path) in message
-    assert "'test' or 'val'" in message
-
-
-@pytest.mark.parametrize("names", [("ant", "cow"), ("ant",), ("ant", "bee", "cow")])
-def test_classes_of_train_and_test_must_agree(tmp_path, names):
-    write_levels(tmp_path / "train", {"ant": 1, "bee": 1})
-    write_levels(tmp_path / "test", dict.fromkeys(names, 1))
-    message = complaint(f"folder:{tmp_path}", NOWHERE)
-    assert str(tmp_path / "test") in message
-    assert message.endswith(", ".join(sorted({"ant", "bee"} ^ set(names))))
-
-
 def test_too_few_images_to_split(tmp_path):
     write_levels(tmp_path, {"ant": 1, "bee": 9})
     message = complaint(f"folder:{tmp_path}", NOWHERE, image_size=4)
     assert str(tmp_path) in message
-    assert "[1, 9]" in message
+    assert "ant 1, bee 9" in message
 
 
-def test_a_set_too_large_for_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_one_class_is_refused(tmp_path):
+    write_levels(tmp_path, {"ant": 9})
+    assert "has one class, ant: two or more are needed to train" in complaint(f"folder:{tmp_path}", NOWHERE, image_size=4)
+
+
+def test_no_train_is_refused(tmp_path):
+    write_levels(tmp_path / "val", {"ant": 9, "bee": 9})
+    write_levels(tmp_path / "test", {"ant": 9, "bee": 9})
+    assert "has valid and test but no folder named train" in complaint(f"folder:{tmp_path}", NOWHERE, image_size=4)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_what_is_too_large_for_memory_is_read_from_disk_alike(make_pictures, tmp_path, monkeypatch, flat, bad):
+    """Splits, moments, names, identity and batches of both are equal to the bit, and no file is decoded twice before training."""
+    for seed, name in enumerate(("train", "test")) if not flat else [(0, "")]:
+        make_pictures(tmp_path / name, {"dark": 9, "light": 8}, seed=seed)
+    if bad:
+        for path in sorted(tmp_path.rglob("*.png"))[::5]:
+            path.write_bytes(path.read_bytes()[:200])
+    kept = load_images(f"folder:{tmp_path}", NOWHERE, 16, bad, room=10**9)
+    opened, real = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real(path))
+    streamed = load_images(f"folder:{tmp_path}", NOWHERE, 16, bad, room=17 * 3 * 16 * 16 - 1)
+    assert len(opened) == len({*opened}) == len([*tmp_path.rglob("*.png")])
+    assert isinstance(streamed.train.pixels, OnDisk)
+    assert [*streamed.told[:-1]] == kept.told
+    assert re.search(
+        r"pictures of 16x16 pixels would take .* GiB of memory, more than half: they are read from disk", streamed.told[-1]
+    )
+    assert (streamed.identity(), streamed.preprocess(), streamed.skipped) == (kept.identity(), kept.preprocess(), kept.skipped)
+    assert len(kept.skipped) == (0 if not bad else len(opened[::5]))
+    for one, other in zip(streamed.splits.values(), kept.splits.values(), strict=True):
+        assert one.names == other.names
+        assert one.pixels.shape == other.pixels.shape
+        for indices in (torch.arange(len(one)), torch.tensor([1, 0, 1]), torch.tensor([0])):
+            assert all(torch.equal(a, b) for a, b in zip(one.batch(indices), other.batch(indices), strict=True))
+        assert torch.equal(one.pixels[0], other.pixels[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_are_put_in_order_where_they_are(seed):
+    draw = torch.Generator().manual_seed(seed)
+    rows, order = torch.randint(0, 256, (30, 2, 3), generator=draw), torch.randperm(30, generator=draw)
+    expected, place = rows[order], rows.data_ptr()
+    reorder(rows, order.tolist())
+    assert torch.equal(rows, expected)
+    assert rows.data_ptr() == place
+
+
+def test_unreadable_pictures_do_not_count_where_a_folder_is_split(tmp_path):
+    """Whichever they are: the split is that of the folder without them."""
+    write_levels(tmp_path / "a", {"ant": 10, "bee": 10})
+    for n, path in enumerate(sorted((tmp_path / "a" / "ant").iterdir())):
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        shutil.copytree(tmp_path / "a", tmp_path / "c")
+        (tmp_path / "b" / "ant" / path.name).write_bytes(b"")
+        (tmp_path / "c" / "ant" / path.name).unlink()
+        bad, without = (load_images(f"folder:{tmp_path / name}", NOWHERE, 4, skip_bad=True) for name in ("b", "c"))
+        assert len(bad.skipped) == 1, n
+        assert bad.identity() == without.identity()
+        shutil.rmtree(tmp_path / "b")
+        shutil.rmtree(tmp_path / "c")
+
+
+def test_what_fits_into_memory_is_kept(tmp_path):
     write_levels(tmp_path, {"ant": 5, "bee": 5})
-    monkeypatch.setattr(os, "sysconf", lambda name: 40)  # 1,600 bytes of memory
-    monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("an image was read"))
-    assert "--image_size" in complaint(f"folder:{tmp_path}", NOWHERE, image_size=8)
+    assert isinstance(load_images(f"folder:{tmp_path}", NOWHERE, 4, room=10 * 3 * 16).train.pixels, torch.Tensor)
+    assert isinstance(load_images(f"folder:{tmp_path}", NOWHERE, 4, room=10 * 3 * 16 - 1).train.pixels, OnDisk)
+
+
+def test_data_is_known_by_its_contents(make_pictures, tmp_path):
+    """The same elsewhere; another for other bytes, labels, classes or an exchanged pair of files."""
+    make_pictures(tmp_path / "a" / "train", {"dark": 3, "light": 3})
+    make_pictures(tmp_path / "a" / "test", {"dark": 2, "light": 2}, seed=1)
+
+    def identity(name: str) -> dict:
+        return load_images(f"folder:{tmp_path / name}", NOWHERE, image_size=4).identity()
+
+    known = identity("a")
+    assert known["classes"] == ["dark", "light"]
+    assert [known[role]["images"] for role in ("train", "valid", "test")] == [6, 4, 4]
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert identity("b") == known
+
+    def exchange(one: Path, other: Path) -> None:
+        content = one.read_bytes(), other.read_bytes()
+        one.write_bytes(content[1])
+        other.write_bytes(content[0])
+
+    train = tmp_path / "b" / "train"
+    exchange(train / "dark" / "00.png", train / "dark" / "01.png")
+    assert [role for role in known if identity("b")[role] != known[role]] == ["train"]
+    exchange(train / "dark" / "00.png", train / "dark" / "01.png")
+    assert identity("b") == known
+    (train / "light" / "00.png").rename(train / "dark" / "99.png")
+    assert [role for role in known if identity("b")[role] != known[role]] == ["train"]
 
 
 @pytest.fixture
@@ -251,56 +318,6 @@ def test_skip_bad_does_not_lose_a_class(two_cut):
     assert complaint(f"folder:{root}", NOWHERE, image_size=4, skip_bad=True).endswith("class bee")
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_greys_of_16_bits_keep_their_shades(tmp_path, suffix):
-    ramp = np.linspace(0, 65535, 16, dtype=np.uint16)[None].repeat(16, 0)
-    path = tmp_path / f"deep.{suffix}"
-    Image.fromarray(ramp).save(path)
-    for channels in (1, 3):
-        assert square(read_image(path, channels), 16)[:, 3].tolist() == [[17 * n for n in range(16)]] * channels
-
-
-def test_a_dark_scan_of_16_bits_is_dark(tmp_path):
-    """Old Pillow reads it as 32-bit integers, none of which is above 255."""
-    Image.fromarray(np.full((4, 4), 255, np.uint16)).save(tmp_path / "dark.png")
-    assert not read_image(tmp_path / "dark.png", 3).any()
-
-
-def test_floating_point_pixels_are_refused(tmp_path):
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(DataError, match=r"float\.tiff .*8 or 16 bits"):
-        square(read_image(tmp_path / "float.tiff", 3), 4)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_lies_on_white(tmp_path, mode):
-    """A black drawing on nothing: without its transparency it would be black all over."""
-    drawing = np.zeros((8, 8, 4), np.uint8)
-    drawing[2:4, :, 3] = 255
-    picture = Image.fromarray(drawing)
-    if mode == "P":
-        picture = Image.new("P", (8, 8), 0)
-        picture.putpalette([0, 0, 0, 0, 0, 0])
-        picture.paste(1, (0, 2, 8, 4))
-        picture.save(tmp_path / "drawing.png", transparency=bytes([0, 255]))
-    else:
-        picture.convert(mode).save(tmp_path / "drawing.png")
-    image = square(read_image(tmp_path / "drawing.png", 3), 8)
-    assert (image[:, 2:4] == 0).all()
-    assert (image[:, [0, 1, 4, 5, 6, 7]] == 255).all()
-
-
-def test_a_strip_is_cut_before_it_is_enlarged(tmp_path, monkeypatch):
-    """1 by 3,000 pixels: enlarged first, its short side would take its long one to 672,000."""
-    from torchvision.transforms.v2 import functional as V
-
-    resize, sizes = V.resize, []
-    monkeypatch.setattr(V, "resize", lambda image, *a, **k: sizes.append(image.shape) or resize(image, *a, **k))
-    Image.new("RGB", (3000, 1), (1, 2, 3)).save(tmp_path / "strip.png")
-    assert square(read_image(tmp_path / "strip.png", 3), 224)[:, 0, 0].tolist() == [1, 2, 3]
-    assert sizes == [(3, 1, 1)]
-
-
 def test_hidden_files_are_not_images(tmp_path):
     """macOS leaves ._NAME.png beside NAME.png on foreign disks."""
     write_levels(tmp_path / "train", {"ant": 1, "bee": 1})
@@ -309,6 +326,36 @@ def test_hidden_files_are_not_images(tmp_path):
     assert len(load_images(f"folder:{tmp_path}", NOWHERE, image_size=4).train) == 2
 
 
-def test_each_class_needs_five_images_to_be_split(tmp_path):
-    write_levels(tmp_path, {"ant": 4, "bee": 30})
-    assert "[4, 30]" in complaint(f"folder:{tmp_path}", NOWHERE, image_size=4)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_has_a_name_on_a_terminal(tmp_path, monkeypatch, capsys, terminal):
+    write_levels(tmp_path, {"ant": 5, "bee": 5})
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    data = load_images(f"folder:{tmp_path}", NOWHERE, 4, room=0)
+    said = capsys.readouterr().err
+    assert (f"reading {tmp_path}: 100%" in said and "10/10" in said) == terminal
+    data.train.batch(torch.arange(3))
+    assert not capsys.readouterr().err, "a batch is no news"
+
+
+def test_a_picture_that_is_gone_in_the_midst_of_training_is_named(tmp_path):
+    write_levels(tmp_path, {"ant": 5, "bee": 5})
+    train = load_images(f"folder:{tmp_path}", NOWHERE, 4, room=0).train
+    Path(train.names[2]).unlink()
+    train.batch(torch.arange(2))
+    with pytest.raises(UserError, match=re.escape(train.names[2])):
+        train.batch(torch.arange(4))
+
+
+def test_fit_goes_from_training_into_the_model(tmp_path):
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (24, 8), (200, 200, 200)).save(tmp_path / split / name / "1.png")
+    fits = {fit: load_images(f"folder:{tmp_path}", NOWHERE, 12, fit=fit) for fit in ("cut", "pad", "squash")}
+    assert [data.train.pixels[0, 0].count_nonzero().item() for data in fits.values()] == [144, 48, 144]
+    for fit, data in fits.items():
+        config = json.loads(json.dumps(data.preprocess().config()))
+        assert config["fit"] == fit
+        assert torch.equal(read_pictures([tmp_path / "test" / "ant" / "1.png"], Preprocess.of(config))[0], data.test.pixels[0])
+        del config["fit"]  # as older runs have it
+        assert Preprocess.of(config) == replace(data.preprocess(), fit="cut")

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from layers.checks import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+FITS = ("cut", "pad", "squash")
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Preprocess:
     mean, std:  of each channel, one number a channel, in 0..1.
     resize:     pixels of the shorter side before the middle is cut out; None cuts out the middle square first, then resizes it.
     interpolation: "bilinear" or "bicubic", both antialiased.
+    fit:        without `resize`, how any picture becomes a square: "cut" keeps the middle, "pad" the whole on black, "squash" the
+                whole with another ratio of its sides.
     Proven against torchvision's `ImageClassification` and timm's `create_transform`. Needs torchvision.
     """
 
@@ -32,6 +38,7 @@ class Preprocess:
     std: Sequence[float]
     resize: int | None = None
     interpolation: str = "bilinear"
+    fit: str = "cut"
 
     def __post_init__(self) -> None:
         require(self.image_size > 0, "image_size", self.image_size, "a positive number of pixels")
@@ -40,6 +47,8 @@ class Preprocess:
         enough = self.resize is None or self.resize >= self.image_size
         require(enough, "resize", self.resize, f"at least image_size {self.image_size}, or None")
         require(self.interpolation in ("bilinear", "bicubic"), "interpolation", self.interpolation, "bilinear or bicubic")
+        require(self.fit in FITS, "fit", self.fit, "cut, pad or squash")
+        require(self.resize is None or self.fit == "cut", "fit", self.fit, "cut where there is a resize")
 
     @property
     def channels(self) -> int:
@@ -74,7 +83,7 @@ class Preprocess:
         elif picture.dtype != torch.uint8 or picture.ndim < 3 or picture.shape[-3] != self.channels:
             raise ValueError(f"picture must be uint8 (..., {self.channels}, y, x), got {picture.dtype} {tuple(picture.shape)}")
         if self.resize is None:
-            return square(picture if isinstance(picture, Tensor) else V.pil_to_tensor(picture), self.image_size)
+            return square(picture if isinstance(picture, Tensor) else V.pil_to_tensor(picture), self.image_size, self.fit)
         small: Any = V.resize(cast(Tensor, picture), [self.resize], InterpolationMode(self.interpolation), antialias=True)
         middle: Any = V.center_crop(small, [self.image_size])
         return middle if isinstance(middle, Tensor) else V.pil_to_tensor(middle)
@@ -103,7 +112,7 @@ def eight_bits(picture: Image, mode: str) -> Image:
     if picture.mode == "F":
         raise ValueError("picture of mode F: its pixels are floating-point numbers, whole numbers of 8 or 16 bits are expected")
     if picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.int64)
+        values = np.asarray(picture)
         low, high = values.min(initial=0), values.max(initial=0)
         dark = 0 < high < 256 and picture.format != "PNG"  # 8 bits, but a PNG file that is not read as mode L has 16
         if picture.mode == "I" and (low < 0 or dark or high > 65535):
@@ -118,11 +127,18 @@ def eight_bits(picture: Image, mode: str) -> Image:
         raise ValueError(f"picture of mode {picture.mode} cannot be made {mode}: {error}") from error
 
 
-def square(pixels: Tensor, size: int) -> Tensor:
-    """The middle square, at `size`: uint8 (..., c, y, x) -> uint8 (..., c, size, size)."""
+def square(pixels: Tensor, size: int, fit: str = "cut") -> Tensor:
+    """The middle square, or what else `Preprocess.fit` says, at `size`: uint8 (..., c, y, x) -> uint8 (..., c, size, size)."""
     from torchvision.transforms.v2 import functional as V
 
-    middle = V.center_crop(pixels, [min(pixels.shape[-2:])])
-    if middle.ndim == 3:
-        return V.resize(middle, [size, size], antialias=True)
-    return torch.cat([V.resize(part, [size, size], antialias=True) for part in middle.split(1024)])  # its floats are large
+    rows, columns = pixels.shape[-2:]
+    shape = [size, size]
+    if fit == "cut":
+        pixels = V.center_crop(pixels, [min(rows, columns)])
+    elif fit == "pad":
+        shape = [max(1, round(side * size / max(rows, columns))) for side in (rows, columns)]
+    parts = [pixels] if pixels.ndim == 3 else pixels.split(1024)  # its floats are large
+    resized = [V.resize(part, shape, antialias=True) for part in parts]
+    whole = resized[0] if pixels.ndim == 3 else torch.cat(resized)
+    top, left = ((size - side) // 2 for side in shape)
+    return F.pad(whole, (left, size - shape[1] - left, top, size - shape[0] - top)) if shape != [size, size] else whole

@@ -54,6 +54,27 @@ def test_without_resize_the_middle_square_comes_first():
     assert (Preprocess(8, MEAN, STD).cut(pillow(pixels)) == 200).all()
 
 
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16), (1, 300), (7, 9)])
+def test_pad_keeps_all_of_a_picture_on_black(shape):
+    rows, columns = shape
+    found = Preprocess(12, MEAN, STD, fit="pad").cut(torch.full((3, rows, columns), 200, dtype=torch.uint8))
+    high, wide = (max(1, round(12 * side / max(shape))) for side in shape)
+    assert found.shape == (3, 12, 12)
+    inside = found[:, (12 - high) // 2 :, (12 - wide) // 2 :][:, :high, :wide]
+    assert (inside == 200).all()
+    assert (found == 200).sum() == 3 * high * wide
+    assert (found > 0).sum() == 3 * high * wide
+
+
+def test_squash_keeps_all_of_a_picture():
+    pixels = torch.zeros(3, 8, 24, dtype=torch.uint8)
+    pixels[:, :, :6] = 200
+    found = Preprocess(8, MEAN, STD, fit="squash").cut(pixels)
+    assert (found[..., :1] == 200).all()
+    assert (found[..., 3:] == 0).all()
+    assert torch.equal(found, Preprocess(8, MEAN, STD, fit="squash").cut(pixels.expand(2, -1, -1, -1))[1])
+
+
 def test_a_grey_model_takes_coloured_pictures_of_pillow():
     grey = Preprocess(8, (0.5,), (0.25,), resize=10)
     assert grey(pillow(drawn(20, 30, 0))).shape == (1, 8, 8)
@@ -164,6 +185,8 @@ def test_what_is_no_picture_is_refused():
         (dict(std=(1.0, 0.0, 1.0)), "std"),
         (dict(resize=7), "resize"),
         (dict(interpolation="nearest"), "interpolation"),
+        (dict(fit="stretch"), "fit"),
+        (dict(fit="pad", resize=9), "fit"),
     ],
 )
 def test_bad_arguments_are_named(arguments, word):

@@ -1,0 +1,117 @@
+"""One picture: decoded, upright, reduced where it is far larger than needed; and what tells it from others."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.data import DataError
+from tasks.data.tree import shown
+from zoo.files import first_line
+from zoo.pretrained.preprocess import Preprocess, eight_bits
+
+PIXELS_IN_FLIGHT = 40_000_000
+"""Pixels of all pictures that are being decoded at the same time; one takes 20 bytes at most. A larger picture goes alone."""
+SAMPLED = 2**20
+"""Bytes above which a file is known by its length, and by as many bytes of its beginning, middle and end as a quarter of them."""
+
+
+class Budget:
+    """Lets threads go on while the pixels of all that have begun stay below a limit."""
+
+    def __init__(self, limit: int = PIXELS_IN_FLIGHT) -> None:
+        self.limit, self.used, self.changed = limit, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def spend(self, pixels: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: self.used == 0 or self.used + pixels <= self.limit)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
+
+
+def reduction(columns: int, rows: int, preprocess: Preprocess) -> int:
+    """By how much a picture may be reduced while it is decoded: 1 below eight times the pixels that a side needs, at least
+    four times as many are left."""
+    side = max(columns, rows) if preprocess.fit == "pad" else min(columns, rows)
+    needed = preprocess.resize or preprocess.image_size
+    return 1 if side < 8 * needed else side // (4 * needed)
+
+
+def reduced(picture: Any, factor: int) -> Any:
+    """Means of squares of pixels; of what is no whole square, half is cut off on each side, so that the middle stays there."""
+    across, down = (min(factor, side) for side in picture.size)
+    columns, rows = picture.width // across * across, picture.height // down * down
+    left, top = (picture.width - columns) // 2, (picture.height - rows) // 2
+    return picture.reduce((across, down), (left, top, left + columns, top + rows))
+
+
+def read_image(path: str | Path, channels: int, preprocess: Preprocess | None = None, budget: Budget | None = None) -> Tensor:
+    """One picture as uint8 (channels, y, x), upright.
+
+    preprocess: what the picture is for. One that is far larger is reduced: a JPEG while it is decoded, others by the mean of
+                squares of pixels. Without it every pixel is kept.
+    """
+    from PIL import Image, ImageOps
+    from torchvision.transforms.v2 import functional as V
+
+    mode = "RGB" if channels == 3 else "L"
+
+    def factor(picture: Any) -> int:
+        return reduction(picture.width, picture.height, preprocess) if preprocess else 1
+
+    try:
+        with Image.open(path) as picture:
+            whole = picture.size
+            if factor(picture) > 1:
+                picture.draft(None, (-(-whole[0] // factor(picture)), -(-whole[1] // factor(picture))))
+            columns, rows = whole if picture.info.get("progressive") else picture.size  # which are decoded whole
+            with (budget or Budget()).spend(columns * rows):
+                ImageOps.exif_transpose(picture, in_place=True)
+                small: Any = picture
+                if factor(picture) > 1:  # means of colours are right in these modes; transparency counts as it should
+                    plain = picture.mode in ("L", "LA", "RGB", "RGBA") and "transparency" not in picture.info
+                    small = reduced(picture if plain else eight_bits(picture, mode), factor(picture))
+                return V.pil_to_tensor(eight_bits(small, mode))
+    except Exception as error:  # whatever a decoder raises is about its file
+        raise DataError(f"{shown(os.fspath(path))} cannot be read as an image ({first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings, which do not say which file they are about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def digest_of(path: str) -> bytes:
+    """What a file is, by its content."""
+    size = os.path.getsize(path)
+    found = hashlib.blake2b(str(size).encode(), digest_size=16)
+    part = SAMPLED // 4
+    with open(path, "rb") as file:
+        for start in (0, size // 2, size - part) if size > SAMPLED else (0,):
+            file.seek(start)
+            found.update(file.read(part if size > SAMPLED else SAMPLED))
+    return found.digest()
+
+
+def sums_of(pixels: Tensor) -> Tensor:
+    """Sums of the bytes (..., c, y, x), and of their squares: whole numbers (c, 2), the same on any number of threads."""
+    values = pixels.flatten(-2).movedim(-2, 0).flatten(1).long()
+    return torch.stack([values.sum(1), values.square().sum(1)], 1)

@@ -1,0 +1,84 @@
+"""Measure a trained image classifier on data of the same classes, which are found by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tasks.commands import checking_input
+from tasks.image_predictions import UseOptions, answers, load_classifier, model_path
+from tasks.options import Options, UserError, option
+from tasks.tables import require_table, write_table
+
+
+@dataclass
+class DataOptions(Options):
+    title = "data"
+    data: str = option("digits", "digits, fashion_mnist, cifar10, cifar100, or folder:PATH with PATH/train/CLASS/images")
+    data_root: str = option(
+        "data", "folder with the files of fashion_mnist and cifar, which are fetched there if there is a network", path=True
+    )
+    image_size: int | None = option(
+        None, "pixels; every image becomes a square (default: 32, and 224 for folders, or what a trained model has had)", least=1
+    )
+    skip_bad: bool = option(False, "go on without unreadable images, and count them")
+
+
+@dataclass
+class EvaluateOptions(DataOptions, UseOptions):
+    title = "measuring"
+    data: str = option("", "as for train (default: the test split of what the run was trained on)")
+    batch_size: int = option(256, "images at a time", least=1)
+    per_class: bool = option(False, "a line for each class too: recall, precision, F1")
+    output: str = option("", "write what was said of each image into this .csv or .jsonl file", path=True)
+    all: bool = option(False, "into --output, the probabilities of all classes")
+
+
+@checking_input()
+def evaluate(given: dict[str, Any]) -> None:
+    from tasks.data.images import load_test
+    from tasks.data.tree import shown
+    from tasks.image_scores import measure, scores, table
+
+    options = EvaluateOptions(**given)
+    require_table("--output", options.output)
+    if options.all and not options.output:
+        raise UserError("--all is about --output: give that too")
+    path = model_path(options)
+    model, context, preprocess, classes = load_classifier(path, options)
+    if options.image_size:
+        preprocess = replace(preprocess, image_size=options.image_size, resize=None)
+    trained = trained_on(path)
+    source = options.data or trained.get("data", "digits")
+    root = given.get("data_root") or trained.get("data_root") or options.data_root
+    own = same_source(source, trained.get("data", ""))
+    skip_bad = options.skip_bad or (own and trained.get("skip_bad", False))
+    images, found, told = load_test(source, Path(root), preprocess, classes, skip_bad, own)
+    print(*told, sep="\n", end="\n" if told else "")
+    measured = measure(model, context, images, options.batch_size)
+    said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores(measured).items())
+    of = "" if len(found) == len(classes) else f", which have {len(found)} of the model's {len(classes)} classes"
+    print(f"{path}: test {said} on {len(images):,} images of {source}{of}")
+    if options.per_class:
+        print(*table(measured, classes), sep="\n")
+    if options.output:
+        names = [shown(name) for name in images.names] or [*range(len(images))]
+        true = [classes[label] for label in images.labels.tolist()]
+        rows = answers(names, measured.logs.exp(), classes, 1, options.all)
+        key = "file" if images.names else "index"
+        write_table(options.output, ({key: row.pop("file"), "true": t} | row for row, t in zip(rows, true, strict=True)))
+
+
+def trained_on(path: Path) -> dict[str, Any]:
+    """The options of the run that left a model, if one has."""
+    from zoo import files
+
+    saved = (path if path.is_dir() else path.parent) / "options.json"
+    return files.read_json(saved) if saved.exists() else {}
+
+
+def same_source(one: str, other: str) -> bool:
+    folders = [name.removeprefix("folder:") for name in (one, other)]
+    both = one.startswith("folder:") and other.startswith("folder:")
+    return one == other or (both and len({Path(folder).expanduser().resolve() for folder in folders}) == 1)
