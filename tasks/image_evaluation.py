@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.commands import checking_input
 from tasks.image_predictions import UseOptions, answers, load_classifier, model_path
-from tasks.options import Options, UserError, option
+from tasks.options import Options, UserError, option, restored
 from tasks.tables import require_table, write_table
 
 
@@ -49,12 +49,14 @@ def evaluate(given: dict[str, Any]) -> None:
     model, context, preprocess, classes = load_classifier(path, options)
     if options.image_size:
         preprocess = replace(preprocess, image_size=options.image_size, resize=None)
-    trained = trained_on(path)
-    source = options.data or trained.get("data", "digits")
-    root = given.get("data_root") or trained.get("data_root") or options.data_root
-    own = same_source(source, trained.get("data", ""))
-    skip_bad = options.skip_bad or (own and trained.get("skip_bad", False))
+    trained, kept = trained_on(path)
+    source = options.data or trained.data
+    root = given.get("data_root") or trained.data_root
+    own = bool(kept) and same_source(source, trained.data)
+    skip_bad = options.skip_bad or (own and trained.skip_bad)
     images, found, told = load_test(source, Path(root), preprocess, classes, skip_bad, own)
+    if own and "about" not in kept and (source == "digits" or source.startswith("folder:")):
+        told.append("the run is of an older version, which may have split otherwise: it may have trained on some of these")
     print(*told, sep="\n", end="\n" if told else "")
     measured = measure(model, context, images, options.batch_size)
     said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores(measured).items())
@@ -70,12 +72,13 @@ def evaluate(given: dict[str, Any]) -> None:
         write_table(options.output, ({key: row.pop("file"), "true": t} | row for row, t in zip(rows, true, strict=True)))
 
 
-def trained_on(path: Path) -> dict[str, Any]:
-    """The options of the run that left a model, if one has."""
+def trained_on(path: Path) -> tuple[DataOptions, dict[str, Any]]:
+    """The data options of the run that left a model, and all that its options.json holds, if it has one."""
     from zoo import files
 
-    saved = (path if path.is_dir() else path.parent) / "options.json"
-    return files.read_json(saved) if saved.exists() else {}
+    folder = path if path.is_dir() else path.parent
+    kept = files.read_json(folder / "options.json") if (folder / "options.json").exists() else {}
+    return restored(DataOptions, kept, folder), kept
 
 
 def same_source(one: str, other: str) -> bool:

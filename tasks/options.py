@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from os.path import expanduser
 from typing import Any, ClassVar, get_args, get_type_hints
@@ -47,13 +47,22 @@ class Options:
             value: Any = getattr(self, spec.name)
             rules = spec.metadata
             if value != spec.default and not fits(value, hints[spec.name]):
-                raise UserError(f"--{spec.name} must be of type {hints[spec.name]}, got {value!r}")
+                kind = getattr(hints[spec.name], "__name__", hints[spec.name])
+                raise UserError(f"--{spec.name} must be of type {kind}, got {value!r}")
             if rules["path"]:
                 setattr(self, spec.name, [expanduser(x) for x in value] if rules["many"] else expanduser(value))
             if rules["choices"] and value is not None and value not in rules["choices"]:
                 raise UserError(f"--{spec.name} must be one of {', '.join(rules['choices'])}, got {value}")
             if isinstance(value, int | float) and not within(value, rules):
                 raise UserError(f"--{spec.name} must be {words(rules)}, got {value}")
+
+
+def restored(kind: type, saved: Mapping[str, Any], folder: Any) -> Any:
+    """The options of `kind` among those that a run has kept. Errors: `UserError` for values that they may not have."""
+    try:
+        return kind(**{spec.name: saved[spec.name] for spec in fields(kind) if spec.name in saved})
+    except UserError as error:
+        raise UserError(f"{folder}/options.json: {error}") from error
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -6,7 +6,7 @@ import datetime
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -20,7 +20,7 @@ from tasks import report
 from tasks.commands import checking_input, first_process
 from tasks.engine import Run
 from tasks.optimizers import learning_rate
-from tasks.options import UserError
+from tasks.options import UserError, restored
 from tasks.task import Task
 from zoo import files, saving
 
@@ -98,14 +98,6 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
         if name not in free | {"epochs"} and before[name] != value:
             raise UserError(f"--{name} {value} differs from the run's {before[name]}: a resumed run keeps its options")
     return kind(**{**before, **given}), folder, saved | {"epochs": before["epochs"]}
-
-
-def restored(kind: type, saved: Mapping[str, Any], folder: Path) -> Any:
-    """The options of `kind` that a run's options.json holds. Errors: `UserError` for values that they may not have."""
-    try:
-        return kind(**{field.name: saved[field.name] for field in fields(kind) if field.name in saved})
-    except UserError as error:
-        raise UserError(f"{folder / 'options.json'}: {error}") from error
 
 
 def data_of(saved: Mapping[str, Any]) -> Any:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from tasks.commands import checking_input
-from tasks.options import UserError
+from tasks.options import UserError, restored
 from tasks.translation_options import CorpusOptions, DecodingOptions, EvaluateOptions, ExportOptions, TranslateOptions
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -107,17 +107,7 @@ def options_of(folder: Path) -> dict[str, Any]:
 
 def trained_on(folder: Path) -> CorpusOptions:
     """What a run was trained on. Errors: `UserError` for an option that cannot have been one."""
-    known: dict[str, Any] = {"normalize": "none"}  # runs from before there were forms
-    hints = get_type_hints(CorpusOptions)
-    for name, value in options_of(folder).items():
-        if (spec := CorpusOptions.__dataclass_fields__.get(name)) is None or (value is None and spec.default is None):
-            continue
-        many = spec.metadata["many"]
-        kind = str if many else next(kind for kind in (*get_args(hints[name]), hints[name]) if kind is not type(None))
-        if not (isinstance(value, list) and all(isinstance(x, str) for x in value) if many else isinstance(value, kind)):
-            raise UserError(f"{folder / 'options.json'} has {name} {value!r}, which no run has")
-        known[name] = value
-    return CorpusOptions(**known)
+    return restored(CorpusOptions, {"normalize": "none"} | options_of(folder), folder)  # runs from before there were forms
 
 
 def load_run(options: DecodingOptions) -> tuple[Any, TextTokenizer, Path, AbstractContextManager[Any]]:

@@ -72,10 +72,19 @@ def plain(here: Path, program: str, command: str) -> list[str]:
     runs = ["--runs_dir", str(here / "runs")]
     words = {
         ("image", "train"): [f"--data=folder:{here / 'pictures'}", "--image_size=32", "--model=resnet20", "--device=cpu", *runs],
-        ("text", "train"): [f"--dataset_path={here / 'corpus'}", "--max_length=20", "--batch_tokens=40", "--device=cpu", *runs],
+        ("text", "train"): [
+            f"--dataset_path={here / 'corpus'}",
+            "--source=de",
+            "--target=en",
+            "--max_length=20",
+            "--batch_tokens=40",
+            "--device=cpu",
+            *runs,
+        ],
         ("image", "predict"): ["--name=image", *runs, f"--image={here / 'pictures' / 'test' / 'dark' / '00.png'}"],
         ("image", "export"): ["--name=image", *runs, f"--out={here / 'out.safetensors'}"],
-        ("text", "prepare"): [f"--dataset_path={here / 'corpus'}", f"--out={here / 'prepared'}"],
+        ("text", "export"): ["--name=text", *runs, f"--out={here / 'theirs'}"],
+        ("text", "prepare"): [f"--dataset_path={here / 'corpus'}", "--source=de", "--target=en", f"--out={here / 'prepared'}"],
         ("text", "translate"): ["--name=text", *runs, "--max_length=8", f"--input={here / 'lines'}"],
         ("text", "evaluate"): ["--name=text", *runs, "--max_length=8"],
     }

@@ -14,6 +14,7 @@ import zoo
 from tasks import translation
 from tasks.data.parallel import load_parallel, load_test
 from tasks.data.tokenizer import load_tokenizer, train_tokenizer
+from tasks.options import restored
 from tasks.translation import TrainOptions, begin, default_name, main
 from zoo import files
 
@@ -253,7 +254,7 @@ def test_a_run_from_before_there_were_forms(runs, corpus, tmp_path):
     assert saved["normalize"] == "nfc"
     saved.pop("normalize")
     files.write_json(tmp_path / "a" / "options.json", saved)
-    chosen = TrainOptions(**{k: v for k, v in saved.items() if k != "resume"}, resume=True)
+    chosen = restored(TrainOptions, saved | {"resume": True}, tmp_path)
     work, _ = begin(chosen, tmp_path / "a")
     assert work.options.normalize == "none"
     chosen.normalize = "none"

@@ -288,7 +288,7 @@ def test_attention_is_added_up_where_it_is_read_and_averaged_where_it_is_written
     torch.manual_seed(0)
     model = zoo.create("transformer_small", vocab_size=tokenizer.vocab_size, dim=16, heads=2, hidden_dim=24, layers=1).eval()
     drawn = []
-    monkeypatch.setattr(plots, "attention", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(plots, "attention", lambda *arguments: drawn.append(arguments) or [])
     translating.draw_attention(model, tokenizer, "aé日", "🙂b", tmp_path / "a.png")
     ((weights, source, target, _),) = drawn
     assert source == ["a", "é", "日", "</s>"]
@@ -301,13 +301,13 @@ def test_attention_is_added_up_where_it_is_read_and_averaged_where_it_is_written
 @pytest.mark.parametrize(
     ("file", "changed", "words"),
     [
-        ("options.json", dict(normalize=-1), "has normalize -1"),
+        ("options.json", dict(normalize=-1), "--normalize must be of type str, got -1"),
         ("options.json", dict(normalize="nfz"), "--normalize must be one of nfc, nfkc, none"),
-        ("options.json", dict(data=None), "has data None"),
-        ("options.json", dict(max_length="x"), "has max_length 'x'"),
+        ("options.json", dict(data=None), "--data must be of type str, got None"),
+        ("options.json", dict(max_length="x"), "--max_length must be of type int, got 'x'"),
         ("options.json", dict(max_length=0), "--max_length must be 1 or more"),
-        ("options.json", dict(train=["a", 1]), "has train ['a', 1]"),
-        ("options.json", dict(target={}), "has target {}"),
+        ("options.json", dict(train=["a", 1]), "--train must be of type list, got ['a', 1]"),
+        ("options.json", dict(target={}), "--target must be of type str | None, got {}"),
         ("config.json", dict(start="x"), "decoding must start with a token from 0 to 279, got 'x'"),
         ("config.json", dict(start=280), "got 280"),
         ("config.json", dict(tokenizer="other"), "is not the tokenizer that the model was trained with"),
