@@ -131,7 +131,8 @@ def accepted(run: Run) -> None:
 
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
 def test_the_words_to_begin_with_are_right(here, capsys, program, command):
-    assert ends_well(program, plain(here, program, command), here, capsys) in (None, 0)
+    refused = (program, command) == ("text", "export")  # of a Transformer that Marian's are not like
+    assert ends_well(program, plain(here, program, command), here, capsys) in ((2,) if refused else (None, 0))
 
 
 @given(st.data())
@@ -192,11 +193,15 @@ class Said:
     """`capsys` for hypothesis, which draws many examples in one test."""
 
     def __init__(self) -> None:
-        self.out, self.err = io.StringIO(), io.StringIO()
+        self.out, self.err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
         self.stack = contextlib.ExitStack()
         self.stack.enter_context(contextlib.redirect_stdout(self.out))
         self.stack.enter_context(contextlib.redirect_stderr(self.err))
 
     def readouterr(self) -> Any:
         self.stack.close()
-        return type("Said", (), {"out": self.out.getvalue(), "err": self.err.getvalue()})
+        texts = []
+        for stream in (self.out, self.err):
+            stream.flush()
+            texts.append(stream.buffer.getvalue().decode())
+        return type("Said", (), dict(zip(("out", "err"), texts, strict=True)))
