@@ -167,10 +167,21 @@ def sized(model: str, image_size: int) -> dict[str, str]:
 
 
 COMMANDS = {
-    "train": Command(TrainOptions, "train a model and leave a run in RUNS_DIR/NAME", train),
-    "evaluate": Command(EvaluateOptions, "measure a saved model on a test set", evaluate),
-    "predict": Command(PredictOptions, "the likeliest classes of each --image, and why", predict),
-    "export": Command(ExportOptions, "write a saved model's weights for torchvision or timm", export),
+    "train": Command(
+        TrainOptions,
+        "train a model and leave a run in RUNS_DIR/NAME",
+        train,
+        "--data folder:photos --image_size 128 --model resnet18 --name photos",
+    ),
+    "evaluate": Command(
+        EvaluateOptions, "measure a saved model on a test set", evaluate, "--name photos --per_class --output said.csv"
+    ),
+    "predict": Command(
+        PredictOptions, "the likeliest classes of each --image, and why", predict, "--name photos --image cat.png holiday/"
+    ),
+    "export": Command(
+        ExportOptions, "write a saved model's weights for torchvision or timm", export, "--name photos --out photos.pth"
+    ),
 }
 
 

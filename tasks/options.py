@@ -120,7 +120,7 @@ def add_option(parser: Any, spec: Field[Any], hint: Any) -> None:
     options: dict[str, Any] = {"nargs": "+"} if spec.metadata["many"] else {}
     if spec.metadata["choices"]:
         options["choices"] = spec.metadata["choices"]
-    text += "" if default is None else f" (default: {default})"
+    text += "" if default in (None, "") else f" (default: {default})"
     parser.add_argument(
         *names, type=kind, help=text, metavar=None if options.get("choices") else kind.__name__.upper(), **options
     )

@@ -229,11 +229,30 @@ def check(options: TrainOptions | PrepareOptions) -> None:
 
 
 COMMANDS = {
-    "train": Command(TrainOptions, "train a translator and leave a run in RUNS_DIR/NAME", train),
-    "prepare": Command(PrepareOptions, "tokenise a corpus once, into a folder for train --prepared", prepare),
-    "translate": Command(TranslateOptions, "read lines, write their translations, in order", translate_lines),
-    "evaluate": Command(EvaluateOptions, "measure a saved translator on its test set", evaluate),
-    "export": Command(ExportOptions, "write a fine-tuned translator as transformers' Marian", export),
+    "train": Command(
+        TrainOptions,
+        "train a translator and leave a run in RUNS_DIR/NAME",
+        train,
+        "--train corpus.de corpus.en --valid valid.de valid.en --name own",
+    ),
+    "prepare": Command(
+        PrepareOptions,
+        "tokenise a corpus once, into a folder for train --prepared",
+        prepare,
+        "--dataset_path corpora --source de --target en --out prepared",
+    ),
+    "translate": Command(
+        TranslateOptions,
+        "read lines, write their translations, in order",
+        translate_lines,
+        "--name own --beam 4 --input lines.de --output lines.en",
+    ),
+    "evaluate": Command(
+        EvaluateOptions, "measure a saved translator on its test set", evaluate, "--name own --beam 4 --output scored.tsv"
+    ),
+    "export": Command(
+        ExportOptions, "write a fine-tuned translator as transformers' Marian", export, "--name tuned --out tuned-hf"
+    ),
 }
 
 

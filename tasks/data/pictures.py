@@ -239,7 +239,7 @@ def copies(found: dict[str, Decoded]) -> list[str]:
 
 
 UNSPLIT = {
-    "valid": "there is no validation split: valid_* are measured on the test images",
+    "valid": "there is no validation split: valid_* are measured on the test images, which so choose the best model",
     "test": "there is no test split: test_* are measured on the validation images",
 }
 """What is to be said where one of the two serves as both."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from functools import partial
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from command import refused, small
 
 import zoo
+from tasks import commands, image_classification, translation
 from tasks.image_classification import image_models, main
+from tasks.options import owner
 from zoo import files
 
 
@@ -152,3 +155,28 @@ def test_only_image_models_are_offered_and_taken(capsys, pictures, tmp_path):
         line = refused(capsys, tmp_path, *small(pictures, tmp_path), "--model", name)
         assert line.startswith(f"error: --model {name} is no image model, did you mean ")
         assert line.endswith(f"There are {', '.join(names)}")
+
+
+@pytest.mark.parametrize("program", [image_classification, translation])
+def test_help_groups_the_options_and_shows_an_example_that_parses(program, capsys):
+    for name, command in program.COMMANDS.items():
+        found, given = commands.parse("x", program.COMMANDS, [name, *shlex.split(command.example)])
+        assert found is command
+        assert given, "no example"
+        with pytest.raises(SystemExit):
+            program.main([name, "--help"])
+        said = capsys.readouterr().out
+        assert f"{name} {command.example}\n" in said
+        titles = {owner(command.options, option).title for option in command.options.__dataclass_fields__}
+        assert all(f"\n{title}:\n" in said for title in titles)
+
+
+def test_a_home_is_expanded_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/zoo")
+    for program in (image_classification, translation):
+        for command in program.COMMANDS.values():
+            for name, spec in command.options.__dataclass_fields__.items():
+                if spec.metadata["path"]:
+                    many = spec.metadata["many"]
+                    value = getattr(command.options(**{name: ["~/a", "b~"] if many else "~/a"}), name)
+                    assert value == (["/home/zoo/a", "b~"] if many else "/home/zoo/a"), name
