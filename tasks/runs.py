@@ -150,7 +150,7 @@ def difference(key: str, before: Any, now: Any) -> str:
     if key.endswith("fingerprint") and before and now:
         return f"{key.removesuffix('fingerprint').strip()} has other contents"
     words = [", ".join(map(str, value[:10])) if isinstance(value, list) else f"{value}" for value in (before, now)]
-    return f"{key} was {words[0]} and is {words[1]}"
+    return f"{key} changed from {words[0]} to {words[1]}"
 
 
 def write_down(run: Run, config: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -66,10 +66,10 @@ def add_a_picture(root):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (rename_a_class, "classes was dark, light and is light, murky"),
+        (rename_a_class, "classes changed from dark, light to light, murky"),
         (change_a_pixel, "train has other contents"),
         (swap_two_labels, "has other contents"),
-        (add_a_picture, "train images was 13 and is 14"),
+        (add_a_picture, "train images changed from 13 to 14"),
     ],
 )
 def test_other_data_is_refused_by_what_differs_and_nothing_is_written(killed, capsys, change, told):
@@ -168,8 +168,8 @@ def test_differences_are_told_by_name():
             before, {"classes": ["b", "a"], "train": {"images": 4, "fingerprint": "y"}, "valid": {"images": 1}}, "runs/a"
         )
     assert str(caught.value) == (
-        "--resume: the data is not that of runs/a: classes was a, b and is b, a; train images was 3 and is 4; train has other "
-        "contents; tokenizer was t and is None; valid images was None and is 1"
+        "--resume: the data is not that of runs/a: classes changed from a, b to b, a; train images changed from 3 to 4; train has "
+        "other contents; tokenizer changed from t to None; valid images changed from None to 1"
     )
 
 
