@@ -16,8 +16,8 @@ from zoo import files
 if TYPE_CHECKING:
     from tasks.engine import Run
 
-PROGRESS = ("step", "epoch", "position", "sums", "window", "history", "seconds")
-"""Attributes of a run that its checkpoint keeps as JSON."""
+PROGRESS = {"step": int, "epoch": int, "position": int, "sums": dict, "window": dict, "history": list, "seconds": float}
+"""Attributes of a run that its checkpoint keeps as JSON, and their types."""
 
 
 def collect(run: Run) -> dict[str, Tensor]:
@@ -71,6 +71,13 @@ def restore(run: Run, path: Path) -> None:
     progress = json.loads(files.read_metadata(path).get("progress", "null"))
     if not isinstance(progress, dict):
         raise UserError(f"{path} is no training checkpoint: it lacks the progress of a run")
+    try:
+        put_back(run, path, progress)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged, or no checkpoint of this run: {type(error).__name__} {error}") from error
+
+
+def put_back(run: Run, path: Path, progress: dict[str, Any]) -> None:
     sizes = [run.task.train.size, run.task.valid.size]
     if progress["sizes"] != sizes:
         raise UserError(f"{path}: the data has changed, from {progress['sizes']} training and validation examples to {sizes}; "
@@ -79,9 +86,14 @@ def restore(run: Run, path: Path) -> None:
     spread(run, files.read_tensors(path))
     if run.accelerator.scaler:
         run.accelerator.scaler.load_state_dict(progress["scaler"])
-    for name in PROGRESS:
-        setattr(run, name, progress.get(name, {}))
+    for name, kind in PROGRESS.items():
+        value = progress.get(name, kind())  # some are younger than the run may be
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise TypeError(f"{name} is {value!r}")
+        setattr(run, name, value)
     run.history = [{current(name): value for name, value in row.items()} for row in run.history]
+    if run.history:
+        run.best()
 
 
 def current(name: str) -> str:

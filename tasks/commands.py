@@ -17,8 +17,8 @@ class Diverged(Exception):
     """The loss is no longer finite."""
 
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
-"""What torch says of tensors that are too large, in a `RuntimeError`."""
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed", "DataLoader worker")
+"""What torch says, in a `RuntimeError`, of tensors that are too large, and of workers that the system has stopped for that."""
 
 
 class Command(NamedTuple):
@@ -56,8 +56,10 @@ def checking_input() -> Iterator[None]:
     """While options, data and checkpoints are read, a `ValueError` is about them, not a fault of the program."""
     try:
         yield
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except (ValueError, UserError, OSError) as error:
+        found = UserError(str(error)) if isinstance(error, ValueError) else error
+        found.of_all = True  # type: ignore  # processes of torchrun: the first one says it
+        raise found from error
 
 
 def first_process() -> bool:
@@ -80,7 +82,7 @@ def main(program: str, commands: Mapping[str, Command], argv: Sequence[str] | No
     except (Diverged, UserError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
-        if first_process():
+        if first_process() or not getattr(error, "of_all", False):
             print("error: " + (" ".join(str(error).split()) or "out of memory"), file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2
     except KeyboardInterrupt as stop:

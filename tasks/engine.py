@@ -268,6 +268,8 @@ class Run:
                 `Diverged` if a loss or a weight is no longer finite.
         """
         self.require_ready()
+        if self.main and not self.finished and self.best_epoch.exists():
+            self.best_epoch.replace(self.folder / files.BEST)
         self.log.begin()
         begun = time.perf_counter() - self.seconds
         try:
@@ -296,6 +298,11 @@ class Run:
         tired = patience > 0 and len(self.history) > 0 and self.epoch - self.best()["epoch"] >= patience
         return tired or self.epoch >= self.options.epochs
 
+    @property
+    def best_epoch(self) -> Path:
+        """The best epoch's weights, where the mean of epochs took their place."""
+        return self.folder / "best_epoch.safetensors"
+
     def epoch_file(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch}.safetensors"
 
@@ -315,8 +322,9 @@ class Run:
         model.load_state_dict(mean)
         measured, primary = self.evaluate(model), self.task.primary
         kept = primary.rank(measured) >= primary.rank(self.best(), "valid_")
-        if self.main and kept:
-            zoo.save(model, self.folder, "best.safetensors")
+        if self.main and kept:  # the best epoch is kept too, for a run that goes on for more epochs
+            files.write_bytes(self.best_epoch, (self.folder / files.BEST).read_bytes())
+            zoo.save(model, self.folder, files.BEST)
         return {f"average_valid_{name}": value for name, value in measured.items()} | {"average_kept": kept}
 
     def train_epoch(self, begun: float) -> None:

@@ -29,11 +29,14 @@ class TrainOptions(EngineOptions, DataOptions):
     model: str = option("vgg11_bn", "an image model that zoo.names() knows")
     batch_size: int = option(64, "images in one optimizer step, over all processes and micro-batches", least=1)
     dropout: float | None = option(None, "in the model's head (default: the head's own)", least=0, below=1)
-    init: str = option("", "start from these weights: a run, a file, torchvision:NAME or timm:NAME; classes are matched by name")
+    init: str = option(
+        "", "start from these weights: a run, a file, torchvision:NAME or timm:NAME; classes are matched by name", path=True
+    )
     freeze: str = option("", "parts to leave as they are, such as stem,stage1")
-    fit: str = option(
-        "cut",
-        "how a picture becomes a square: cut takes its middle, pad all of it on black, squash all of it in another ratio",
+    fit: str | None = option(
+        None,
+        "how a picture becomes a square: cut takes its middle, pad all of it on black, squash all of it in another ratio "
+        "(default: cut, or what --init has had)",
         ("cut", "pad", "squash"),
     )
     augment: str | None = option(
@@ -72,12 +75,13 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
 
     require_image_model(options.model)
     split_names(options.augment or "none")
-    if options.fit != "cut" and not options.data.startswith("folder:"):
+    if options.fit not in (None, "cut") and not options.data.startswith("folder:"):
         raise UserError(f"--fit {options.fit} is for --data folder:PATH: the images of {options.data} are squares")
     weights = find_weights(options.model, options.init, folder)
     known = weights.about.get("preprocess") if weights else None
     size = options.image_size or (known and known["image_size"])
-    data = load_images(options.data, Path(options.data_root), size, options.skip_bad, options.fit)
+    fit = options.fit or (known or {}).get("fit", "cut")
+    data = load_images(options.data, Path(options.data_root), size, options.skip_bad, fit)
     if known:
         data.suit(zoo.Preprocess.of(known))
     arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.channels}

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.commands import checking_input
 from tasks.image_predictions import UseOptions, answers, load_classifier, model_path
-from tasks.options import Options, UserError, option, restored
+from tasks.options import Options, UserError, data_of, option, restored
 from tasks.tables import require_table, write_table
 
 
@@ -55,6 +55,9 @@ def evaluate(given: dict[str, Any]) -> None:
     own = bool(kept) and same_source(source, trained.data)
     skip_bad = options.skip_bad or (own and trained.skip_bad)
     images, found, told = load_test(source, Path(root), preprocess, classes, skip_bad, own)
+    then = (data_of(kept) or {}).get("test", {}).get("fingerprint")
+    if own and then is not None and then != images.fingerprint:
+        told.append("the test images are not what they were in training: the folder has changed")
     if own and "about" not in kept and (source == "digits" or source.startswith("folder:")):
         told.append("the run is of an older version, which may have split otherwise: it may have trained on some of these")
     print(*told, sep="\n", end="\n" if told else "")

@@ -149,6 +149,9 @@ def load_classifier(path: Path, options: UseOptions) -> tuple[Any, Any, Preproce
     model = zoo.load(path)
     if not {"preprocess", "classes"} <= model.config.keys():
         raise UserError(f"{path}: its config.json lacks 'preprocess' and 'classes', which a run of this task leaves there")
+    classes = model.config["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path}: its config.json has no list of names as 'classes', got {classes!r}")
     preprocess: Any = model.preprocess
     return *placed(model, options), preprocess, [*model.config["classes"]]
 

@@ -50,7 +50,8 @@ class Classification(Task):
         size = len(data.valid)
         self.valid = Split(size, partial(in_order, size, max(options.batch_size, 64)), partial(plain, data.valid))
         self.identity = data.identity()
-        self.workers = min(8, os.cpu_count() or 1) if isinstance(data.train.pixels, OnDisk) else 0
+        if isinstance(data.train.pixels, OnDisk):
+            self.workers = min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
     def units(self, batch: Any) -> int:
         return len(batch[1])

@@ -65,6 +65,13 @@ def restored(kind: type, saved: Mapping[str, Any], folder: Any) -> Any:
         raise UserError(f"{folder}/options.json: {error}") from error
 
 
+def data_of(saved: Mapping[str, Any]) -> Any:
+    """What options.json says of the run's data; None if an older version wrote it."""
+    about = saved.get("about")
+    data = about.get("data") if isinstance(about, dict) else None
+    return data if isinstance(data, dict) else None
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value, of a file for instance, is of the type that the command line would have made it."""
     if hint == list[str]:

@@ -20,7 +20,7 @@ from tasks import report
 from tasks.commands import checking_input, first_process
 from tasks.engine import Run
 from tasks.optimizers import learning_rate
-from tasks.options import UserError, restored
+from tasks.options import UserError, data_of, restored
 from tasks.task import Task
 from zoo import files, saving
 
@@ -56,7 +56,8 @@ def train(
         else:
             reserve(run)
     if run.finished and (run.folder / "summary.json").exists():
-        run.accelerator.print(f"{run.folder} is finished: nothing left to do, unless by more --epochs")
+        more = "; more --epochs go on" if run.epoch >= options.epochs else ", for it got no better in --patience epochs"
+        run.accelerator.print(f"{run.folder} is finished: nothing left to do{more}")
         return
     if run.main:
         write_down(run, config, saved)
@@ -87,23 +88,20 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
         return options, folder, {}
     if not folder.is_dir():
         raise UserError(f"--resume: there is no run {folder}; without --resume it would be begun")
-    if not (folder / "options.json").exists():
+    if not (folder / "options.json").exists():  # it was stopped before its first file, unless it is none
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise UserError(f"--resume: {folder} is no run's folder: it has no options.json")
         return options, folder, {}
     saved = files.read_json(folder / "options.json")
-    before = asdict(restored(kind, saved, folder))
+    before = asdict(restored(kind, saved | {name: value for name, value in given.items() if name in FREE}, folder))
     free = FREE | (PLACES if data_of(saved) else set())
-    for name, value in given.items():
+    for name in given:
+        value = getattr(options, name)
         if name == "epochs" and value < before[name]:
             raise UserError(f"--epochs {value} is less than the run's {before[name]}: a resumed run may have more")
         if name not in free | {"epochs"} and before[name] != value:
             raise UserError(f"--{name} {value} differs from the run's {before[name]}: a resumed run keeps its options")
     return kind(**{**before, **given}), folder, saved | {"epochs": before["epochs"]}
-
-
-def data_of(saved: Mapping[str, Any]) -> Any:
-    """What options.json says of the run's data; None if an older version wrote it."""
-    about = saved.get("about")
-    return about.get("data") if isinstance(about, dict) else None
 
 
 def taken(folder: Path) -> UserError:

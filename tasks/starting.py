@@ -29,6 +29,8 @@ class Start:
     model: str
     arguments: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    expected: str | None = None
+    """Fingerprint of the tokenizer that the weights were trained with, where they do not bring it."""
     tokenizer: TextTokenizer | None = None
     load: Callable[[Any], None] = lambda model: None
 
@@ -47,7 +49,7 @@ def start_of(options: Any, folder: Path) -> Start:
     if options.init.startswith(HUB):
         published = marian.read(Path(expanduser(options.init.removeprefix(HUB))))
         about = {"start": published.start, "huggingface": published.kept}
-        found = Start(marian.FORM, published.arguments, about, published.tokenizer, published.load)
+        found = Start(marian.FORM, published.arguments, about, tokenizer=published.tokenizer, load=published.load)
     else:
         path = files.weights_file(expanduser(options.init))
         found = of_run(path.parent, lambda model: zoo.load_state(model, path), options.model)
@@ -66,7 +68,7 @@ def of_run(folder: Path, load: Callable[[Any], None], model: str = "") -> Start:
     about = {key: config[key] for key in ABOUT if key in config}
     known = (folder / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(folder / "tokenizer.json").starting(config.get("start")) if known else None
-    return Start(config["model"], config["arguments"], about, tokenizer, load)
+    return Start(config["model"], config["arguments"], about, None if known else config.get("tokenizer"), tokenizer, load)
 
 
 def require_tokenizer(options: Any, start: Start) -> None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tasks.tables import json_lines
+
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor
 
     from tasks.data.tokenizer import TextTokenizer
-
-
-BREAKS = re.compile("[\x85\u2028\u2029]")
-"""Ends of lines that JSON leaves as they are."""
 
 
 class Hypothesis(NamedTuple):
@@ -112,8 +108,7 @@ def finite(value: float) -> float | None:
 def as_table(rows: Sequence[Mapping[str, Any]], form: str) -> str:
     """Rows of the same keys as "jsonl", an object a line, or as "tsv" under a line of names; lists take several columns of it."""
     if form == "jsonl":
-        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-        return "".join(BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n" for line in lines)
+        return json_lines(rows)
     widths = {key: max([1, *(len(row[key]) for row in rows if isinstance(row[key], list))]) for row in rows[:1] for key in row}
     names = [f"{key}_{n + 1}" if width > 1 else key for key, width in widths.items() for n in range(width)]
     lines = [names]
@@ -152,7 +147,7 @@ def draw_attention(model: Any, tokenizer: TextTokenizer, source: str, target: st
         weights = attention(*args, **{**kwargs, "return_weights": True})[1][0].mean(0).float().cpu()
     read, wrote = (characters(t, side) for t, side in zip((tokenizer, tokenizer.target), ids, strict=True))
     columns, rows = (membership([size for _, size in groups]) for groups in (read, wrote))
-    weights = (rows / rows.sum(1, keepdim=True)) @ weights @ columns.T
+    weights = ((rows / rows.sum(1, keepdim=True)) @ weights @ columns.T).float()  # --precision counts here too
     names = [[*(text for text, _ in groups), "</s>"] for groups in (read, wrote)]
     for note in plots.attention(weights, names[0], names[1], path):
         print(note, file=sys.stderr)

@@ -178,6 +178,8 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Translation, nn.Module]:
     scores(["a"], [["a"]], options.data, options.target, options.bleu_tokenize or "")  # a missing package is an error now
     start = start_of(options, folder)
     data = load_parallel(options, start.tokenizer)
+    if start.expected not in (None, data.tokenizer.fingerprint):
+        raise UserError(f"--init {options.init} was trained with another tokenizer, which it lacks: give its by --tokenizer")
     torch.manual_seed(options.seed)
     arguments = start.arguments | {"vocab_size": data.tokenizer.vocab_size, "padding": data.tokenizer.pad}
     arguments |= {} if options.dropout is None else {"dropout": options.dropout}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.commands import checking_input
-from tasks.options import UserError, restored
+from tasks.options import UserError, data_of, restored
 from tasks.translation_options import CorpusOptions, DecodingOptions, EvaluateOptions, ExportOptions, TranslateOptions
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -71,7 +71,7 @@ def require_writable(name: str, path: str, endings: Sequence[str] = ()) -> None:
 
 
 def form_of(path: str) -> str:
-    return {".tsv": "tsv", ".jsonl": "jsonl"}.get(Path(path).suffix, "")
+    return {".tsv": "tsv", ".jsonl": "jsonl"}.get(Path(path).suffix.lower(), "")
 
 
 def read_input(path: str) -> list[str]:
@@ -163,6 +163,10 @@ def evaluate(given: dict[str, Any]) -> None:
     how = {"data": trained.data, "language": trained.target, "tokenize": options.bleu_tokenize or ""}
     measure(["a"], [["a"]], **how)  # what cannot be measured is known before it is translated
     held = test_set(options, trained, tokenizer)
+    then = data_of(options_of(folder)) or {}
+    known = (then.get("test") or then.get("valid") or {}).get("fingerprint")
+    if not options.test and known not in (None, held.fingerprint):
+        print("the test set is not what it was in training: its pairs have changed", file=sys.stderr)
     with precision:
         longest = options.max_length or trained.max_length
         found = [best.text for best, *_ in translated(model, tokenizer, held.sources, options, longest)]
@@ -190,7 +194,8 @@ def test_set(options: EvaluateOptions, trained: CorpusOptions, tokenizer: TextTo
         return load_test(trained, tokenizer)
     pairs = read(options.test, trained.source, trained.target, options.columns or trained.columns)
     pairs = ((spell(source.strip(), trained.data), target) for source, target in pairs)
-    held = Held.of(pairs, fitting(tokenizer, trained.max_length), trained.data == "cmudict", trained.normalize)
+    fits = fitting(tokenizer, options.max_length or trained.max_length)
+    held = Held.of(pairs, fits, trained.data == "cmudict", trained.normalize)
     return held.require_some("test")
 
 

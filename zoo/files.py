@@ -163,7 +163,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+        if (path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm")) or (path.exists() and not path.is_file()):
             with path.open("wb") as file:
                 file.write(content)
             return

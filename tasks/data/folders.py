@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def lone(tree: Folder) -> Folder | None:
 
 def named_splits(tree: Folder) -> dict[str, Folder]:
     """By role, the folders that have the name of a split and hold folders of classes: a class may be called "train"."""
-    named = {name: folder for name, folder in tree.folders.items() if role_of(name) and not folder.pictures}
+    named = {name: folder for name, folder in tree.folders.items() if role_of(name) and not is_bare(folder)}
     if not any(folder.total for folder in named.values()):
         return {}
     found: dict[str, Folder] = {}
@@ -106,10 +106,15 @@ def named_splits(tree: Folder) -> dict[str, Folder]:
     if beside:
         raise DataError(f"{shown(tree.path)} has the splits {', '.join(named)} and beside them folders of pictures, "
                         f"{first_few(beside)}: {EXPECTED}")  # fmt: skip
-    bare = [name for name, folder in tree.folders.items() if role_of(name) == "train" and folder.pictures]
+    bare = [name for name, folder in tree.folders.items() if role_of(name) == "train" and is_bare(folder)]
     if bare and "train" not in found:
         raise DataError(f"{shown(tree.path)}/{bare[0]} holds pictures without classes: expected one folder for each class in it")
     return {role: folder for role, folder in sorted(found.items(), key=lambda item: [*FAMILIES].index(item[0])) if folder.total}
+
+
+def is_bare(folder: Folder) -> bool:
+    """Whether most of its pictures lie in no folder of a class."""
+    return 2 * len(folder.pictures) >= max(1, folder.total)
 
 
 def require_classes(tree: Folder) -> None:
@@ -165,11 +170,11 @@ def notes(tree: Folder, splits: dict[str, Folder], parts: dict[str, Part]) -> It
     for part in parts.values():
         if train and (lacking := [name for name in train.classes if name not in part.classes]):
             yield f"{shown(part.path)} has no pictures of {first_few(lacking, 10)}"
-    bare = [name for name, folder in tree.full().items() if role_of(name) and folder.pictures] if splits else []
+    bare = [name for name, folder in tree.full().items() if role_of(name) and is_bare(folder)] if splits else []
     for name in bare:
         yield (f"{shown(tree.path)}/{name}: {tree.folders[name].total:,} pictures without classes, not used; "
                "predict --image takes such a folder")  # fmt: skip
-    if said := left_out(tree, [n for n, folder in tree.folders.items() if splits and not folder.total], "left out: "):
+    if said := left_out(tree, [n for n, folder in tree.folders.items() if splits and not folder.total], "left out: ", splits):
         yield said
     if not splits and (beside := splits_beside(tree.path)):
         yield (f"{shown(tree.path)} has the name of a split and is taken as a whole; to use {', '.join(beside)} beside it, "
@@ -185,13 +190,16 @@ def splits_beside(path: str) -> list[str]:
         return sorted(shown(entry.name) for entry in entries if entry.name != own and entry.is_dir() and role_of(entry.name))
 
 
-def left_out(tree: Folder, empty: Sequence[str], start: str) -> str:
+def left_out(tree: Folder, empty: Sequence[str], start: str, splits: Mapping[str, Folder] | None = None) -> str:
     others, dangling = [*tree.all_of("others")], [*tree.all_of("dangling")]
     found = []
     for names, one, many in (
         ([*map(os.path.basename, others)], "file that is no picture by its name", "files that are no pictures by their names"),
         ([*map(os.path.basename, dangling)], "link that leads nowhere", "links that lead nowhere"),
-        (tree.pictures, f"picture directly in {shown(tree.path)}", f"pictures directly in {shown(tree.path)}"),
+        *(
+            (folder.pictures, f"picture directly in {shown(folder.path)}", f"pictures directly in {shown(folder.path)}")
+            for folder in (tree, *(splits or {}).values())
+        ),
         (empty, "folder without pictures", "folders without pictures"),
     ):
         if names:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from tasks.data import DataError
 from tasks.data.tree import shown
@@ -21,15 +22,15 @@ from zoo.pretrained.preprocess import Preprocess, eight_bits
 
 PIXELS_IN_FLIGHT = 40_000_000
 """Pixels of all pictures that are being decoded at the same time; one takes 20 bytes at most. A larger picture goes alone."""
-SAMPLED = 2**20
-"""Bytes above which a file is known by its length, and by as many bytes of its beginning, middle and end as a quarter of them."""
 
 
 class Budget:
     """Lets threads go on while the pixels of all that have begun stay below a limit."""
 
-    def __init__(self, limit: int = PIXELS_IN_FLIGHT) -> None:
-        self.limit, self.used, self.changed = limit, 0, threading.Condition()
+    def __init__(self, limit: int | None = None) -> None:
+        worker = get_worker_info()  # one of several processes, each of which has a budget
+        self.limit = limit or PIXELS_IN_FLIGHT // (worker.num_workers if worker else 1)
+        self.used, self.changed = 0, threading.Condition()
 
     @contextlib.contextmanager
     def spend(self, pixels: int) -> Iterator[None]:
@@ -101,14 +102,8 @@ def quiet() -> Iterator[None]:
 
 def digest_of(path: str) -> bytes:
     """What a file is, by its content."""
-    size = os.path.getsize(path)
-    found = hashlib.blake2b(str(size).encode(), digest_size=16)
-    part = SAMPLED // 4
     with open(path, "rb") as file:
-        for start in (0, size // 2, size - part) if size > SAMPLED else (0,):
-            file.seek(start)
-            found.update(file.read(part if size > SAMPLED else SAMPLED))
-    return found.digest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
 def sums_of(pixels: Tensor) -> Tensor:

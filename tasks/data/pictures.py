@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import Counter
@@ -197,8 +198,11 @@ def load_splits(
 
 
 def half_of_memory() -> int:
-    """In bytes, of what the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """In bytes, of what this process may have: of the machine, or of its container, shared with the other ranks on it."""
+    found, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        found = min(found, int(limit.read_text()))
+    return found // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def split_up(found: Decoded, classes: Sequence[str], where: str) -> dict[str, Decoded]:

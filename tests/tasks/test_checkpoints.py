@@ -57,6 +57,25 @@ def test_the_mean_of_the_last_epochs(start, tmp_path, average, interrupted):
     torch.testing.assert_close(kept, one)
 
 
+def test_a_longer_run_goes_on_from_the_best_epoch_not_from_the_mean(start, tmp_path):
+    """The mean of two epochs was kept; the third epoch is worse than the second, and so is its mean."""
+
+    class Judged(Sentences):
+        def score(self, model):
+            return {"accuracy": next(course), "loss": 1.0}
+
+    course = iter([0.5, 0.6, 0.7, 0.1, 0.2])
+    run = start(Judged(), saveable(), epochs=2, average=2)
+    assert run.fit()["average_kept"]
+    assert not torch.equal(files.read_tensors(tmp_path / "best.safetensors")["0.weight"], run.model[0].weight)
+    second = weights(run)
+    back = start(Judged(), saveable(), epochs=3, average=2)
+    back.restore()
+    assert not back.fit()["average_kept"]
+    torch.testing.assert_close(files.read_tensors(tmp_path / "best.safetensors"), second, rtol=0, atol=0)
+    assert not (tmp_path / "best_epoch.safetensors").exists()
+
+
 @pytest.mark.parametrize("better", [False, True])
 def test_a_mean_that_is_worse_is_not_kept(start, tmp_path, better):
     class Judged(Sentences):

@@ -84,6 +84,11 @@ LAYOUTS = {
         ["a is taken for the data"],
     ),
     "test only": ("test/ant/2 test/bee/2", {"test": two}, []),
+    "strays in splits": (
+        "train/ant/4 train/bee/4 train/1 test/ant/2 test/bee/2 test/1",
+        {"train": {"ant": 4, "bee": 4}, "test": two},
+        ["train (1.png); 1 picture directly in"],
+    ),
     "unlabelled test": (
         "train/ant/2 train/bee/2 test/3",
         {"train": two},

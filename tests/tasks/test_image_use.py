@@ -115,6 +115,17 @@ def test_the_test_split_of_the_run_is_that_of_training(make_pictures, tmp_path, 
     assert "on 23 images" in capsys.readouterr().out
 
 
+def test_a_test_split_that_has_changed_is_told(stopped, pictures, tmp_path, capsys):
+    shutil.copytree(pictures, tmp_path / "x")
+    options = files.read_json(stopped / "options.json")
+    files.write_json(stopped / "options.json", options | {"data": f"folder:{tmp_path / 'x'}"})
+    for changed in (False, True):
+        if changed:
+            (tmp_path / "x" / "test" / "dark" / "00.png").unlink()
+        assert main(["evaluate", "--runs_dir", str(tmp_path), "--name", "a", "--device", "cpu"]) == 0
+        assert ("the test images are not what they were in training" in capsys.readouterr().out) == changed
+
+
 def test_sources_are_the_same_by_their_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert same_source("digits", "digits")
@@ -151,7 +162,7 @@ def test_an_evaluation_saves_what_was_said(animals, tmp_path, capsys):
         assert [*row["probabilities"].values()] == pytest.approx(probabilities.tolist(), abs=1e-5)
     with (tmp_path / "a.csv").open(newline="") as file:
         header, *table = csv.reader(file)
-    assert header == ["file", "true", "class", "probability", "ant", "bee", "cow"]
+    assert header == ["file", "true", "class", "probability", *(f"probabilities.{name}" for name in ("ant", "bee", "cow"))]
     assert [(row[0], row[2], float(row[5])) for row in table] == [
         (r["file"], r["class"], r["probabilities"]["bee"]) for r in rows
     ]
@@ -289,4 +300,4 @@ def test_tables_hold_any_text(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()] == rows
     write_table(str(tmp_path / "x.csv"), rows)
     with (tmp_path / "x.csv").open(newline="") as file:
-        assert [*csv.reader(file)] == [["file", "é;", "\u4e2d"], ['a,"b"\n.png', "0.5", "1e-30"], ["=1+1", "0.25", "1.0"]]
+        assert [*csv.reader(file)] == [["file", "p.é;", "p.\u4e2d"], ['a,"b"\n.png', "0.5", "1e-30"], ["=1+1", "0.25", "1.0"]]

@@ -281,6 +281,11 @@ def test_init_of_a_run_brings_its_tokenizer(runs, corpus, tmp_path, capsys):
     assert "was prepared with another tokenizer than the model's" in error
     error = one_line(capsys, main, "train", *given, *more, "--model", "transformer_base")
     assert "is a transformer_small, --model is transformer_base" in error
+    (tmp_path / "bare").mkdir()
+    for name in ("best.safetensors", "config.json"):
+        (tmp_path / "bare" / name).write_bytes((runs / "a" / name).read_bytes())
+    bare = ["train", *given, "--name", "b", "--init", tmp_path / "bare"]
+    assert "was trained with another tokenizer, which it lacks" in one_line(capsys, main, *bare)
     assert "--level char" in one_line(capsys, main, "train", *given, *more, "--level", "char")
     same = ["--name", "c", "--init", str(runs / "a"), "--tokenizer", str(runs / "a" / "tokenizer.json")]
     assert main(["train", *given, *same]) == 0, capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tasks.data import DataError
-from tasks.data.picture_files import SAMPLED, Budget, digest_of, read_image, reduction
+from tasks.data.picture_files import Budget, digest_of, read_image, reduction
 from tasks.data.pictures import OnDisk, decode, read_pixels
 from tasks.data.tree import scan, suffixes
 from zoo.pretrained.preprocess import Preprocess, square
@@ -79,9 +79,8 @@ def test_a_picture_that_would_fill_the_memory_is_named(tmp_path, monkeypatch):
         square(read_image(tmp_path / "bomb.png", 3), 8)
 
 
-@pytest.mark.parametrize("size", [0, 100, SAMPLED, SAMPLED + 1, 3 * SAMPLED])
+@pytest.mark.parametrize("size", [0, 100, 2**20 + 1, 3 * 2**20])
 def test_a_file_is_known_by_its_bytes(tmp_path, size):
-    """Of a large one by its size, its beginning, its middle and its end."""
     path, content = tmp_path / "x", bytes(size)
     path.write_bytes(content)
     known = digest_of(str(path))

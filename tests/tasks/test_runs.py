@@ -13,7 +13,7 @@ from PIL import Image
 from toys import Sentences, network
 
 import zoo
-from tasks import runs
+from tasks import commands, runs
 from tasks.engine import Run
 from tasks.image_classification import main
 from tasks.options import EngineOptions, UserError
@@ -168,8 +168,8 @@ def test_differences_are_told_by_name():
             before, {"classes": ["b", "a"], "train": {"images": 4, "fingerprint": "y"}, "valid": {"images": 1}}, "runs/a"
         )
     assert str(caught.value) == (
-        "--resume: the data is not that of runs/a: classes changed from a, b to b, a; train images changed from 3 to 4; train has "
-        "other contents; tokenizer changed from t to None; valid images changed from None to 1"
+        "--resume: the data is not that of runs/a: classes changed from a, b to b, a; train images changed from 3 to 4; train "
+        "has other contents; tokenizer changed from t to None; valid images changed from None to 1"
     )
 
 
@@ -190,3 +190,59 @@ def test_two_ranks_without_a_name_share_one_folder(pictures, tmp_path, launch):
     assert done.returncode == 0, done.stderr
     (made,) = tmp_path.iterdir()
     assert (made / "summary.json").exists()
+
+
+def test_a_folder_that_is_no_run_is_not_resumed(tmp_path, pictures, capsys):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("important")
+    words = [*small(pictures, tmp_path, "notes"), "--resume"]
+    assert "notes is no run's folder: it has no options.json" in refused(capsys, tmp_path, *words)
+
+
+def test_a_run_of_another_device_goes_on_here(finished, tmp_path, capsys):
+    """--device is free: what the run was begun with is not asked for."""
+    shutil.copytree(finished[0], tmp_path / "a")
+    path = tmp_path / "a" / "options.json"
+    files.write_json(path, files.read_json(path) | {"device": "cuda"})
+    if not torch.cuda.is_available():
+        assert "--device cuda: torch sees no GPU here" in refused(capsys, tmp_path, "train", "--runs_dir", tmp_path, *RESUME)
+    assert main(["train", "--runs_dir", str(tmp_path), *RESUME, "--device", "cpu"]) == 0
+    assert "more --epochs go on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes": None}, {"step": "x"}, {"epoch": 1.5}, {"history": 5}, {"history": [{"epoch": 1}]}, {"history": [5]},
+        {"sums": [1]}, {"seconds": "long"},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_other_values_is_refused(killed, capsys, change):
+    last = killed / "runs" / "a" / "last.safetensors"
+    metadata = files.read_metadata(last)
+    progress = json.loads(metadata["progress"]) | change
+    if change == {"sizes": None}:
+        del progress["sizes"]
+    files.write_tensors(last, files.read_tensors(last), metadata | {"progress": json.dumps(progress)})
+    line = refused(capsys, killed / "runs", "train", "--runs_dir", killed / "runs", *RESUME)
+    assert "last.safetensors is damaged, or no checkpoint of this run" in line
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_what_all_processes_refuse_the_first_one_says(monkeypatch, tmp_path, capsys, rank, lines):
+    monkeypatch.setenv("RANK", rank)
+    assert main(["--data", "folder:nowhere", "--runs_dir", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("disk is full"), UserError("a.png cannot be read"), RuntimeError("CUDA out of memory")]
+)
+def test_what_one_process_meets_it_says_itself(monkeypatch, capsys, error):
+    def fails(given):
+        raise error
+
+    monkeypatch.setenv("RANK", "1")
+    program = {"train": commands.Command(EngineOptions, "", fails)}
+    assert commands.main("x", program, []) == 2
+    assert capsys.readouterr().err == f"error: {error}\n"

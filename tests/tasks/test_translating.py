@@ -232,7 +232,8 @@ def test_bfloat16_is_what_the_model_computes_in(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(zoo, "load", watched)
     test = ["evaluate", "--runs_dir", runs, "--name", "a", "--device", "cpu", "--test", tmp_path / "in.de", tmp_path / "in.en"]
-    for command in (use(runs, "--input", tmp_path / "in.de", "--output", tmp_path / "out"), [str(x) for x in test]):
+    drawn = ["--attention", tmp_path / "attention.png"]
+    for command in (use(runs, "--input", tmp_path / "in.de", "--output", tmp_path / "out", *drawn), [str(x) for x in test]):
         for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
             seen.clear()
             assert main([*command, "--precision", precision]) == 0

@@ -9,6 +9,7 @@ import resource
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -157,6 +158,18 @@ def test_a_pipe_is_written_to(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
     files.write_bytes(Path(os.devnull), b"new")
     assert Path(os.devnull).is_char_device()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no /dev/shm")
+def test_shared_memory_is_a_disk():
+    """Of all that lies below /dev: a file there is replaced as a whole."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = Path(folder) / "x"
+        path.write_bytes(b"old")
+        with path.open("rb") as old:
+            files.write_bytes(path, b"new")
+            assert old.read() == b"old"
+        assert path.read_bytes() == b"new"
 
 
 def test_permissions_are_the_umasks_or_the_old_ones(tmp_path):
