@@ -146,7 +146,7 @@ class MultiHeadAttention(nn.Module):
         hidden = None
         if mask is not None and (cache is None or mask.shape[-2] == 1):  # with a cache, a later query may see what these do not
             hidden = hidden_by(mask if own is None else at(mask, at_key))
-        if own is not None and own.start is not None:
+        if own is not None and own.start is not None and own.padded:
             padding = hidden_by(own.written(at_key))
             hidden = padding if hidden is None else hidden | padding
 

@@ -30,6 +30,9 @@ class Cache:
     Errors: `ValueError` if more positions come than there is room for, or of another batch, heads, head_dim or dtype.
     """
 
+    padded: bool = True
+    """False where a `start` is known to lie behind: what comes from now on is real in every row."""
+
     def __init__(self, capacity: int, start: Tensor | None = None) -> None:
         require(capacity > 0, "capacity", capacity, "positive")
         if start is not None:

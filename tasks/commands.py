@@ -35,6 +35,8 @@ def parse(program: str, commands: Mapping[str, Command], argv: Sequence[str]) ->
     argv = [
         f"--{a[2:].partition('=')[0].replace('-', '_')}{''.join(a.partition('=')[1:])}" if a.startswith("--") else a for a in argv
     ]
+    if argv and not argv[0].startswith("-") and argv[0] not in commands:
+        raise UserError(f"{argv[0]!r} is no command: {', '.join(commands)}, each with its own --help")
     if not argv or argv[0] not in commands:
         argv = [next(iter(commands)), *argv]
     command = commands[argv[0]]
@@ -72,8 +74,8 @@ def main(program: str, commands: Mapping[str, Command], argv: Sequence[str] | No
     for stream in (sys.stdout, sys.stderr):  # text of any language, whatever the locale
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    command, given = parse(program, commands, sys.argv[1:] if argv is None else argv)
     try:
+        command, given = parse(program, commands, sys.argv[1:] if argv is None else argv)
         command.call(given)
         sys.stdout.flush()
     except BrokenPipeError:  # such as ``| head``, which has read enough

@@ -139,7 +139,7 @@ def model_path(options: UseOptions) -> Path:
     """What --init gives, else the folder of the run."""
     if options.init and not Path(options.init).exists():
         raise UserError(f"--init {options.init} is not there: a run's folder or one of its .safetensors files is expected")
-    return Path(options.init) if options.init else find_run(options, "best.safetensors")
+    return Path(options.init) if options.init else find_run(options, "best.safetensors", without="tokenizer.json")
 
 
 def load_classifier(path: Path, options: UseOptions) -> tuple[Any, Any, Preprocess, list[str]]:

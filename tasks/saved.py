@@ -30,17 +30,20 @@ class SavedOptions(Options):
         require_device(self)
 
 
-def find_run(options: SavedOptions, file: str) -> Path:
-    """The run's folder, which has `file` in it: --name, else the one whose `file` is the latest.
+def find_run(options: SavedOptions, file: str, without: str = "") -> Path:
+    """The run's folder, which has `file` in it and not `without`: --name, else the one whose `file` is the latest.
 
     Errors: `UserError` if there is none, with the names most like it.
     """
-    runs = sorted(Path(options.runs_dir).glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in Path(options.runs_dir).glob(f"*/{file}") if not without or not (path.parent / without).exists()]
+    runs = sorted(found, key=lambda path: path.stat().st_mtime)
     if not options.name:
         if not runs:
             raise UserError(f"--runs_dir {options.runs_dir} has no run with {file}: train one, or give --name")
         return runs[-1].parent
     folder = Path(options.runs_dir) / options.name
+    if without and (folder / without).exists():
+        raise UserError(f"--name {options.name}: {folder} is a run of another task: it has a {without}")
     if not (folder / file).is_file():
         names = [path.parent.name for path in reversed(runs)]
         near = difflib.get_close_matches(options.name, names, n=3, cutoff=0.5) or names[:3]

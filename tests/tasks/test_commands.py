@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 from functools import partial
 
 import pytest
@@ -180,3 +182,20 @@ def test_a_home_is_expanded_in_every_path(monkeypatch):
                     many = spec.metadata["many"]
                     value = getattr(command.options(**{name: ["~/a", "b~"] if many else "~/a"}), name)
                     assert value == (["/home/zoo/a", "b~"] if many else "/home/zoo/a"), name
+
+
+def test_a_word_that_is_no_command_is_told(capsys):
+    assert image_classification.main(["trian", "--epochs", "1"]) == 2
+    assert capsys.readouterr().err == "error: 'trian' is no command: train, evaluate, predict, export, each with its own --help\n"
+
+
+def test_the_latest_run_is_one_of_the_task(finished, tmp_path, capsys):
+    """A translator that was trained after it is passed over, and refused by name."""
+    shutil.copytree(finished[0], tmp_path / "a")
+    shutil.copytree(finished[0], tmp_path / "b")
+    (tmp_path / "b" / "tokenizer.json").touch()
+    os.utime(tmp_path / "b" / "best.safetensors", (2e9, 2e9))
+    use = ["evaluate", "--runs_dir", tmp_path, "--device", "cpu"]
+    assert main([str(word) for word in use]) == 0
+    assert str(tmp_path / "a") in capsys.readouterr().out
+    assert "b is a run of another task" in refused(capsys, tmp_path, *use, "--name", "b")

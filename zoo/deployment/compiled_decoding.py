@@ -111,6 +111,7 @@ class Step(nn.Module):
         caches = [(SharedCache(keys.shape[2], start), CrossCache()) for keys in past[::4]]
         for n, (own, cross) in enumerate(caches):
             own.keys, own.values, own.length, own.rows = past[4 * n : 4 * n + 4]
+            own.padded = False  # the last token of a prompt is a real one, and a step comes after it or is it
             cross.keys, cross.values = crossed[2 * n : 2 * n + 2]
         return self.model.next_logits(tokens, memory, mask, caches)
 
