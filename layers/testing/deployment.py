@@ -80,6 +80,8 @@ def hooks(case: Case) -> None:
         plain = case.gradients(lambda i, m=block: case.call(m, i), case.inputs(), block)
         require_equal(ours[0], plain[0], case.tolerance(block), "output with hooks")
         require_equal(ours[1:], plain[1:], 10 * case.tolerance(block), "gradient with hooks", 1.0)
+        with torch.no_grad():
+            case.call(watched, case.inputs())
         for name, output, kept in seen:
             require_equal(dict(leaves(output)), kept, 0, f"what a hook on {name or 'the block'} kept: ")
 

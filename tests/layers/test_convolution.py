@@ -190,3 +190,55 @@ def test_defaults_are_those_of_torch_and_torchvision():
     assert str(ours.activation) == str(theirs[2])
     assert SqueezeExcite(3, 4).gate is torch.sigmoid
     assert inspect.signature(BlurPool).parameters["stride"].default == 2
+
+
+def run_without_gradients(block: ConvNormAct, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """The output, and whether it lies where the norm's output lay."""
+    forward, made = block.norm.forward, []
+    block.norm.forward = lambda x: made.append(forward(x)) or made[-1]
+    with torch.no_grad():
+        found = block(images)
+    del block.norm.forward
+    return found, found.data_ptr() == made[0].data_ptr()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, None])
+def test_without_gradients_the_activation_works_in_place_and_gives_the_same_bits(norm, activation):
+    torch.manual_seed(0)
+    block, images = ConvNormAct(3, 4, norm=norm, activation=activation).eval(), torch.randn(2, 3, 5, 5)
+    before, expected = images.clone(), block(images)
+    found, in_place = run_without_gradients(block, images)
+    assert torch.equal(found, expected)
+    assert torch.equal(images, before)
+    assert in_place == (activation is not nn.GELU)
+
+
+@pytest.mark.parametrize("place", ["conv", "norm", "activation", "every module"])
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_where_a_hook_may_see_it_nothing_is_written_over(place, kind):
+    block, images = ConvNormAct(3, 4).eval(), torch.randn(2, 3, 5, 5)
+    if place == "every module":
+        handle = getattr(nn.modules.module, f"register_module_{kind}")(lambda module, *values: None)
+    else:
+        handle = getattr(getattr(block, place), f"register_{kind}")(lambda module, *values: None)
+    assert not run_without_gradients(block, images)[1]
+    handle.remove()
+    assert run_without_gradients(block, images)[1]
+
+
+def test_what_is_more_than_a_known_module_is_called():
+    class Doubled(nn.ReLU):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Remembering(nn.BatchNorm2d):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    images = torch.randn(2, 3, 5, 5)
+    doubled, remembering = ConvNormAct(3, 4, activation=Doubled).eval(), ConvNormAct(3, 4, norm=Remembering).eval()
+    assert torch.equal(run_without_gradients(doubled, images)[0], doubled(images))
+    run_without_gradients(remembering, images)
+    assert (remembering.norm.last < 0).any()
