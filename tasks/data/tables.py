@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,13 +52,13 @@ def read_table(path: Path, rows: Iterable[Row], source: str | None, target: str 
     """Pairs of two columns; a blank line is a pair of empty texts.
 
     columns: "2,4" by number, from 1; "German,English" by what the first line calls them. Without it, those that the first line
-             calls as the languages, or source and target; else the first two columns of every line.
+             calls as the languages (de, German or Deutsch), or source and target; else the first two columns of every line.
     Errors:  `DataError` that names the line if it lacks a column, and lists the columns if there is none of that name.
     """
     names, places = chosen(columns), None
     for number, row in rows:
         if places is None:
-            places, header = layout([cell.strip() for cell in row], names, named(source, target, ""), path)
+            places, header = layout([cell.strip() for cell in row], names, likely(source, target), path)
             if header:
                 names = names or [row[place] for place in places]
                 continue
@@ -72,12 +73,34 @@ def read_table(path: Path, rows: Iterable[Row], source: str | None, target: str 
             yield row[places[0]], row[places[1]]
 
 
-def layout(first: Sequence[str], names: Sequence[str], likely: Sequence[tuple[str, str]], path: Path) -> tuple[list[int], bool]:
+def likely(source: str | None, target: str | None) -> list[tuple[set[str], set[str]]]:
+    """What a header may call source and target, in small letters, the surest first."""
+    return ([(called(source), called(target))] if source and target else []) + [({"source"}, {"target"})]
+
+
+def called(language: str) -> set[str]:
+    """A language by its code, in English, and in itself, as far as it is known here."""
+    names = {language}
+    with contextlib.suppress(ImportError, LookupError, ValueError):
+        from babel import Locale, UnknownLocaleError
+
+        with contextlib.suppress(UnknownLocaleError):
+            locale = Locale.parse(language.replace("-", "_"))
+            names |= {locale.get_display_name("en") or "", locale.get_display_name() or ""}
+    return {name.lower() for name in names if name}
+
+
+def layout(
+    first: Sequence[str], names: Sequence[str], known: Sequence[tuple[set[str], set[str]]], path: Path
+) -> tuple[list[int], bool]:
     """The places of source and target, from 0, and whether the first line is a header that has told them."""
     if names:
         return [place_of(name, first, path) for name in names], not all(name.isdecimal() for name in names)
-    known = next((pair for pair in likely if {*pair} <= {*first}), None)
-    return ([first.index(name) for name in known], True) if known else ([0, 1], False)
+    for pair in known:
+        places = [next((n for n, cell in enumerate(first) if cell.lower() in names), -1) for names in pair]
+        if min(places) >= 0 and places[0] != places[1]:
+            return places, True
+    return [0, 1], False
 
 
 def place_of(name: str, header: Sequence[str], path: Path) -> int:

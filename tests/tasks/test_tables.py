@@ -49,7 +49,8 @@ def test_columns_by_number_and_by_name(tmp_path, ending):
         path = write(tmp_path / f"c{ending}", table([header, *TATOEBA], ending))
         assert list(read([path], *languages)) == right
     assert list(read([path], "de", "en")) == right  # source and target go for any languages
-    assert len(list(read([named], "de", "en"))) == 3
+    assert list(read([named], "de", "en")) == right
+    assert len(list(read([named], "fr", "en"))) == 3
 
 
 @pytest.mark.parametrize("ending", [".tsv", ".csv"])
@@ -219,3 +220,24 @@ def test_damage_of_any_kind_is_one_line(tmp_path, kind, packed, edits, columns, 
         found = str(error).splitlines()[1:]
         assert not found
     assert all(isinstance(text, str) for text in found)
+
+
+@pytest.mark.parametrize(
+    ("header", "languages"),
+    [
+        (["de", "en"], ("de", "en")), (["English", "German"], ("de", "en")), (["id", "Deutsch", "ENGLISH"], ("de", "en")),
+        (["Source", "Target"], ("xx", "yy")), (["中文", "français"], ("zh", "fr")), (["pt_BR", "de"], ("pt_BR", "de")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", [".tsv", ".csv"])
+def test_a_header_that_names_the_languages_is_none_of_the_pairs(tmp_path, ending, header, languages):
+    row = [f"text {n}" for n in range(len(header))]
+    path = write(tmp_path / f"a{ending}", table([header, row], ending))
+    (pair,) = read([path], *languages)
+    order = ["text 1", "text 0"] if header[0] == "English" else ["text 0", "text 1"] if len(header) == 2 else ["text 1", "text 2"]
+    assert list(pair) == order
+
+
+def test_a_first_line_of_other_words_is_a_pair(tmp_path):
+    path = write(tmp_path / "a.tsv", "Deutsch\tGermane\nEnglisch\tEnglish\n")
+    assert list(read([path], "de", "en")) == [("Deutsch", "Germane"), ("Englisch", "English")]
