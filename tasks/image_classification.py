@@ -15,6 +15,7 @@ from tasks.commands import Command
 from tasks.image_evaluation import DataOptions, EvaluateOptions, evaluate
 from tasks.image_predictions import ExportOptions, PredictOptions, export, predict
 from tasks.options import EngineOptions, UserError, option
+from tasks.saved import run_or_path
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import nn
@@ -103,7 +104,9 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     shape = f"{data.channels}x{data.image_size}x{data.image_size}"
     skipped = f", {len(data.skipped)} unreadable ones skipped" if data.skipped else ""
     whole = f"{options.data}: {' + '.join(sizes.values())} images of {shape}, {len(data.classes)} classes{skipped}"
-    task.told = [*data.told, whole, *told]
+    bad = [f"skipped: {line}" for line in data.skipped[:10]] + [f"and {len(data.skipped) - 10:,} more"] * (len(data.skipped) > 10)
+    frozen = [f"frozen: {', '.join(model.frozen)}"] * bool(model.frozen)
+    task.told = [*data.told, whole, *bad, *told, *frozen]
     return task, model
 
 
@@ -136,7 +139,7 @@ def match_classes(model: Any, known: Sequence[str] | None, classes: Sequence[str
     if known is None:
         return ["--init: the weights do not tell their classes: the output layer is kept if it has as many"]
     if [*known] == [*classes]:
-        return []
+        return ["--init: the output layer is kept, for the classes are the same"]
     layers = [model.get_submodule(name) for name in model.output_layers]
     if sorted(known) != sorted(classes):
         fresh = zoo.create(model.config["model"], **model.config["arguments"])
@@ -159,7 +162,7 @@ def find_weights(model: str, init: str, folder: Path) -> Any:
     if not init:
         return None
     kept = [path for name in ("best", "last") if (path := folder / f"{name}.safetensors").exists()]
-    return load.find(model, str(kept[0]) if kept else init)
+    return load.find(model, str(kept[0]) if kept else run_or_path(init, folder.parent))
 
 
 def sized(model: str, image_size: int) -> dict[str, str]:

@@ -163,7 +163,10 @@ class EngineOptions(Options):
     accumulate: int = option(1, "micro-batches that make up a step, for less memory", least=1)
     clip: float = option(0.0, "largest gradient norm; 0 is off", least=0)
     layer_decay: float = option(
-        1.0, "learning rate of each part of the model over that of the next one, 0.75 for example, for fine-tuning", above=0
+        1.0,
+        "learning rate of each part of the model over that of the next one, such as 0.75 for fine-tuning",
+        above=0,
+        most=1,
     )
     precision: str = option("fp32", "fp16 needs a GPU", choices=("fp32", "bf16", "fp16"))
     compile: bool = option(False, "torch.compile the model")

@@ -81,6 +81,8 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
     options = kind(**given)
     if options.resume and not options.name:
         raise UserError("--resume needs --name: which run under --runs_dir is to go on?")
+    if options.name and (Path(options.name).name != options.name or options.name == ".."):
+        raise UserError(f"--name must be a name, not a path, got {options.name!r}: --runs_dir says where runs are")
     folder = Path(options.runs_dir) / (options.name or default_name(options))
     if not options.resume:
         if options.name and folder.exists() and first_process():  # which may just have made it
@@ -155,7 +157,8 @@ def write_down(run: Run, config: dict[str, Any], saved: dict[str, Any]) -> None:
     """config.json, options.json and what the task keeps: what the run is made of, with versions and dates."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("zooproof", "torch", "torchvision")}}
     now = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions}
-    about: dict[str, Any] = {"data": run.task.identity, **now, **(saved["about"] if data_of(saved) else {})}
+    known = saved["about"] if data_of(saved) else {}
+    about: dict[str, Any] = {"data": run.task.identity, "told": [*run.task.told], **now, **known}
     if saved:
         about["resumed"] = [*about.get("resumed", []), {**now, "step": run.step}]
     options = asdict(run.options) | {"resume": False, "name": run.folder.name}

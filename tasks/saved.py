@@ -52,6 +52,11 @@ def find_run(options: SavedOptions, file: str, without: str = "") -> Path:
     return folder
 
 
+def run_or_path(name: str, runs_dir: Path) -> str:
+    """What --init of a training names: a path if there is one, else the run of that name, else what it says itself."""
+    return str(runs_dir / name) if name and not Path(name).exists() and (runs_dir / name).is_dir() else name
+
+
 def placed(model: nn.Module, options: SavedOptions) -> tuple[Any, AbstractContextManager[Any]]:
     """The model on --device, and the context that computes in --precision."""
     import torch

@@ -79,7 +79,9 @@ class TranslateOptions(DecodingOptions):
     title = "lines"
     input: str = option("-", "file of lines; - is standard input", path=True)
     output: str = option("-", "file to write; - is standard output", path=True)
-    max_length: int = option(256, "most tokens of a sentence, and of its translation", least=1)
+    max_length: int = option(
+        256, "most tokens of a sentence, and of its translation, which ends at about three times its source's too", least=1
+    )
     nbest: int = option(1, "so many translations of each line, the best first; --beam must be as many at least", least=1)
     scores: bool = option(
         False, "before each translation its score, by which beam search ranks, and its log-probability, with tabs between"

@@ -182,7 +182,7 @@ def folder_of(source: str) -> Path | None:
 
 def find_set(source: str, data_root: Path) -> ImageSet:
     if source not in SETS:
-        near = [f"folder:{source}"] if Path(source).is_dir() else difflib.get_close_matches(source, SETS, n=1)
+        near = [f"folder:{source}"] if source and Path(source).is_dir() else difflib.get_close_matches(source, SETS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise DataError(f"data must be {', '.join(SETS)} or folder:PATH, got {source!r}{hint}")
     found = SETS[source](data_root)

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import zoo
 from tasks import commands, image_classification, translation
 from tasks.image_classification import image_models, main
 from tasks.options import owner
+from tasks.saved import run_or_path
 from zoo import files
 
 
@@ -38,7 +40,9 @@ def test_a_truncated_image_is_named_or_skipped_and_counted(make_pictures, tmp_pa
     options = [*small(root, runs), "--epochs", "1"]
     assert str(bad) in refused(capsys, runs, *options)
     assert main([*options, "--skip_bad"]) == 0
-    assert "1 unreadable" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 unreadable" in said
+    assert f"skipped: {bad} cannot be read as an image" in said
     assert files.read_json(runs / "a" / "summary.json")["skipped_images"] == 1
 
 
@@ -182,6 +186,14 @@ def test_a_home_is_expanded_in_every_path(monkeypatch):
                     many = spec.metadata["many"]
                     value = getattr(command.options(**{name: ["~/a", "b~"] if many else "~/a"}), name)
                     assert value == (["/home/zoo/a", "b~"] if many else "/home/zoo/a"), name
+
+
+def test_a_run_is_named_or_given_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a", "runs/b", "b"):
+        (tmp_path / name).mkdir(parents=True)
+    found = [run_or_path(name, Path("runs")) for name in ("a", "b", "runs/a", "c", "torchvision:DEFAULT", "")]
+    assert found == ["runs/a", "b", "runs/a", "c", "torchvision:DEFAULT", ""]
 
 
 def test_a_word_that_is_no_command_is_told(capsys):

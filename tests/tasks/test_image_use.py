@@ -292,6 +292,7 @@ def test_init_matches_classes_by_name(pictures, tmp_path, capsys, known):
     assert torch.allclose(next(donor.stem.parameters()), next(new.stem.parameters()), atol=1e-6)
     assert ("a new output layer, for the weights know other classes: day, night" in said) == ("day" in known)
     assert ("in the order of these classes" in said) == (known == ["light", "dark"])
+    assert ("the output layer is kept, for the classes are the same" in said) == (known == ["dark", "light"])
 
 
 def test_tables_hold_any_text(tmp_path):

@@ -142,6 +142,10 @@ def test_an_evaluation_sees_what_a_prediction_sees(make_pictures, tmp_path):
     assert torch.equal(test.batch(torch.arange(3))[0], published.normalise(pixels))
 
 
+def test_a_folder_without_its_prefix_is_told(tmp_path):
+    assert complaint(str(tmp_path), NOWHERE).endswith(f"did you mean 'folder:{tmp_path}'?")
+
+
 def test_an_unknown_source_is_told_the_nearest():
     for wrong, meant in (("digit", "'digits'"), ("cifar_10", "'cifar10'"), ("fashionmnist", "'fashion_mnist'")):
         message = complaint(wrong, NOWHERE)

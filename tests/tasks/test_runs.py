@@ -246,3 +246,13 @@ def test_what_one_process_meets_it_says_itself(monkeypatch, capsys, error):
     program = {"train": commands.Command(EngineOptions, "", fails)}
     assert commands.main("x", program, []) == 2
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "/tmp/x"])
+def test_a_name_is_no_path(tmp_path, pictures, capsys, name):
+    assert "--name must be a name, not a path" in refused(capsys, tmp_path, *small(pictures, tmp_path, name))
+
+
+def test_what_a_run_said_of_its_data_is_kept(finished):
+    told = files.read_json(finished[0] / "options.json")["about"]["told"]
+    assert any("there is no validation split" in line for line in told)
