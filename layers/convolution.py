@@ -85,8 +85,8 @@ IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ReLU: torch.relu_, nn.ReLU6: partial(F.relu6, inplace=True), nn.SiLU: partial(F.silu, inplace=True),
     nn.Hardswish: partial(F.hardswish, inplace=True),
 }  # fmt: skip
-FRESH = (nn.Conv2d, nn.BatchNorm2d, SyncedBatchNorm2d, nn.GroupNorm, nn.Identity)
-"""Modules whose outputs are their own, or their inputs."""
+FRESH = (nn.Conv2d, nn.BatchNorm2d, SyncedBatchNorm2d, nn.GroupNorm)
+"""Modules whose outputs nobody else has."""
 
 
 def activated(activation: nn.Module, x: Tensor, *makers: nn.Module) -> Tensor:
@@ -97,7 +97,8 @@ def activated(activation: nn.Module, x: Tensor, *makers: nn.Module) -> Tensor:
     work = IN_PLACE.get(type(activation))
     if work is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return activation(x)
-    if any(type(module) not in FRESH for module in makers) or watched(activation, *makers):
+    kinds = {type(module) for module in makers} - {nn.Identity}
+    if not kinds or not kinds.issubset(FRESH) or watched(activation, *makers):  # without any, x is the caller's
         return activation(x)
     return work(x)
 

@@ -39,8 +39,7 @@ def parse(program: str, commands: Mapping[str, Command], argv: Sequence[str]) ->
         raise UserError(f"{argv[0]!r} is no command: {', '.join(commands)}, each with its own --help")
     if not argv or argv[0] not in commands:
         argv = [next(iter(commands)), *argv]
-    command = commands[argv[0]]
-    name = next(name for name, known in commands.items() if known is command)
+    name, command = argv[0], commands[argv[0]]
     parser = argparse.ArgumentParser(
         usage=f"python -m {program} [{'|'.join(commands)}] [options]", description=f"{name}: {command.summary}",
         argument_default=argparse.SUPPRESS, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,

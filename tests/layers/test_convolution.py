@@ -227,6 +227,15 @@ def test_where_a_hook_may_see_it_nothing_is_written_over(place, kind):
     assert run_without_gradients(block, images)[1]
 
 
+def test_the_callers_images_are_never_written_over():
+    """Nor where a convolution and its norm were taken out."""
+    block, images = ConvNormAct(3, 3, norm=None).eval(), torch.randn(2, 3, 5, 5)
+    block.conv, before = nn.Identity(), images.clone()
+    with torch.no_grad():
+        assert torch.equal(block(images), before.relu())
+    assert torch.equal(images, before)
+
+
 def test_what_is_more_than_a_known_module_is_called():
     class Doubled(nn.ReLU):
         def forward(self, x):
