@@ -20,6 +20,7 @@ from layers import masks
 from layers.backends import attended
 from layers.cache import Cache, CrossCache
 from layers.checks import require, require_axes, require_integers
+from layers.positions import Angles
 
 
 def attend(
@@ -31,6 +32,7 @@ def attend(
     *,
     causal: bool = False,
     dropout: float = 0.0,
+    softcap: float | None = None,
     return_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """query (b, h, q, d), key (b, h, k, d), value (b, h, k, e) -> output (b, h, q, e), and weights (b, h, q, k) if asked for.
@@ -39,8 +41,9 @@ def attend(
     bias:    float, added to the scores, broadcastable to (b, h, q, k).
     causal:  each query up to its own position, the last query being at the last key.
     dropout: probability with which a weight is dropped; the weights returned are those before.
-    return_weights: use the formula written down in place of torch's fused kernels, which need memory for q + k rows, not q * k,
-             unless there is a bias or dropout.
+    softcap: scores s become softcap * tanh(s / softcap), before the bias.
+    return_weights: use the formula written down, as with a softcap, in place of torch's fused kernels, which need memory for
+             q + k rows, not q * k, unless there is a bias or dropout.
     Errors: `ValueError` for sizes that do not agree, and dtypes of mask and bias.
 
     Forward-mode derivatives, transforms of `torch.func` and second derivatives go by the formula too, for fused kernels have none
@@ -60,7 +63,8 @@ def attend(
             require(x.ndim <= 4, name, tuple(x.shape), "of 4 axes at most")
             masks.require_fits(x, name, batch=b, heads=h, queries=q, keys=keys)
     mask, bias = (None if x is None else torch.atleast_2d(x) for x in (mask, bias))  # kernels take no fewer axes
-    return attended(query, key, value, mask, bias, causal, dropout, return_weights)
+    require(softcap is None or softcap > 0, "softcap", softcap, "positive")
+    return attended(query, key, value, mask, bias, causal, dropout, return_weights, softcap)
 
 
 class MultiHeadAttention(nn.Module):
@@ -72,6 +76,7 @@ class MultiHeadAttention(nn.Module):
     causal:    a query attends up to its own place in the sequence, the last query being at the last key.
     window:    only to places less than this apart.
     dropout:   of the attention weights, in training.
+    softcap:   bound of the scores, softcap * tanh(score / softcap), as in Gemma 2.
     positions: module (x (b, h, n, head_dim), positions (n,) or (b, n)) -> x for queries and keys of a self-attention: `Rotary`.
     query_norm, key_norm: modules over head_dim, before `positions`.
     position_bias: module (query positions (q,), key positions (k,), dtype) -> (heads, q, k), such as `ALiBi`; with a batch axis
@@ -92,6 +97,7 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
         window: int | None = None,
         dropout: float = 0.0,
+        softcap: float | None = None,
         positions: nn.Module | None = None,
         query_norm: nn.Module | None = None,
         key_norm: nn.Module | None = None,
@@ -105,10 +111,11 @@ class MultiHeadAttention(nn.Module):
         require(head_dim is None or head_dim > 0, "head_dim", head_dim, "positive")
         require(window is None or window > 0, "window", window, "positive")
         require(0 <= dropout < 1, "dropout", dropout, "a probability below 1")
+        require(softcap is None or softcap > 0, "softcap", softcap, "positive")
         head_dim = dim // heads if head_dim is None else head_dim
         self.dim, self.key_dim, self.value_dim = dim, key_dim or dim, value_dim or key_dim or dim
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.causal, self.window, self.dropout = causal, window, dropout
+        self.causal, self.window, self.dropout, self.softcap = causal, window, dropout, softcap
         self.query = nn.Linear(dim, heads * head_dim, bias)
         self.key = nn.Linear(self.key_dim, kv_heads * head_dim, bias)
         self.value = nn.Linear(self.value_dim, kv_heads * head_dim, bias)
@@ -122,7 +129,7 @@ class MultiHeadAttention(nn.Module):
         value: Tensor | None = None,
         *,
         mask: Tensor | None = None,
-        positions: Tensor | None = None,
+        positions: Tensor | Angles | None = None,
         cache: Cache | CrossCache | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -132,7 +139,8 @@ class MultiHeadAttention(nn.Module):
         mask:  boolean, True = may attend, broadcastable to (b, heads, q, k); k counts the slots of the cache too.
         positions: integers (q,) or (b, q), of a self-attention: for packed documents, and for padding on the left without a
                cache; by default places in the sequence, which go on where the cache ends. What is causal or within the window
-               depends on places; an attention without `positions` and `position_bias` ignores them.
+               depends on places; an attention without `positions` and `position_bias` ignores them. For a `Rotary`, its
+               `angles` too.
         cache: a `Cache` or `RollingCache` for a causal self-attention; a `CrossCache`.
         Errors: `ValueError` for inputs and caches whose sizes do not agree, and a mask that is not boolean or does not broadcast.
         """
@@ -175,7 +183,7 @@ class MultiHeadAttention(nn.Module):
         if self.kv_heads < self.heads:
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
         dropout = self.dropout if self.training else 0.0
-        output, weights = attended(q, k, v, mask, bias, self.causal and own is None, dropout, return_weights)
+        output, weights = attended(q, k, v, mask, bias, self.causal and own is None, dropout, return_weights, self.softcap)
         output = self.output(rearrange(output, "b h q d -> b q (h d)"))
         return output if weights is None else (output, weights)
 
@@ -189,7 +197,7 @@ class MultiHeadAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        positions: Tensor | None,
+        positions: Tensor | Angles | None,
         cache: Cache | CrossCache | None,
         itself: bool,
     ) -> None:
@@ -199,7 +207,9 @@ class MultiHeadAttention(nn.Module):
         require_axes(value, "value", "batch keys value_dim", batch=batch, keys=keys, value_dim=self.value_dim)
         if not itself and (self.positions is not None or positions is not None or isinstance(cache, Cache)):
             raise ValueError("key must be None where there are positions or a Cache, which are for self-attention")
-        if positions is not None:
+        if isinstance(positions, Angles):
+            require(self.position_bias is None, "positions", "angles", "integers for a position_bias")
+        elif positions is not None:
             axes = "queries" if positions.ndim == 1 else "batch queries"
             require_axes(positions, "positions", axes, batch=batch, queries=queries)
             require_integers(positions, "positions")

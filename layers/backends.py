@@ -29,13 +29,14 @@ def attended(
     causal: bool,
     dropout: float,
     return_weights: bool,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`layers.attention.attend`, for inputs that are known to fit.
 
     Where a compiler for the CPU sees a single query, as in decoding, it gets the formula, and makes one loop of it.
     """
     single = query.shape[2] == 1 and query.device.type == "cpu" and torch.compiler.is_compiling()
-    explicit = return_weights or single or needs_formula(query, key, value, bias)
+    explicit = return_weights or single or softcap is not None or needs_formula(query, key, value, bias)
     alone = mask is None and bias is None and query.shape[2] == key.shape[2] and not explicit
     if causal and not alone:
         triangle = masks.causal(query.shape[2], key.shape[2], query.device)
@@ -45,7 +46,7 @@ def attended(
         dead = ~mask.any(-1, keepdim=True)  # such rows attend to everything instead, and are overwritten at the end
         mask = mask | dead
     if explicit:
-        output, weights = formula(query, key, value, mask, bias, dropout, single)
+        output, weights = formula(query, key, value, mask, bias, dropout, single, softcap)
         output = output if dead is None else output.masked_fill(dead, 0.0)
         return output, (weights if dead is None else weights.masked_fill(dead, 0.0)) if return_weights else None
     if bias is not None:
@@ -62,6 +63,7 @@ def formula(
     bias: Tensor | None = None,
     dropout: float = 0.0,
     single: bool = False,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T / sqrt(d) + bias) v: query (b, h, q, d), key (b, h, k, d), value (b, h, k, e) -> (b, h, q, e), and weights.
 
@@ -70,11 +72,15 @@ def formula(
     single: for one query, in a form of which a compiler makes one loop.
     """
     precise = torch.promote_types(query.dtype, torch.float32)
-    scaled, keys = query.to(precise) / query.shape[-1] ** 0.5, key.to(precise)
+    root = query.shape[-1] ** 0.5
+    if torch.jit.is_tracing():  # which takes a size for a tensor, and its root for one in float32
+        root = query.new_full((), query.shape[-1], dtype=precise).sqrt()
+    scaled, keys = query.to(precise) / root, key.to(precise)
     kind = query.device.type
     cast_back = kind != "meta" and torch.is_autocast_enabled(kind)
     with torch.autocast(kind, enabled=False) if cast_back else nullcontext():
         scores = (scaled * keys).sum(-1)[:, :, None] if single else scaled @ keys.mT
+    scores = scores if softcap is None else softcap * (scores / softcap).tanh()
     scores = scores if bias is None else scores + bias
     scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(-1).to(value.dtype)

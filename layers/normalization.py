@@ -98,22 +98,28 @@ def synchronise_norms(model: nn.Module) -> nn.Module:
 
 
 class RMSNorm(nn.Module):
-    """x (..., dim) -> x / sqrt(mean(x^2) + eps) * weight: a layer norm without mean and bias.
+    """x (..., dim) -> x / sqrt(mean(x^2) + eps) * (offset + weight): a layer norm without mean and bias.
 
+    offset: 0, or 1 as in Gemma, whose weights start as zeros, so that weight decay pulls the factor to 1.
     Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019 (arXiv 1910.07467). The mean is taken in float32 at least.
     Differs from `nn.RMSNorm` in that eps is the same in every dtype.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, eps: float = 1e-6, offset: float = 0.0) -> None:
         super().__init__()
         require(dim > 0, "dim", dim, "positive")
         require(eps > 0, "eps", eps, "positive")
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps, self.offset = eps, offset
+        self.weight = nn.Parameter(torch.full((dim,), 1 - offset))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != len(self.weight):
             raise ValueError(f"x: dim must be {len(self.weight)}, got shape {tuple(x.shape)}")
         require(x.is_floating_point(), "x", x.dtype, "of a floating-point dtype")
-        wide = torch.promote_types(x.dtype, self.weight.dtype)  # under autocast they may differ
-        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)
+        weight = (
+            self.weight
+            if self.offset == 0
+            else self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)) + self.offset
+        )
+        wide = torch.promote_types(x.dtype, weight.dtype)  # under autocast they may differ
+        return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), self.eps).to(x.dtype)

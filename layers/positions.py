@@ -16,15 +16,14 @@ Axes: b batch, h heads, n positions, q query positions, k key positions.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import pi
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from layers.checks import require, require_axes, require_integers
+from layers.rotary_scaling import Scaling
 
 
 class Sinusoidal(nn.Module):
@@ -89,6 +88,13 @@ class LearnedPositions(nn.Module):
             raise ValueError(f"positions must be from 0 to {self.max_positions - 1}, got {found}") from error
 
 
+class Angles(NamedTuple):
+    """Cosines and sines of rotary positions, (n, f) or (b, n, f): what `Rotary` computes of them once for many calls."""
+
+    cos: Tensor
+    sin: Tensor
+
+
 class Rotary(nn.Module):
     """``(x1, x2) -> (x1 cos a - x2 sin a, x2 cos a + x1 sin a)``, ``a = p * base^(-2i / rotary_dim)`` for pair i of the features.
 
@@ -99,10 +105,11 @@ class Rotary(nn.Module):
                  (0, d/2), (1, d/2 + 1), ..., as in GPT-NeoX and transformers' Llama. Rows of query and key weights go from one to
                  the other by "(h f pair) i -> (h pair f) i". A model with the wrong pairs runs, and is wrong.
     rotary_dim:  this many features at the front are turned, the rest left alone; all unless given. 64 of 256 in GPT-J.
-    scaling:     frequencies (rotary_dim / 2,) -> frequencies, such as `Llama3Scaling()`.
+    scaling:     for longer texts, such as `Llama3Scaling()` of `layers.rotary_scaling`.
     Su et al., "RoFormer", 2021 (arXiv 2104.09864). Proven against Llama, GPT-NeoX and GPT-J of transformers. Those keep
     frequencies or a table in buffers, and round sines to the dtype of x before they multiply; here half precision multiplies in
-    float32, and position 100,000 is as exact as position 1. The price: every call computes n * rotary_dim / 2 sines and cosines.
+    float32, and position 100,000 is as exact as position 1. The price: every call computes n * rotary_dim / 2 sines and cosines,
+    unless it is given the `angles`, which a model computes once for all of its layers.
     """
 
     def __init__(
@@ -111,7 +118,7 @@ class Rotary(nn.Module):
         base: float = 10000.0,
         interleaved: bool = False,
         rotary_dim: int | None = None,
-        scaling: Callable[[Tensor], Tensor] | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
         super().__init__()
         require(dim > 0 and (dim % 2 == 0 or rotary_dim is not None), "dim", dim, "positive, and even unless rotary_dim is given")
@@ -120,46 +127,34 @@ class Rotary(nn.Module):
         require(0 < rotary_dim <= dim and rotary_dim % 2 == 0, "rotary_dim", rotary_dim, f"even, from 2 to dim = {dim}")
         self.dim, self.base, self.interleaved, self.rotary_dim, self.scaling = dim, base, interleaved, rotary_dim, scaling
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | Angles) -> Tensor:
+        """positions: integers, or the `angles` of them."""
         require_axes(x, "x", "batch heads length dim", dim=self.dim)
-        axes = "length" if positions.ndim == 1 else "batch length"
-        require_axes(positions, "positions", axes, batch=x.shape[0], length=x.shape[2])
-        require_integers(positions, "positions")
-        speeds = frequencies(self.rotary_dim, self.base, x.device)
-        speeds = speeds if self.scaling is None else self.scaling(speeds)
-        angles = rearrange(positions, "... n -> ... 1 n 1") * speeds
-
+        angles = self.angles(positions, x.dtype) if isinstance(positions, Tensor) else positions
+        axes = "length features" if angles.cos.ndim == 2 else "batch length features"
+        require_axes(angles.cos, "positions", axes, batch=x.shape[0], length=x.shape[2], features=self.rotary_dim // 2)
         precise = torch.promote_types(x.dtype, torch.float32)
-        cos, sin = angles.cos().to(precise), angles.sin().to(precise)
+        cos, sin = (rearrange(table, "... n f -> ... 1 n f").to(precise) for table in angles)
         pattern = "... (f pair) -> pair ... f" if self.interleaved else "... (pair f) -> pair ... f"
         first, second = rearrange(x[..., : self.rotary_dim].to(precise), pattern, pair=2)
         turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1 if self.interleaved else -2)
         return torch.cat([turned.flatten(-2).to(x.dtype), x[..., self.rotary_dim :]], -1)
 
+    def angles(self, positions: Tensor, dtype: torch.dtype, length: Tensor | int | None = None) -> Angles:
+        """Positions (n,) or (b, n) -> cosines and sines, in float32 for half precision, for any number of calls.
 
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """``f -> f * (s + (1 - s) / factor)``, ``s = (original_length * f / 2 pi - low) / (high - low)`` but from 0 to 1.
-
-    A feature that turns more than `high` times within the original length keeps its frequency f, one that turns less than `low`
-    times is slowed down by `factor`, those between are interpolated. Llama 3.1 has factor 8, Llama 3.2 has 32.
-    Grattafiori et al., "The Llama 3 Herd of Models", 2024 (arXiv 2407.21783). Proven against rope_type "llama3" of transformers.
-    """
-
-    factor: float = 8.0
-    low: float = 1.0
-    high: float = 4.0
-    original_length: int = 8192
-
-    def __post_init__(self) -> None:
-        require(self.factor >= 1, "factor", self.factor, "1 or more")
-        require(0 < self.low < self.high, "low", self.low, f"positive and less than high = {self.high}")
-        require(self.original_length > 0, "original_length", self.original_length, "positive")
-
-    def __call__(self, frequencies: Tensor) -> Tensor:
-        turns = self.original_length * frequencies / (2 * pi)
-        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
-        return frequencies * (kept + (1 - kept) / self.factor)
+        length: of the whole text in tokens, for scalings that depend on it; unless given, the last position and one.
+        """
+        require_axes(positions, "positions", "length" if positions.ndim == 1 else "batch length")
+        require_integers(positions, "positions")
+        speeds, factor = frequencies(self.rotary_dim, self.base, positions.device), 1.0
+        if self.scaling is not None:
+            if length is None and self.scaling.needs_length:
+                length = torch.cat([positions.flatten(), positions.new_zeros(1)]).max() + 1  # of no positions too
+            speeds, factor = self.scaling(speeds, self.base, 0 if length is None else length), self.scaling.attention_factor
+        turns = rearrange(positions, "... n -> ... n 1") * speeds
+        precise = torch.promote_types(dtype, torch.float32)
+        return Angles((turns.cos() * factor).to(precise), (turns.sin() * factor).to(precise))
 
 
 class ALiBi(nn.Module):

@@ -2,6 +2,7 @@
 
     PostNorm:  norm(x + drop(sublayer(x)))     Vaswani et al., 2017 (arXiv 1706.03762)
     PreNorm:   x + drop(sublayer(norm(x)))     Xiong et al., "On Layer Normalization", 2020 (arXiv 2002.04745)
+    SandwichNorm:  x + drop(after(sublayer(norm(x))))    Ding et al., "CogView", 2021 (arXiv 2105.13290); Gemma 2
 
 A pre-norm stack needs one more norm after its last block; a post-norm stack has one there already.
 """
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from layers import masks
 from layers.cache import Cache, CrossCache
 from layers.checks import require, require_axes
+from layers.positions import Angles
 
 
 class PostNorm(nn.Module):
@@ -38,6 +40,17 @@ class PreNorm(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x + self.drop(self.sublayer(self.norm(x), *args, **kwargs))
+
+
+class SandwichNorm(nn.Module):
+    """x -> x + drop(after(sublayer(norm(x), ...))); whatever else it is called with goes to the sublayer."""
+
+    def __init__(self, sublayer: nn.Module, norm: nn.Module, after: nn.Module, drop: nn.Module | None = None) -> None:
+        super().__init__()
+        self.sublayer, self.norm, self.after, self.drop = sublayer, norm, after, nn.Identity() if drop is None else drop
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x + self.drop(self.after(self.sublayer(self.norm(x), *args, **kwargs)))
 
 
 class StochasticDepth(nn.Module):
@@ -69,9 +82,12 @@ class EncoderBlock(nn.Module):
         self.attention, self.feedforward = attention, feedforward
 
     def forward(
-        self, x: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None
+        self, x: Tensor, *, mask: Tensor | None = None, positions: Tensor | Angles | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """mask: boolean, True = may attend, broadcastable to (b, heads, n, n). positions, if given: integers (n,) or (b, n)."""
+        """mask: boolean, True = may attend, broadcastable to (b, heads, n, n).
+
+        positions: if given: integers (n,) or (b, n), or the `angles` of a `Rotary`.
+        """
         require_axes(x, "x", "batch n dim")
         places = {} if positions is None else {"positions": positions}
         return self.feedforward(self.attention(x, mask=mask, cache=cache, **places))

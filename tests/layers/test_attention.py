@@ -18,7 +18,8 @@ from layers import masks
 from layers.attention import MultiHeadAttention, attend
 from layers.cache import Cache, CrossCache, RollingCache, SharedCache
 from layers.normalization import RMSNorm
-from layers.positions import ALiBi, Llama3Scaling, RelativeBias, Rotary, Sinusoidal
+from layers.positions import ALiBi, RelativeBias, Rotary, Sinusoidal
+from layers.rotary_scaling import Llama3Scaling
 from layers.testing import (
     Contract,
     Twin,

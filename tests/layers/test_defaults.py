@@ -16,7 +16,8 @@ import zoo
 from layers.attention import MultiHeadAttention
 from layers.embedding import TokenEmbedding
 from layers.feedforward import GEGLU, FeedForward, SwiGLU
-from layers.positions import ALiBi, LearnedPositions, Llama3Scaling, RelativeBias, Rotary, Sinusoidal
+from layers.positions import ALiBi, LearnedPositions, RelativeBias, Rotary, Sinusoidal
+from layers.rotary_scaling import Llama3Scaling
 
 
 def default(block, name):

@@ -17,7 +17,8 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from layers.positions import ALiBi, LearnedPositions, Llama3Scaling, RelativeBias, Rotary, Sinusoidal
+from layers.positions import ALiBi, LearnedPositions, RelativeBias, Rotary, Sinusoidal
+from layers.rotary_scaling import Llama3Scaling
 from layers.testing import Contract, Twin, require_equal, tensor, tokens
 from layers.weights import WeightMap
 

@@ -13,7 +13,7 @@ from layers.cache import Cache, RollingCache
 from layers.feedforward import FeedForward
 from layers.positions import Rotary
 from layers.testing import Contract, Twin, cache_consistent, influence, padding_invariant, permutation_equivariant, tensor
-from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm, StochasticDepth
+from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm, SandwichNorm, StochasticDepth
 from layers.weights import WeightMap
 
 WIRING = {"post": PostNorm, "pre": PreNorm}
@@ -65,6 +65,39 @@ sizes = dict(
 )
 INVALID = [(dict(heads=0), "heads"), (dict(hidden_dim=0), "hidden_dim")]
 WITHOUT = {"bad_input": "the attention and the norms name their own inputs"}
+
+
+class WrittenSandwich(nn.Module):
+    """CogView's sentence: a norm before the layer, another one on what it gives, then the residual sum."""
+
+    def __init__(self, a):
+        super().__init__()
+        self.before, self.layer, self.behind = nn.LayerNorm(a.dim), nn.Linear(a.dim, a.dim), nn.LayerNorm(a.dim)
+
+    def forward(self, x):
+        return self.behind(self.layer(self.before(x))) + x
+
+
+sandwich_norm = Contract(
+    lambda dim: SandwichNorm(nn.Linear(dim, dim), nn.LayerNorm(dim), nn.LayerNorm(dim)),
+    arguments=dict(dim=st.integers(4, 6)),
+    inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    twins=[
+        Twin(
+            "written down",
+            build=WrittenSandwich,
+            weights=WeightMap(("norm", "before"), ("sublayer", "layer"), ("after", "behind")),
+        )
+    ],
+    holds=[permutation_equivariant("x", "n", 1)],
+    name="SandwichNorm",
+    without={
+        "bad_input": "the layers name their own inputs",
+        "sizes_agree": "there is one input",
+        "bad_argument": "it takes modules",
+    },
+)
 
 encoder_block = Contract(
     encoder,

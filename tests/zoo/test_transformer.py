@@ -15,7 +15,8 @@ from layers.attention import MultiHeadAttention
 from layers.embedding import TokenEmbedding
 from layers.feedforward import SwiGLU
 from layers.normalization import RMSNorm
-from layers.positions import ALiBi, LearnedPositions, Llama3Scaling, RelativeBias, Rotary, Sinusoidal
+from layers.positions import ALiBi, LearnedPositions, RelativeBias, Rotary, Sinusoidal
+from layers.rotary_scaling import Llama3Scaling
 from layers.testing import Contract, Input, Twin, influence, tokens
 from layers.transformer import DecoderBlock, EncoderBlock, PreNorm
 from zoo.generation import decoding as decode

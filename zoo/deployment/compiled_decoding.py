@@ -137,7 +137,8 @@ class OptimizedDecoding(Decoding):
         self, model: Transformer, memory: Tensor, mask: Tensor, capacity: int, rows: int, step: Program | None = None
     ) -> None:
         super().__init__(model, memory, mask, capacity)
-        self.rows, self.step = rows, step
+        self.rows: int | None = rows
+        self.step = step
         self.unpadded = torch.zeros(0, dtype=torch.long)
 
     def starts(self) -> Tensor:
@@ -153,7 +154,7 @@ class OptimizedDecoding(Decoding):
         self.check(tokens, mask)
         if self.rows == 1:
             tokens, mask = tokens.repeat(2, 1), None if mask is None else mask.repeat(2, 1)
-        self.begin(mask)
+        self.begin(tokens, mask)
         if tokens.shape[1] != 1 or self.rows == 0 or self.step is None:
             return self.model.next_logits(tokens, self.memory, self.source_mask, self.caches)[: self.rows]
         if not tokens.is_cpu:
