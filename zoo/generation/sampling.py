@@ -184,10 +184,14 @@ class Sampler:
             weights = keep_min_p(weights, self.min_p)
         return keep_typical(weights, self.typical) if self.typical < 1 else weights
 
-    def __call__(self, logits: Tensor, step: int) -> Tensor:
+    def seeds_for(self, logits: Tensor) -> Tensor:
+        """(b,): the seed of each row of logits (b, vocab_size)."""
         if self.seeds is None or len(self.seeds) != len(logits):
             seeds = self.seed if isinstance(self.seed, Tensor) else row_seeds(self.seed, len(logits))
             require(len(seeds) == len(logits), "seed", tuple(seeds.shape), f"of length {len(logits)}, one for each row")
             self.seeds = seeds.to(logits.device)
-        mass = self.weights(logits).cumsum(-1)
-        return torch.searchsorted(mass, uniform(self.seeds, step)[:, None] * mass[:, -1:], right=True)[:, 0]
+        return self.seeds
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        seeds, mass = self.seeds_for(logits), self.weights(logits).cumsum(-1)
+        return torch.searchsorted(mass, uniform(seeds, step)[:, None] * mass[:, -1:], right=True)[:, 0]
