@@ -27,7 +27,7 @@ def models(request):
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
     # without inductor's own products, which take a minute to choose and are tested in test_compiled_decoding.py
-    with mock.patch("zoo.deployment.inductor.has_templates", lambda *args, **kwargs: False):
+    with mock.patch("zoo.deployment.inductor.has_templates", return_value=False):
         return model.eval(), zoo.optimize(model, torch.randint(VOCABULARY, (1 if request.param == "one row" else 3, 4)))
 
 
