@@ -179,15 +179,28 @@ COMMANDS = {
         "train a model and leave a run in RUNS_DIR/NAME",
         train,
         "--data folder:photos --image_size 128 --model resnet18 --name photos",
+        "--data folder:{}",
     ),
     "evaluate": Command(
-        EvaluateOptions, "measure a saved model on a test set", evaluate, "--name photos --per_class --output said.csv"
+        EvaluateOptions,
+        "measure a saved model on a test set",
+        evaluate,
+        "--name photos --per_class --output said.csv",
+        "--name {}",
     ),
     "predict": Command(
-        PredictOptions, "the likeliest classes of each --image, and why", predict, "--name photos --image cat.png holiday/"
+        PredictOptions,
+        "the likeliest classes of each --image, and why",
+        predict,
+        "--name photos --image cat.png holiday/",
+        "--image {}",
     ),
     "export": Command(
-        ExportOptions, "write a saved model's weights for torchvision or timm", export, "--name photos --out photos.pth"
+        ExportOptions,
+        "write a saved model's weights for torchvision or timm",
+        export,
+        "--name photos --out photos.pth",
+        "--name {}",
     ),
 }
 

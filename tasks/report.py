@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tasks.commands import ending
 from tasks.options import UserError, owner
 from tasks.page import described, escape, image, table, whole, words
 
 PAGE, EXAMPLES = "index.html", "examples.json"
+USAGE = "python -m tasks.report RUN [RUN ...]"
 FIRST = ("curves", "confusion", "mistakes")
 """Pictures that come first, in this order."""
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -151,17 +153,23 @@ def kind_of(options: Mapping[str, Any]) -> type:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tasks.report", description=f"write RUN/{PAGE}: a run on one page")
-    parser.add_argument("run", nargs="+", type=Path, help="folder of a run, finished or not")
-    try:
-        for folder in parser.parse_args(argv).run:
-            if not any((folder / name).is_file() for name in ("options.json", "metrics.jsonl", "summary.json")):
-                raise UserError(f"{folder} is no run's folder: it has no options.json, metrics.jsonl or summary.json")
-            print(write(folder))
-    except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return ending(partial(write_all, sys.argv[1:] if argv is None else argv))
+
+
+def write_all(words: Sequence[str]) -> None:
+    """Errors: `UserError`, before any page is written, unless each word is the folder of a run."""
+    if {"-h", "--help"}.intersection(words):
+        print(f"usage: {USAGE}\n\nwrite RUN/{PAGE}, a run on one page, for each run, finished or not")
+        return
+    if not words:
+        raise UserError(f"the folder of a run is needed: {USAGE}")
+    for word in words:
+        if word.startswith("-"):
+            raise UserError(f"{word} is unknown, there are no options: {USAGE}")
+        if not any((Path(word) / name).is_file() for name in ("options.json", "metrics.jsonl", "summary.json")):
+            raise UserError(f"{word} is no run's folder: it has no options.json, metrics.jsonl or summary.json")
+    for word in words:
+        print(write(Path(word)))
 
 
 if __name__ == "__main__":

@@ -236,24 +236,35 @@ COMMANDS = {
         "train a translator and leave a run in RUNS_DIR/NAME",
         train,
         "--train corpus.de corpus.en --valid valid.de valid.en --name own",
+        "--train {}",
     ),
     "prepare": Command(
         PrepareOptions,
         "tokenise a corpus once, into a folder for train --prepared",
         prepare,
         "--dataset_path corpora --source de --target en --out prepared",
+        "--dataset_path {}",
     ),
     "translate": Command(
         TranslateOptions,
         "read lines, write their translations, in order",
         translate_lines,
         "--name own --beam 4 --input lines.de --output lines.en",
+        "--input FILE",
     ),
     "evaluate": Command(
-        EvaluateOptions, "measure a saved translator on its test set", evaluate, "--name own --beam 4 --output scored.tsv"
+        EvaluateOptions,
+        "measure a saved translator on its test set",
+        evaluate,
+        "--name own --beam 4 --output scored.tsv",
+        "--name {}",
     ),
     "export": Command(
-        ExportOptions, "write a fine-tuned translator as transformers' Marian", export, "--name tuned --out tuned-hf"
+        ExportOptions,
+        "write a fine-tuned translator as transformers' Marian",
+        export,
+        "--name tuned --out tuned-hf",
+        "--name {}",
     ),
 }
 
