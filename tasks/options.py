@@ -35,10 +35,12 @@ def option(
 class Options:
     """Base of all options: none is ever out of its range, whether it comes from a command line, from code or from a file.
 
-    title: what `--help` calls the options that a class adds.
+    title:   what `--help` calls the options that a class adds.
+    program: whose runs its commands make and take, such as "tasks.translation"; "" takes any.
     """
 
     title: ClassVar[str] = "options"
+    program: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Errors: `UserError` that names the first option of another type or out of range, its value and what would be right."""

@@ -13,6 +13,7 @@ from typing import Any
 from tasks.commands import ending
 from tasks.options import UserError, owner
 from tasks.page import described, escape, image, table, whole, words
+from tasks.saved import read_object
 
 PAGE, EXAMPLES = "index.html", "examples.json"
 USAGE = "python -m tasks.report RUN [RUN ...]"
@@ -55,12 +56,6 @@ def facts(options: Mapping[str, Any], config: Mapping[str, Any], summary: Mappin
     said.append(f"{len(rows)}{planned} epochs" + ("" if summary else ", not finished"))
     best = [f"best {key.removeprefix('best_')} {words(value)}" for key, value in summary.items() if key.startswith("best_valid_")]
     return said + [f"{text} after epoch {words(summary.get('best_epoch'))}" for text in best]
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one if there is none."""
-    found = read_json(read_text(path))
-    return found if isinstance(found, dict) else {}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,15 @@ from tasks.options import EngineOptions, UserError, option
 from tasks.scores import measure, scores
 from tasks.task import Metric, Split, Task
 from tasks.translating import translate
-from tasks.translation_options import TOKENIZE, CorpusOptions, EvaluateOptions, ExportOptions, PrepareOptions, TranslateOptions
+from tasks.translation_options import (
+    PROGRAM,
+    TOKENIZE,
+    CorpusOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PrepareOptions,
+    TranslateOptions,
+)
 from tasks.translation_use import evaluate, export, options_of, translate_lines
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -29,7 +37,7 @@ __all__ = ["TrainOptions", "Translation", "main", "scores", "translate"]
 
 @dataclass
 class TrainOptions(EngineOptions, CorpusOptions):
-    title = "translation"
+    title, program = "translation", PROGRAM
     model: str = option(None, "a Transformer of zoo.names() (default: transformer_small; with --init that one's)")
     epochs: int = option(None, "passes over the training data (default: 5, for cmudict 8)", least=1)
     lr: float = option(
@@ -270,7 +278,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return commands.main("tasks.translation", COMMANDS, argv)
+    return commands.main(PROGRAM, COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tasks.options import Options, option
 from tasks.saved import SavedOptions
 
+PROGRAM = "tasks.translation"
 TOKENIZE = ("none", "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab")
 FORMATS = ("lines", "tsv", "jsonl")
 FORMS = ("nfc", "nfkc", "none")
@@ -67,7 +68,7 @@ class PrepareOptions(DataOptions):
 
 @dataclass
 class DecodingOptions(SavedOptions):
-    title = "decoding"
+    title, program = "decoding", PROGRAM
     beam: int = option(1, "hypotheses that are followed; 1 is greedy", least=1, most=1000)
     length_penalty: float = option(1.0, "above 0 favours long translations")
     batch_size: int = option(64, "sentences at a time", least=1)
@@ -102,5 +103,5 @@ class EvaluateOptions(DecodingOptions):
 
 @dataclass
 class ExportOptions(SavedOptions):
-    title = "export"
+    title, program = "export", PROGRAM
     out: str = option("", "folder to make, for MarianMTModel and MarianTokenizer of transformers", path=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -179,15 +177,3 @@ def test_a_run_is_named_or_given_by_its_path(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
     found = [run_or_path(name, Path("runs")) for name in ("a", "b", "runs/a", "c", "torchvision:DEFAULT", "")]
     assert found == ["runs/a", "b", "runs/a", "c", "torchvision:DEFAULT", ""]
-
-
-def test_the_latest_run_is_one_of_the_task(finished, tmp_path, capsys):
-    """A translator that was trained after it is passed over, and refused by name."""
-    shutil.copytree(finished[0], tmp_path / "a")
-    shutil.copytree(finished[0], tmp_path / "b")
-    (tmp_path / "b" / "tokenizer.json").touch()
-    os.utime(tmp_path / "b" / "best.safetensors", (2e9, 2e9))
-    use = ["evaluate", "--runs_dir", tmp_path, "--device", "cpu"]
-    assert main([str(word) for word in use]) == 0
-    assert str(tmp_path / "a") in capsys.readouterr().out
-    assert "b is a run of another task" in refused(capsys, tmp_path, *use, "--name", "b")
