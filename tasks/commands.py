@@ -52,17 +52,17 @@ def first_process() -> bool:
 
 
 def main(program: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
-    """Run a command, whose exit code is that of `ending`."""
+    """Run a command, whose exit code is that of `exit_code`."""
 
     def call() -> None:
         with checking_input():
             command, given = parse(program, commands, sys.argv[1:] if argv is None else argv)
         command.call(given)
 
-    return ending(call)
+    return exit_code(call)
 
 
-def ending(call: Callable[[], None]) -> int:
+def exit_code(call: Callable[[], None]) -> int:
     """The exit code, 0 or: for what the user can mend one line and 2, for a diverged run one line and 1."""
     for stream in (sys.stdout, sys.stderr):  # text of any language, whatever the locale
         if isinstance(stream, TextIOWrapper):

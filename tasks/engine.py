@@ -197,7 +197,7 @@ class Run:
         sums: dict[str, Tensor] = {}
         shares = [indices.tensor_split(self.world)[self.accelerator.process_index] for indices in self.task.valid.batches(0)]
         for batch in prepared(lambda share: self.task.valid.batch(share, 0), shares, self.workers):
-            for name, value in self.measure(model, batch).items():
+            for name, value in self.validation_sums(model, batch).items():
                 sums[name] = sums.get(name, 0) + value
         everything = {name: self.total(value).item() for name, value in sums.items()}
         means = {name: value / everything["units"] for name, value in everything.items() if name != "units"}
@@ -205,7 +205,7 @@ class Run:
         self.require_primary(measured)
         return measured
 
-    def measure(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    def validation_sums(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """Sums in float64 over validation examples, of which there may be none: all processes sum up the same names."""
         batch = self.to_device(batch)
         with self.accelerator.autocast():
@@ -224,7 +224,7 @@ class Run:
             require(bool(blocks(self.model)), "gradient_checkpointing", True, "False for a model without a list of blocks")
         if type(self.task).score is Task.score:  # else any metric may come from there
             first = next(iter(self.task.valid.batches(0)))[:1]
-            measured = self.measure(self.result.eval(), self.task.valid.batch(first, 0))
+            measured = self.validation_sums(self.result.eval(), self.task.valid.batch(first, 0))
             self.require_primary([name for name in measured if name != "units"])
 
     def require_primary(self, names: Iterable[str]) -> None:

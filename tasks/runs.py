@@ -21,7 +21,7 @@ from tasks.commands import checking_input, first_process
 from tasks.engine import Run
 from tasks.optimizers import learning_rate
 from tasks.options import UserError, data_of, restored
-from tasks.saved import require_run_of
+from tasks.saved import flattened, require_run_of
 from tasks.task import Task
 from zoo import files, saving
 
@@ -137,15 +137,10 @@ def require_same(before: Mapping[str, Any] | None, now: Mapping[str, Any], folde
     """Errors: `UserError` that names what differs between the data of a run, if it is known, and the data at hand."""
     if not isinstance(before, Mapping):
         return
-    one, other = dict(flat(before)), dict(flat(json.loads(json.dumps(now))))
+    one, other = dict(flattened(before)), dict(flattened(json.loads(json.dumps(now))))
     found = [difference(key, one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)]
     if found:
         raise UserError(f"--resume: the data is not that of {folder}: {'; '.join(found)}")
-
-
-def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        yield from flat(value, f"{prefix}{key} ") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
 
 
 def difference(key: str, before: Any, now: Any) -> str:

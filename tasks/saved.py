@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,15 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def flattened(values: Mapping[str, Any], depth: int = 3, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, those of inner objects too: {"train": {"images": 13}} has "train images"."""
+    for name, value in values.items():
+        if depth and value and isinstance(value, Mapping):
+            yield from flattened(value, depth - 1, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def require_run_of(program: str, path: Path, given: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import commands
 from tasks.commands import Command, checking_input
 from tasks.options import EngineOptions, UserError, option
-from tasks.scores import measure, scores
+from tasks.scores import corpus_scores, scores
 from tasks.task import Metric, Split, Task
 from tasks.translating import translate
 from tasks.translation_options import (
@@ -136,7 +136,7 @@ class Translation(Task):
         model, precision = placed(model, options)
         with precision:
             found = translate(model, self.tokenizer, held.sources, longest=options.max_length)
-        return found, *measure(found, held.references, options.data, options.target, options.bleu_tokenize or "")
+        return found, *corpus_scores(found, held.references, options.data, options.target, options.bleu_tokenize or "")
 
     def keep(self, folder: Path) -> None:
         self.tokenizer.save(folder / "tokenizer.json")

@@ -15,7 +15,7 @@ FILES = "two files of lines, or one .tsv, .csv, .jsonl, .tmx, .po or .mo file"
 
 
 @dataclass
-class DataOptions(Options):
+class ParallelDataOptions(Options):
     title = "data"
     data: str = option("cldr", "cldr (dates, amounts, names as Unicode writes them), cmudict (spelling to phonemes), or hf:NAME")
     source: str | None = option(None, "language to translate from (default: what two files' endings tell; for cldr de)")
@@ -57,12 +57,12 @@ class DataOptions(Options):
 
 
 @dataclass
-class CorpusOptions(DataOptions):
+class CorpusOptions(ParallelDataOptions):
     prepared: str = option("", "folder that `prepare` has left, in place of --data", path=True)
 
 
 @dataclass
-class PrepareOptions(DataOptions):
+class PrepareOptions(ParallelDataOptions):
     out: str = option("prepared", "folder to make", path=True)
 
 
