@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.commands import checking_input
 from tasks.options import UserError, option
-from tasks.saved import SavedOptions, find_run, placed
+from tasks.saved import SavedOptions, find_run, placed, require_run_of
 from tasks.tables import require_table, write_table
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -25,7 +25,7 @@ DRAWN = 100
 
 @dataclass
 class UseOptions(SavedOptions):
-    title = "the run"
+    title, program = "the run", "tasks.image_classification"
     init: str = option("", "a run's folder or .safetensors file to use instead", path=True)
 
 
@@ -139,7 +139,10 @@ def model_path(options: UseOptions) -> Path:
     """What --init gives, else the folder of the run."""
     if options.init and not Path(options.init).exists():
         raise UserError(f"--init {options.init} is not there: a run's folder or one of its .safetensors files is expected")
-    return Path(options.init) if options.init else find_run(options, "best.safetensors", without="tokenizer.json")
+    if not options.init:
+        return find_run(options, "best.safetensors")
+    require_run_of(options.program, Path(options.init), f"--init {options.init}")
+    return Path(options.init)
 
 
 def load_classifier(path: Path, options: UseOptions) -> tuple[Any, Any, Preprocess, list[str]]:

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 from tasks import commands
 from tasks.commands import Command, checking_input
 from tasks.options import EngineOptions, UserError, option
-from tasks.scores import measure, scores
+from tasks.scores import corpus_scores, scores
 from tasks.task import Metric, Split, Task
 from tasks.translating import translate
-from tasks.translation_options import TOKENIZE, CorpusOptions, EvaluateOptions, ExportOptions, PrepareOptions, TranslateOptions
+from tasks.translation_options import (
+    PROGRAM,
+    TOKENIZE,
+    CorpusOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PrepareOptions,
+    TranslateOptions,
+)
 from tasks.translation_use import evaluate, export, options_of, translate_lines
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -29,7 +37,7 @@ __all__ = ["TrainOptions", "Translation", "main", "scores", "translate"]
 
 @dataclass
 class TrainOptions(EngineOptions, CorpusOptions):
-    title = "translation"
+    title, program = "translation", PROGRAM
     model: str = option(None, "a Transformer of zoo.names() (default: transformer_small; with --init that one's)")
     epochs: int = option(None, "passes over the training data (default: 5, for cmudict 8)", least=1)
     lr: float = option(
@@ -128,7 +136,7 @@ class Translation(Task):
         model, precision = placed(model, options)
         with precision:
             found = translate(model, self.tokenizer, held.sources, longest=options.max_length)
-        return found, *measure(found, held.references, options.data, options.target, options.bleu_tokenize or "")
+        return found, *corpus_scores(found, held.references, options.data, options.target, options.bleu_tokenize or "")
 
     def keep(self, folder: Path) -> None:
         self.tokenizer.save(folder / "tokenizer.json")
@@ -236,30 +244,41 @@ COMMANDS = {
         "train a translator and leave a run in RUNS_DIR/NAME",
         train,
         "--train corpus.de corpus.en --valid valid.de valid.en --name own",
+        "--train {}",
     ),
     "prepare": Command(
         PrepareOptions,
         "tokenise a corpus once, into a folder for train --prepared",
         prepare,
         "--dataset_path corpora --source de --target en --out prepared",
+        "--dataset_path {}",
     ),
     "translate": Command(
         TranslateOptions,
         "read lines, write their translations, in order",
         translate_lines,
         "--name own --beam 4 --input lines.de --output lines.en",
+        "--input FILE",
     ),
     "evaluate": Command(
-        EvaluateOptions, "measure a saved translator on its test set", evaluate, "--name own --beam 4 --output scored.tsv"
+        EvaluateOptions,
+        "measure a saved translator on its test set",
+        evaluate,
+        "--name own --beam 4 --output scored.tsv",
+        "--name {}",
     ),
     "export": Command(
-        ExportOptions, "write a fine-tuned translator as transformers' Marian", export, "--name tuned --out tuned-hf"
+        ExportOptions,
+        "write a fine-tuned translator as transformers' Marian",
+        export,
+        "--name tuned --out tuned-hf",
+        "--name {}",
     ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return commands.main("tasks.translation", COMMANDS, argv)
+    return commands.main(PROGRAM, COMMANDS, argv)
 
 
 if __name__ == "__main__":

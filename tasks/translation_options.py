@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tasks.options import Options, option
 from tasks.saved import SavedOptions
 
+PROGRAM = "tasks.translation"
 TOKENIZE = ("none", "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab")
 FORMATS = ("lines", "tsv", "jsonl")
 FORMS = ("nfc", "nfkc", "none")
@@ -14,7 +15,7 @@ FILES = "two files of lines, or one .tsv, .csv, .jsonl, .tmx, .po or .mo file"
 
 
 @dataclass
-class DataOptions(Options):
+class ParallelDataOptions(Options):
     title = "data"
     data: str = option("cldr", "cldr (dates, amounts, names as Unicode writes them), cmudict (spelling to phonemes), or hf:NAME")
     source: str | None = option(None, "language to translate from (default: what two files' endings tell; for cldr de)")
@@ -56,18 +57,18 @@ class DataOptions(Options):
 
 
 @dataclass
-class CorpusOptions(DataOptions):
+class CorpusOptions(ParallelDataOptions):
     prepared: str = option("", "folder that `prepare` has left, in place of --data", path=True)
 
 
 @dataclass
-class PrepareOptions(DataOptions):
+class PrepareOptions(ParallelDataOptions):
     out: str = option("prepared", "folder to make", path=True)
 
 
 @dataclass
 class DecodingOptions(SavedOptions):
-    title = "decoding"
+    title, program = "decoding", PROGRAM
     beam: int = option(1, "hypotheses that are followed; 1 is greedy", least=1, most=1000)
     length_penalty: float = option(1.0, "above 0 favours long translations")
     batch_size: int = option(64, "sentences at a time", least=1)
@@ -102,5 +103,5 @@ class EvaluateOptions(DecodingOptions):
 
 @dataclass
 class ExportOptions(SavedOptions):
-    title = "export"
+    title, program = "export", PROGRAM
     out: str = option("", "folder to make, for MarianMTModel and MarianTokenizer of transformers", path=True)

@@ -145,15 +145,15 @@ def translated(
         half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         model = zoo.optimize(model, torch.zeros(2, 8, dtype=torch.long, device=device), half)
     full = [n for n, sentence in enumerate(sentences) if sentence]
-    chosen = {"beam": options.beam, "length_penalty": options.length_penalty, "batch_size": options.batch_size}
-    found = search(model, tokenizer, [sentences[n] for n in full], longest=longest, **chosen, **more)
+    decoding = {"beam": options.beam, "length_penalty": options.length_penalty, "batch_size": options.batch_size}
+    found = search(model, tokenizer, [sentences[n] for n in full], longest=longest, **decoding, **more)
     by_line = dict(zip(full, found, strict=True))
     return [by_line.get(n, [Hypothesis("")] * more.get("nbest", 1)) for n in range(len(sentences))]
 
 
 @checking_input()
 def evaluate(given: dict[str, Any]) -> None:
-    from tasks.scores import measure, sentence_scores
+    from tasks.scores import corpus_scores, sentence_scores
     from tasks.translating import as_table
 
     options = EvaluateOptions(**given)
@@ -161,7 +161,7 @@ def evaluate(given: dict[str, Any]) -> None:
     model, tokenizer, folder, precision = load_run(options)
     trained = trained_on(folder)
     how = {"data": trained.data, "language": trained.target, "tokenize": options.bleu_tokenize or ""}
-    measure(["a"], [["a"]], **how)  # what cannot be measured is known before it is translated
+    corpus_scores(["a"], [["a"]], **how)  # what cannot be measured is known before it is translated
     held = test_set(options, trained, tokenizer)
     then = data_of(options_of(folder)) or {}
     known = (then.get("test") or then.get("valid") or {}).get("fingerprint")
@@ -170,7 +170,7 @@ def evaluate(given: dict[str, Any]) -> None:
     with precision:
         longest = options.max_length or trained.max_length
         found = [best.text for best, *_ in translated(model, tokenizer, held.sources, options, longest)]
-    measured, signature = measure(found, held.references, **how)
+    measured, signature = corpus_scores(found, held.references, **how)
     if options.output:
         each = sentence_scores(found, held.references, **how)
         rows = [

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -93,14 +91,6 @@ def test_bad_options_are_named(pictures, tmp_path, capsys, wrong, named):
     assert named in refused(capsys, runs, *command, *common, *wrong)
 
 
-def test_unknown_options_and_choices_are_argparse_errors(capsys):
-    for wrong in (["--no_such_option", "1"], ["--precision", "fp8"], ["--epochs", "three"]):
-        with pytest.raises(SystemExit) as stopped:
-            main(wrong)
-        assert stopped.value.code == 2
-        assert wrong[0] in capsys.readouterr().err
-
-
 def test_an_existing_name_is_not_overwritten(finished, pictures, capsys):
     folder, _ = finished
     assert "--resume" in refused(capsys, folder.parent, *small(pictures, folder.parent))
@@ -126,13 +116,6 @@ def test_help_is_documentation_and_does_not_wait_for_torch(python):
         assert text in words
     for line in re.split(r"\n  (?=--)", done.stdout)[1:]:
         assert len(line.split()) > 3, f"{line.split()[0]} is not documented"
-
-
-def test_both_spellings_of_an_option(finished, capsys):
-    folder, _ = finished
-    for option in (["--batch-size", "7"], ["--batch_size", "7"], ["--batch-size=7"], ["--batch_size=7"]):
-        assert main(["--runs-dir", str(folder.parent), "--name", "a", "--resume", *option]) == 2
-        assert capsys.readouterr().err.startswith("error: --batch_size 7"), option
 
 
 @pytest.mark.processes
@@ -194,20 +177,3 @@ def test_a_run_is_named_or_given_by_its_path(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
     found = [run_or_path(name, Path("runs")) for name in ("a", "b", "runs/a", "c", "torchvision:DEFAULT", "")]
     assert found == ["runs/a", "b", "runs/a", "c", "torchvision:DEFAULT", ""]
-
-
-def test_a_word_that_is_no_command_is_told(capsys):
-    assert image_classification.main(["trian", "--epochs", "1"]) == 2
-    assert capsys.readouterr().err == "error: 'trian' is no command: train, evaluate, predict, export, each with its own --help\n"
-
-
-def test_the_latest_run_is_one_of_the_task(finished, tmp_path, capsys):
-    """A translator that was trained after it is passed over, and refused by name."""
-    shutil.copytree(finished[0], tmp_path / "a")
-    shutil.copytree(finished[0], tmp_path / "b")
-    (tmp_path / "b" / "tokenizer.json").touch()
-    os.utime(tmp_path / "b" / "best.safetensors", (2e9, 2e9))
-    use = ["evaluate", "--runs_dir", tmp_path, "--device", "cpu"]
-    assert main([str(word) for word in use]) == 0
-    assert str(tmp_path / "a") in capsys.readouterr().out
-    assert "b is a run of another task" in refused(capsys, tmp_path, *use, "--name", "b")
