@@ -10,6 +10,7 @@ from tasks import tables
 from tasks.commands import checking_input
 from tasks.image_predictions import UseOptions, answers, load_classifier, model_path
 from tasks.options import Options, UserError, data_of, option, restored
+from tasks.saved import SavedOptions
 
 
 @dataclass
@@ -26,7 +27,7 @@ class DataOptions(Options):
 
 
 @dataclass
-class EvaluateOptions(DataOptions, UseOptions):
+class EvaluateOptions(DataOptions, UseOptions, SavedOptions):
     title = "measuring"
     data: str = option("", "as for train (default: the test split of what the run was trained on)")
     batch_size: int = option(256, "images at a time", least=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import tables
 from tasks.commands import checking_input
 from tasks.options import UserError, option
-from tasks.saved import SavedOptions, find_run, placed
+from tasks.saved import RunOptions, SavedOptions, find_run, placed
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor
@@ -24,13 +24,13 @@ DRAWN = 100
 
 
 @dataclass
-class UseOptions(SavedOptions):
+class UseOptions(RunOptions):
     title = "the run"
     init: str = option("", "a run's folder or .safetensors file to use instead", path=True)
 
 
 @dataclass
-class PredictOptions(UseOptions):
+class PredictOptions(UseOptions, SavedOptions):
     title = "pictures"
     image: list[str] = option((), "pictures to classify, and folders of them", many=True, path=True)
     batch_size: int = option(32, "pictures at a time", least=1)
@@ -96,9 +96,9 @@ def predict(given: dict[str, Any]) -> None:
             from tasks import image_drawings as drawings
 
             if options.explain:
-                drawings.draw_explanations(model, preprocess, torch.cat(drawn), explained, Path(options.explain))
+                drawings.draw_explanations(model, context, preprocess, torch.cat(drawn), explained, Path(options.explain))
             if options.features:
-                drawings.draw_features(model, preprocess, drawn[0][0], Path(options.features))
+                drawings.draw_features(model, context, preprocess, drawn[0][0], Path(options.features))
     if options.output not in ("", "-"):
         print(f"{options.output}: {len(paths) - len(skipped):,} pictures")
 
@@ -137,7 +137,7 @@ def model_path(options: UseOptions) -> Path:
     return Path(options.init) if options.init else find_run(options, "best.safetensors", without="tokenizer.json")
 
 
-def load_classifier(path: Path, options: UseOptions) -> tuple[Any, Any, Preprocess, list[str]]:
+def load_classifier(path: Path, options: SavedOptions) -> tuple[Any, Any, Preprocess, list[str]]:
     """Model and context, as `placed` has them, how to prepare pictures, and the names of the classes."""
     import zoo
 

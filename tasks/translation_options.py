@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tasks.options import Options, option
-from tasks.saved import SavedOptions
+from tasks.saved import RunOptions, SavedOptions
 from tasks.tables import FILES as TABLES
 from tasks.tables import FORMATS
 
@@ -102,6 +102,6 @@ class EvaluateOptions(DecodingOptions):
 
 
 @dataclass
-class ExportOptions(SavedOptions):
+class ExportOptions(RunOptions):
     title = "export"
     out: str = option("", "folder to make, for MarianMTModel and MarianTokenizer of transformers", path=True)

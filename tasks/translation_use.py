@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import tables
 from tasks.commands import checking_input
 from tasks.options import UserError, data_of, restored
+from tasks.saved import RunOptions, find_run
 from tasks.translation_options import CorpusOptions, DecodingOptions, EvaluateOptions, ExportOptions, TranslateOptions
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -78,13 +79,18 @@ def trained_on(folder: Path) -> CorpusOptions:
 
 
 def load_run(options: DecodingOptions) -> tuple[Any, TextTokenizer, Path, AbstractContextManager[Any]]:
-    """Model, tokenizer and folder of a run, and the context that computes in --precision.
+    """As `load_translator`, the model on --device, and the context that computes in --precision."""
+    from tasks.saved import placed
 
-    Errors: `UserError` where there is none; `DataError` if the two do not match.
-    """
+    model, tokenizer, folder = load_translator(options)
+    model, precision = placed(model, options)
+    return model, tokenizer, folder, precision
+
+
+def load_translator(options: RunOptions) -> tuple[Any, TextTokenizer, Path]:
+    """Model, tokenizer and folder of a run. Errors: `UserError` where there is none; `DataError` if the two do not match."""
     import zoo
     from tasks.data.tokenizer import load_tokenizer
-    from tasks.saved import find_run, placed
 
     folder = find_run(options, "tokenizer.json")
     model: Any = zoo.load(folder)
@@ -94,8 +100,7 @@ def load_run(options: DecodingOptions) -> tuple[Any, TextTokenizer, Path, Abstra
     tokenizer.require_vocab_size(model.embedding.table.num_embeddings)
     if model.config.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
         raise UserError(f"{folder / 'tokenizer.json'} is not the tokenizer that the model was trained with")
-    model, precision = placed(model, options)
-    return model, tokenizer, folder, precision
+    return model, tokenizer, folder
 
 
 def translated(
@@ -124,6 +129,8 @@ def evaluate(given: dict[str, Any]) -> None:
 
     options = EvaluateOptions(**given)
     tables.require_table("--output", options.output)
+    if options.columns and not options.test:
+        raise UserError("--columns is about --test: give that too")
     model, tokenizer, folder, precision = load_run(options)
     trained = trained_on(folder)
     how = {"data": trained.data, "language": trained.target, "tokenize": options.bleu_tokenize or ""}
@@ -172,6 +179,6 @@ def export(given: dict[str, Any]) -> None:
     options = ExportOptions(**given)
     if not options.out:
         raise UserError("--out: give a folder to make")
-    model, tokenizer, folder, _ = load_run(DecodingOptions(**{k: v for k, v in given.items() if k != "out"}))
+    model, tokenizer, folder = load_translator(options)
     names = marian.write(model, tokenizer, Path(options.out))
     print(f"{options.out}: {folder.name} for transformers, {', '.join(names)}")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 import zoo
+from tasks import image_classification, translation
 from tasks.data import DataError
 from tasks.image_classification import main
 from tasks.image_evaluation import same_source
@@ -279,10 +281,10 @@ def no_state():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "train"])
+@pytest.mark.parametrize("command", ["predict", "explain", "evaluate", "train"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_everything_runs_in_the_precision(animals, no_state, pictures, tmp_path, capsys, monkeypatch, command, precision):
-    """What the convolutions put out: of the commands, and of the test at the end of training."""
+    """What the convolutions put out: of the commands, of what `predict` draws, and of the test at the end of training."""
     dtypes, load = [], zoo.load
 
     def hooked(path):
@@ -292,12 +294,23 @@ def test_everything_runs_in_the_precision(animals, no_state, pictures, tmp_path,
 
     monkeypatch.setattr(zoo, "load", hooked)
     use = {
-        "predict": ["predict", "--init", animals / "model", "--image", animals / "x"],
+        "predict": (words := ["predict", "--init", animals / "model", "--image", animals / "x"]),
+        "explain": [*words, "--explain", tmp_path / "why.png", "--features", tmp_path / "features.png"],
         "evaluate": ["evaluate", "--init", animals / "model", "--data", f"folder:{animals / 'x'}"],
         "train": [*small(pictures, tmp_path), "--model", "resnet20", "--epochs", "1"],
     }[command]
     assert main([*map(str, use), "--device", "cpu", "--precision", precision]) == 0
     assert {*dtypes} == {({"fp32": torch.float32, "bf16": torch.bfloat16}[precision], "cpu")}
+    assert command != "explain" or len(dtypes) == 4  # one of what is answered, two of what is explained, one of the features
+
+
+def test_who_does_not_compute_takes_no_device():
+    """An option is there if it has an effect: the commands of the test above, and of its like for translation."""
+    offered = {
+        name: {n for n, c in module.COMMANDS.items() if {"device", "precision"} & {f.name for f in fields(c.options)}}
+        for name, module in {"images": image_classification, "text": translation}.items()
+    }
+    assert offered == {"images": {"train", "evaluate", "predict"}, "text": {"train", "evaluate", "translate"}}
 
 
 def test_exports_tell_their_classes(animals, tmp_path, capsys):

@@ -201,9 +201,13 @@ def test_what_cannot_be_written_is_known_first(runs, tmp_path, capsys, monkeypat
     ):
         assert main(use(runs, "--input", tmp_path / "in", *more)) == 2
         assert words in capsys.readouterr().err
-    for more in (["--output", tmp_path / "a.txt"], ["--output", tmp_path / "none" / "a.tsv"]):
+    for more, word in (
+        (["--output", tmp_path / "a.txt"], "--output must end in"),
+        (["--output", tmp_path / "none" / "a.tsv"], "--output"),
+        (["--columns", "2,4"], "--columns is about --test"),
+    ):
         assert main(["evaluate", "--runs_dir", str(runs), "--name", "a", *map(str, more)]) == 2
-        assert "--output" in capsys.readouterr().err
+        assert word in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- device and precision
