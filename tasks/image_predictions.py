@@ -125,9 +125,24 @@ def export(given: dict[str, Any]) -> None:
         torch.save(tensors, buffer := io.BytesIO())
         files.write_bytes(out, buffer.getvalue())
     print(f"{out}: {len(tensors)} tensors of {model.config['model']} under {options.to}'s names")
+    if said := unlike(model, options.to):
+        print(said)
     if classes:
         where = ", also in the file's metadata" if out.suffix.lower() == ".safetensors" else ""
         print(f"classes in the order of the logits{where}: {', '.join(classes)}")
+
+
+def unlike(model: Any, reference: str) -> str:
+    """Why the reference's model of the same name does not load the weights, or computes something else; "" if it does not."""
+    from torchvision.models import list_models
+
+    name, arguments = model.config["model"], model.config["arguments"]
+    if reference == "torchvision" and name not in list_models():
+        return f"torchvision has no {name}: the names are those of its ResNet, whose blocks load them"
+    own = [f"a small {part}" for part in ("stem", "head") if arguments.get(part) == "small"]
+    if (channels := arguments.get("in_channels", 3)) != 3:
+        own.append("1 input channel" if channels == 1 else f"{channels} input channels")
+    return f"ours has {' and '.join(own)}: {reference}'s {name} must be given that before it loads them" if own else ""
 
 
 def model_path(options: UseOptions) -> Path:
