@@ -32,7 +32,7 @@ class Foretold(NamedTuple):
 def foretell(
     model: Any, tokenizer: TextTokenizer, documents: Sequence[Document], *, context: int, stride: int, batch_size: int = 16
 ) -> Iterator[Foretold]:
-    """How well each document is foretold; each token after up to context - stride tokens at least, as far as the text has them."""
+    """How well each document is foretold: each token out of the last context - stride ones at least, where there are so many."""
     import torch
     from torch.nn import functional as F
 

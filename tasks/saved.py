@@ -19,12 +19,18 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
 
 @dataclass
-class SavedOptions(Options):
-    """Which run to use, and where."""
+class RunOptions(Options):
+    """Which run to use."""
 
     title = "the run"
     name: str = option("", "run to use (default: the latest one under --runs_dir)")
     runs_dir: str = option("runs", "folder of all runs", path=True)
+
+
+@dataclass
+class SavedOptions(RunOptions):
+    """Which run to compute with, and where."""
+
     device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     precision: str = option("fp32", "fp16 needs a GPU", choices=("fp32", "bf16", "fp16"))
 
@@ -33,7 +39,7 @@ class SavedOptions(Options):
         require_device(self)
 
 
-def find_run(options: SavedOptions, file: str) -> Path:
+def find_run(options: RunOptions, file: str) -> Path:
     """The run's folder, which has `file` in it: --name, else of the program's runs the one whose `file` is the latest.
 
     Errors: `UserError` if there is none, with the names most like it, or if another program made it.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from tasks.data.tokenizer import TextTokenizer
     from tasks.engine import Run
 
+
 @dataclass
 class DocumentOptions(Options):
     title = "data"
@@ -78,9 +79,8 @@ class TextGeneration(Task):
 
         self.data, self.tokenizer, self.options, self.ignored = data, tokenizer, options, IGNORED
         ids = {name: tokenizer.encode_batch([document.text for document in split]) for name, split in data.splits()}
-        self.bytes_per_token = {
-            name: sum(len(d.text.encode()) for d in split) / sum(len(row) + 1 for row in ids[name]) for name, split in data.splits()
-        }
+        sizes = {name: sum(len(document.text.encode()) for document in split) for name, split in data.splits()}
+        self.bytes_per_token = {name: size / sum(len(row) + 1 for row in ids[name]) for name, size in sizes.items()}
         text = joined(ids["train"], tokenizer.eos)
         windows = Windows(text, min(options.context, len(text) - 1), options.seed, options.epoch_windows)
         valid = strided(ids["valid"], tokenizer.eos, options.context, options.context)
@@ -126,9 +126,7 @@ class TextGeneration(Task):
 
         options = self.options
         sampler = Sampler(temperature=0.8, top_p=0.95, seed=options.seed)
-        pieces = generate(
-            model, self.tokenizer, options.sample, context=options.context, max_new_tokens=tokens, choose=sampler
-        )
+        pieces = generate(model, self.tokenizer, options.sample, context=options.context, max_new_tokens=tokens, choose=sampler)
         return options.sample + "".join(pieces)
 
     def keep(self, folder: Path) -> None:
@@ -151,7 +149,9 @@ class TextGeneration(Task):
         print(samples[0])
         others = compressors(self.data.train, self.data.test)
         told = ", ".join(f"{name} {bits:.3f}" for name, bits in others.items())
-        print(f"test {found.bits_per_byte:.3f} bits per byte ({told}); perplexity {found.perplexity:.2f} of {found.tokens:,} tokens")
+        print(
+            f"test {found.bits_per_byte:.3f} bits per byte ({told}); perplexity {found.perplexity:.2f}, {found.tokens:,} tokens"
+        )
         print(f"{summary['seconds']:.1f} s of training; see {run.folder}")
         return {"test_bits_per_byte": found.bits_per_byte, "test_perplexity": found.perplexity, "compressors": others}
 
@@ -183,7 +183,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TextGeneration, nn.Modul
         tokenizer = train_tokenizer((document.text for document in data.train), options.level, options.vocab_size)
     torch.manual_seed(options.seed)
     wanted = {"dropout": options.dropout, "layers": options.layers, "dim": options.dim}
-    arguments = {name: value for name, value in wanted.items() if value is not None}
+    arguments: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     if "max_positions" in zoo.arguments(options.model):
         arguments["max_positions"] = options.context
     model = zoo.create(options.model, vocab_size=tokenizer.vocab_size, **arguments)
@@ -197,16 +197,16 @@ def require_language_model(name: str) -> None:
 
     import zoo
 
-    known = zoo.arguments(name)  # or an error that names the nearest
+    known: dict[str, Any] = {"vocab_size": 300} if "vocab_size" in zoo.arguments(name) else {}
     with torch.device("meta"):
-        model: Any = zoo.create(name, **({"vocab_size": 300} if "vocab_size" in known else {}))
+        model: Any = zoo.create(name, **known)
     if not hasattr(model, "next_logits") or hasattr(model, "encode"):
         raise UserError(f"--model {name} is no language model, such as gpt_small or llama_small")
 
 
 COMMANDS = {
     "train": Command(
-        TrainOptions, "train a language model and leave a run in RUNS_DIR/NAME", train, "--train book.txt --name own", "--train {}"
+        TrainOptions, "train a language model, leave a run in RUNS_DIR/NAME", train, "--train book.txt --name own", "--train {}"
     ),
     "generate": Command(
         GenerateOptions, "go on from a prompt", write, '--name own --prompt "def main(" --temperature 0.7', "--prompt {}"

@@ -105,8 +105,8 @@ def evaluate(given: dict[str, Any]) -> None:
             found.append(one)
             put([{"document": document.name, "bits_per_byte": one.bits_per_byte, "perplexity": one.perplexity} | one._asdict()])
     whole = total(found)
-    print(f"bits per byte {whole.bits_per_byte:.4f}, perplexity {whole.perplexity:.3f} of {whole.tokens:,} tokens in {len(test):,} texts")
-
+    counts = f"{whole.tokens:,} tokens in {len(test):,} texts"
+    print(f"bits per byte {whole.bits_per_byte:.4f}, perplexity {whole.perplexity:.3f}: {counts}")
 
 
 def test_of(options: EvaluateOptions) -> list[Document]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import groupby, islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from tasks.tables import json_lines
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor
@@ -80,46 +78,22 @@ def search(
 # ----------------------------------------------------------------------------------------------------------------- writing
 
 
-def one_line(text: str) -> str:
-    """The text with a space for each line break, whatever Unicode or `str.splitlines` holds to be one."""
-    return " ".join(text.splitlines())
+def as_lines(found: Sequence[Sequence[Hypothesis]], scored: bool) -> Iterator[str]:
+    """A text a hypothesis, with scores `score<tab>log_probability<tab>translation`."""
+    for one in chain.from_iterable(found):
+        yield f"{one.score:.6f}\t{one.log_probability:.6f}\t{one.text}" if scored else one.text
 
 
-def as_lines(found: Sequence[Sequence[Hypothesis]], scored: bool) -> str:
-    """A line a hypothesis, with scores `score<tab>log_probability<tab>translation`."""
-    heads = {False: lambda one: "", True: lambda one: f"{one.score:.6f}\t{one.log_probability:.6f}\t"}
-    return "".join(f"{heads[scored](one)}{one_line(one.text)}\n" for hypotheses in found for one in hypotheses)
-
-
-def as_rows(sources: Sequence[str], found: Sequence[Sequence[Hypothesis]]) -> list[dict[str, Any]]:
-    """A row a hypothesis, for `as_table`; lines and ranks count from 1."""
-    return [
-        {"line": line, "rank": rank, "source": source, "translation": one.text}
-        | {"score": finite(one.score), "log_probability": finite(one.log_probability)}
-        for line, (source, hypotheses) in enumerate(zip(sources, found, strict=True), 1)
-        for rank, one in enumerate(hypotheses, 1)
-    ]
+def as_rows(sources: Sequence[str], found: Sequence[Sequence[Hypothesis]]) -> Iterator[dict[str, Any]]:
+    """A row a hypothesis; lines and ranks count from 1."""
+    for line, (source, hypotheses) in enumerate(zip(sources, found, strict=True), 1):
+        for rank, one in enumerate(hypotheses, 1):
+            numbers = {"score": finite(one.score), "log_probability": finite(one.log_probability)}
+            yield {"line": line, "rank": rank, "source": source, "translation": one.text, **numbers}
 
 
 def finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
-
-
-def as_table(rows: Sequence[Mapping[str, Any]], form: str) -> str:
-    """Rows of the same keys as "jsonl", an object a line, or as "tsv" under a line of names; lists take several columns of it."""
-    if form == "jsonl":
-        return json_lines(rows)
-    widths = {key: max([1, *(len(row[key]) for row in rows if isinstance(row[key], list))]) for row in rows[:1] for key in row}
-    names = [f"{key}_{n + 1}" if width > 1 else key for key, width in widths.items() for n in range(width)]
-    lines = [names]
-    for row in rows:
-        cells = {key: value if isinstance(value, list) else [value] for key, value in row.items()}
-        lines.append([cell(x) for key, width in widths.items() for x in (cells[key] + [None] * width)[:width]])
-    return "".join("\t".join(line) + "\n" for line in lines)
-
-
-def cell(value: Any) -> str:
-    return "" if value is None else one_line(str(value)).replace("\t", " ")
 
 
 # --------------------------------------------------------------------------------------------------------------- attention

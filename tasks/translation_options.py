@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tasks.options import Options, option
-from tasks.saved import SavedOptions
+from tasks.saved import RunOptions, SavedOptions
+from tasks.tables import FILES as TABLES
+from tasks.tables import FORMATS
 
 PROGRAM = "tasks.translation"
 TOKENIZE = ("none", "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab")
-FORMATS = ("lines", "tsv", "jsonl")
 FORMS = ("nfc", "nfkc", "none")
 FILES = "two files of lines, or one .tsv, .csv, .jsonl, .tmx, .po or .mo file"
 
@@ -87,7 +88,7 @@ class TranslateOptions(DecodingOptions):
     scores: bool = option(
         False, "before each translation its score, by which beam search ranks, and its log-probability, with tabs between"
     )
-    format: str | None = option(None, "how to write them (default: as --output ends, else lines)", FORMATS)
+    format: str | None = option(None, "how to write them (default: as --output ends, else lines)", ("lines", *FORMATS))
     attention: str = option("", "PNG to draw the cross-attention of the first sentence to", path=True)
 
 
@@ -97,11 +98,11 @@ class EvaluateOptions(DecodingOptions):
     test: list[str] = option((), "files to test on (default: the test set of the run)", many=True, path=True)
     columns: str = option("", "of source and target in --test (default: those of the run)")
     max_length: int | None = option(None, "most tokens of a sentence, and of its translation (default: as in training)", least=1)
-    output: str = option("", ".tsv or .jsonl: source, references, translation and scores of every sentence", path=True)
+    output: str = option("", f"write source, references, translation and scores of every sentence into this {TABLES}", path=True)
     bleu_tokenize: str | None = option(None, "sacrebleu's tokenizer (default: what suits the target language)", TOKENIZE)
 
 
 @dataclass
-class ExportOptions(SavedOptions):
+class ExportOptions(RunOptions):
     title, program = "export", PROGRAM
     out: str = option("", "folder to make, for MarianMTModel and MarianTokenizer of transformers", path=True)

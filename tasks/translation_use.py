@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import tables
 from tasks.commands import checking_input
 from tasks.options import UserError, data_of, restored
+from tasks.saved import RunOptions, find_run
 from tasks.translation_options import CorpusOptions, DecodingOptions, EvaluateOptions, ExportOptions, TranslateOptions
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -29,7 +30,7 @@ def translate_lines(given: dict[str, Any]) -> None:
     check_translate(options)
     model, tokenizer, folder, precision = load_run(options)
     trained, lines = trained_on(folder), read_input(options.input)
-    form = options.format or form_of(options.output) or "lines"
+    form = options.format or tables.format_of(options.output, "lines")
     sentences = [spell(clean(line, trained.normalize), trained.data) for line in lines]
     for n, ids in enumerate(tokenizer.encode_batch(sentences), start=1):
         if len(ids) >= options.max_length:
@@ -39,10 +40,8 @@ def translate_lines(given: dict[str, Any]) -> None:
         found = translated(model, tokenizer, sentences, options, options.max_length, nbest=options.nbest, scored=scored)
         if options.attention and sentences:
             translating.draw_attention(model, tokenizer, sentences[0], found[0][0].text, Path(options.attention))
-    if form == "lines":
-        write_text(options.output, translating.as_lines(found, options.scores))
-    else:
-        write_text(options.output, translating.as_table(translating.as_rows(lines, found), form))
+    with tables.writing(options.output, form) as write:
+        write(translating.as_lines(found, options.scores) if form == "lines" else translating.as_rows(lines, found))
 
 
 def check_translate(options: TranslateOptions) -> None:
@@ -51,27 +50,8 @@ def check_translate(options: TranslateOptions) -> None:
         raise UserError(f"--nbest {options.nbest} needs --beam {options.nbest} or more, got {options.beam}")
     if options.input != "-" and (not Path(options.input).exists() or Path(options.input).is_dir()):
         raise UserError(f"--input {options.input} is {'a folder' if Path(options.input).is_dir() else 'not there'}")
-    require_writable("--output", options.output)
-    require_writable("--attention", options.attention, (".png",))
-
-
-def require_writable(name: str, path: str, endings: Sequence[str] = ()) -> None:
-    """Errors: `UserError` unless a file of one of these endings can be there; "" and "-" are none."""
-    if path in ("", "-"):
-        return
-    if Path(path).is_dir():
-        raise UserError(f"{name} {path} is a folder: give a file")
-    if endings and Path(path).suffix.lower() not in endings:
-        raise UserError(f"{name} must end in {' or '.join(endings)}, got {path}")
-    folder = Path(path).resolve().parent
-    if not folder.is_dir():
-        raise UserError(f"{name} {path}: the folder {folder} is not there")
-    if not os.access(path if Path(path).exists() else folder, os.W_OK):
-        raise UserError(f"{name} {path} may not be written")
-
-
-def form_of(path: str) -> str:
-    return {".tsv": "tsv", ".jsonl": "jsonl"}.get(Path(path).suffix.lower(), "")
+    tables.require_table("--output", options.output, lines=True)
+    tables.require_writable("--attention", options.attention, [".png"])
 
 
 def read_input(path: str) -> list[str]:
@@ -79,18 +59,6 @@ def read_input(path: str) -> list[str]:
     from tasks.data.text_files import decoded, lines
 
     return list(decoded(sys.stdin.buffer, "standard input") if path == "-" else lines(Path(path)))
-
-
-def write_text(path: str, text: str) -> None:
-    """As UTF-8, whatever the locale."""
-    from zoo import files
-
-    if path == "-":
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode())
-        sys.stdout.buffer.flush()
-    else:
-        files.write_bytes(Path(path), text.encode())
 
 
 def spell(line: str, data: str) -> str:
@@ -111,13 +79,18 @@ def trained_on(folder: Path) -> CorpusOptions:
 
 
 def load_run(options: DecodingOptions) -> tuple[Any, TextTokenizer, Path, AbstractContextManager[Any]]:
-    """Model, tokenizer and folder of a run, and the context that computes in --precision.
+    """As `load_translator`, the model on --device, and the context that computes in --precision."""
+    from tasks.saved import placed
 
-    Errors: `UserError` where there is none; `DataError` if the two do not match.
-    """
+    model, tokenizer, folder = load_translator(options)
+    model, precision = placed(model, options)
+    return model, tokenizer, folder, precision
+
+
+def load_translator(options: RunOptions) -> tuple[Any, TextTokenizer, Path]:
+    """Model, tokenizer and folder of a run. Errors: `UserError` where there is none; `DataError` if the two do not match."""
     import zoo
     from tasks.data.tokenizer import load_tokenizer
-    from tasks.saved import find_run, placed
 
     folder = find_run(options, "tokenizer.json")
     model: Any = zoo.load(folder)
@@ -127,8 +100,7 @@ def load_run(options: DecodingOptions) -> tuple[Any, TextTokenizer, Path, Abstra
     tokenizer.require_vocab_size(model.embedding.table.num_embeddings)
     if model.config.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
         raise UserError(f"{folder / 'tokenizer.json'} is not the tokenizer that the model was trained with")
-    model, precision = placed(model, options)
-    return model, tokenizer, folder, precision
+    return model, tokenizer, folder
 
 
 def translated(
@@ -154,10 +126,11 @@ def translated(
 @checking_input()
 def evaluate(given: dict[str, Any]) -> None:
     from tasks.scores import corpus_scores, sentence_scores
-    from tasks.translating import as_table
 
     options = EvaluateOptions(**given)
-    require_writable("--output", options.output, (".tsv", ".jsonl"))
+    tables.require_table("--output", options.output)
+    if options.columns and not options.test:
+        raise UserError("--columns is about --test: give that too")
     model, tokenizer, folder, precision = load_run(options)
     trained = trained_on(folder)
     how = {"data": trained.data, "language": trained.target, "tokenize": options.bleu_tokenize or ""}
@@ -171,18 +144,18 @@ def evaluate(given: dict[str, Any]) -> None:
         longest = options.max_length or trained.max_length
         found = [best.text for best, *_ in translated(model, tokenizer, held.sources, options, longest)]
     measured, signature = corpus_scores(found, held.references, **how)
-    if options.output:
-        each = sentence_scores(found, held.references, **how)
-        rows = [
-            {"source": source, "references": references, "translation": translation, **scores}
-            for source, references, translation, scores in zip(held.sources, held.references, found, each, strict=True)
-        ]
-        write_text(options.output, as_table(rows, form_of(options.output)))
-    for name, value in measured.items():
-        print(f"{name} {value:.4f}")
-    if held.counts.kept:
-        print(f"test: {held.counts}")
-    print(f"{len(found):,} sentences" + (f", BLEU signature {signature}" if signature else ""))
+    with tables.writing(options.output, widths={"references": max(map(len, held.references))}) as write:
+        if options.output:
+            each = sentence_scores(found, held.references, **how)
+            write(
+                {"source": source, "references": references, "translation": translation, **scores}
+                for source, references, translation, scores in zip(held.sources, held.references, found, each, strict=True)
+            )
+        for name, value in measured.items():
+            print(f"{name} {value:.4f}")
+        if held.counts.kept:
+            print(f"test: {held.counts}")
+        print(f"{len(found):,} sentences" + (f", BLEU signature {signature}" if signature else ""))
 
 
 def test_set(options: EvaluateOptions, trained: CorpusOptions, tokenizer: TextTokenizer) -> Held:
@@ -206,6 +179,6 @@ def export(given: dict[str, Any]) -> None:
     options = ExportOptions(**given)
     if not options.out:
         raise UserError("--out: give a folder to make")
-    model, tokenizer, folder, _ = load_run(DecodingOptions(**{k: v for k, v in given.items() if k != "out"}))
+    model, tokenizer, folder = load_translator(options)
     names = marian.write(model, tokenizer, Path(options.out))
     print(f"{options.out}: {folder.name} for transformers, {', '.join(names)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,7 +10,7 @@ import pickle
 import secrets
 import stat
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,34 +153,60 @@ def json_bytes(data: Mapping[str, Any]) -> bytes:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to disk, and rename: a crash or a full disk leaves the old file as it was.
+    """A file as `writing` leaves it, of one piece."""
+    with writing(path) as write:
+        write(content)
 
-    A link stays, what it leads to is written; a pipe or a device is written to as it is. A new file has the permissions that the
-    umask leaves, an old one keeps its own.
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Gives `write(content)`, for a content of any number of pieces: `path` holds all of them once the block has ended.
+
+    They are written beside `path`, flushed to disk, and renamed: an error, a crash or a full disk leaves the old file as it was.
+    A link stays, what it leads to is written; to a pipe or a device each piece goes as it comes. A new file has the permissions
+    that the umask leaves, an old one keeps its own.
+    Errors: `OSError` that names `path` if it cannot be written; what the block raises is passed on.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}{PART}"
-    try:
+    with naming(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        if (path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm")) or (path.exists() and not path.is_file()):
-            with path.open("wb") as file:
-                file.write(content)
-            return
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with os.fdopen(handle, "wb") as file:
-            if target.exists():
+        straight = (path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm")) or (path.exists() and not path.is_file())
+        made, flags = (path, os.O_TRUNC) if straight else (temporary, os.O_EXCL)
+        handle = os.open(made, os.O_WRONLY | os.O_CREAT | flags, 0o666)
+
+    def write(content: bytes) -> None:
+        left = memoryview(content)
+        with naming(path):
+            while left:
+                left = left[os.write(handle, left) :]
+
+    try:
+        with naming(path):
+            if not straight and target.exists():
                 os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # such as a full disk, or no such folder: say which file
-            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
+        yield write
+        with naming(path):
+            if not straight:
+                os.fsync(handle)
+                os.replace(temporary, target)
+    except BaseException:
+        if not straight:
+            temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Where the system fails, such as for a full disk, or no such folder: say which file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
 
 
 def remove_parts(folder: Path) -> None:

@@ -185,9 +185,74 @@ def test_permissions_are_the_umasks_or_the_old_ones(tmp_path):
 
 
 def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path):
-    for path in (tmp_path / "nowhere" / "a.txt", tmp_path, Path("/dev/full"), tmp_path / ("é" * 200)):
+    (tmp_path / "file").touch()
+    nowhere = (tmp_path / "nowhere" / "a.txt", tmp_path / "file" / "a.txt")
+    for path in (*nowhere, tmp_path, Path("/dev/full"), tmp_path / ("é" * 200)):
         with pytest.raises(OSError, match="cannot be written") as caught:
             files.write_bytes(path, b"new")
         assert caught.value.filename == str(path)
         assert files.PART not in str(caught.value)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+# -------------------------------------------------------------------------------------------------------------- in pieces
+
+
+def write_all(path, pieces):
+    """Until one of them is an error."""
+    with files.writing(path) as write:
+        for piece in pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            write(piece)
+
+
+def test_pieces_are_on_the_disk_as_they_come_and_the_file_at_the_end(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    with files.writing(path) as write:
+        for n in range(3):
+            write(b"new")
+            (part,) = tmp_path.glob(f".*{files.PART}")
+            assert part.read_bytes() == b"new" * (n + 1)
+            assert stat.S_IMODE(part.stat().st_mode) == 0o600
+            assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"newnewnew"
+    assert [one.name for one in tmp_path.iterdir()] == ["x"]
+
+
+def test_pieces_go_straight_through_a_pipe(tmp_path):
+    """Each one before the next is made."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with files.writing(tmp_path / "pipe") as write:
+            for piece in (b"one", b"two"):
+                write(piece)
+                assert os.read(reader, 100) == piece
+    finally:
+        os.close(reader)
+    assert [one.name for one in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a reason"), OSError(5, "of another file", "other"), KeyboardInterrupt()])
+def test_what_stops_between_two_pieces_leaves_the_old_file_and_is_told_as_it_is(tmp_path, error):
+    (tmp_path / "old").write_bytes(b"old")
+    for name in ("old", "new"):
+        with pytest.raises(type(error)) as caught:
+            write_all(tmp_path / name, [b"new", error])
+        assert caught.value is error
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("old", b"old")]
+
+
+def test_a_disk_that_fills_between_two_pieces_is_named(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="cannot be written: File too large") as caught:
+            write_all(tmp_path / "x", [bytes(1000)] * 9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / "x")
     assert not list(tmp_path.iterdir())
