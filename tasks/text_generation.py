@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import commands
 from tasks.commands import Command
 from tasks.language_modelling import foretell, generate, total
-from tasks.options import EngineOptions, Options, UserError, option
+from tasks.options import EngineOptions, Options, UserError, did_you_mean, option
 from tasks.saved import placed
 from tasks.task import Metric, Split, Task
 from tasks.text_generation_use import PROGRAM, TEXTS, EvaluateOptions, GenerateOptions, evaluate, write
@@ -192,16 +192,12 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TextGeneration, nn.Modul
 
 
 def require_language_model(name: str) -> None:
-    """Errors: `UserError` for a model that does not go on from tokens alone."""
-    import torch
-
+    """Errors: `UserError` for a model that does not go on from tokens alone, with the nearest one."""
     import zoo
 
-    known: dict[str, Any] = {"vocab_size": 300} if "vocab_size" in zoo.arguments(name) else {}
-    with torch.device("meta"):
-        model: Any = zoo.create(name, **known)
-    if not hasattr(model, "next_logits") or hasattr(model, "encode"):
-        raise UserError(f"--model {name} is no language model, such as gpt_small or llama_small")
+    known = zoo.names(zoo.LanguageModel)
+    if name not in known:
+        raise UserError(f"--model {name} is no language model{did_you_mean(name, known)}; there are {', '.join(known)}")
 
 
 COMMANDS = {

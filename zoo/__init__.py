@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from layers.weights import WeightMap
 from zoo import files, gpt, inception, mobilenet, resnet, transformer, vgg
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
-from zoo.model import ImageModel, Model
+from zoo.model import EncoderDecoder, ImageModel, LanguageModel, Model
 from zoo.pretrained import containers, preprocess
 from zoo.pretrained.load import Weights, find
 from zoo.pretrained.load import create as create_with
@@ -38,9 +39,15 @@ FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt)
 MODELS: dict[str, Callable[..., Model]] = {name: build for family in FAMILIES for name, build in family.VARIANTS.items()}
 
 
-def names() -> tuple[str, ...]:
-    """Every name that `create` knows."""
-    return tuple(MODELS)
+def names(kind: type[Model] = Model) -> tuple[str, ...]:
+    """Every name that `create` knows, of models of a kind: `ImageModel`, `LanguageModel`, `EncoderDecoder`."""
+    return tuple(name for name in MODELS if issubclass(kind_of(name), kind))
+
+
+def kind_of(name: str) -> type[Model]:
+    """The class of a model, which the function that builds it returns."""
+    build = MODELS[name]
+    return typing.get_type_hints(getattr(build, "func", build)).get("return", Model)
 
 
 def arguments(name: str) -> dict[str, Any]:
@@ -156,6 +163,6 @@ def load_state(model: nn.Module, path: str | Path) -> None:
 
 
 __all__ = [
-    "ImageModel", "Model", "Preprocess", "Weights", "arguments", "create", "load", "load_state", "names", "optimize", "save",
-    "save_state",
+    "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create", "kind_of", "load",
+    "load_state", "names", "optimize", "save", "save_state",
 ]  # fmt: skip

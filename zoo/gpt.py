@@ -34,10 +34,10 @@ from layers.rotary_scaling import SCALINGS, Scaling
 from layers.transformer import EncoderBlock, PreNorm, SandwichNorm
 from layers.weights import WeightMap
 from zoo.generation.decoder_only import Decoding
-from zoo.model import Model
+from zoo.model import LanguageModel
 
 
-class CausalLM(Model):
+class CausalLM(LanguageModel):
     """tokens (b, n) -> logits (b, n, vocab_size) for what follows each token.
 
     blocks:    modules (b, n, dim) -> (b, n, dim) with causal attentions, such as `EncoderBlock`.

@@ -102,6 +102,18 @@ class Model(nn.Module):
         return None
 
 
+class LanguageModel(Model):
+    """Abstract: tokens (b, n) -> logits (b, n, vocab_size) for what follows each; ``start(capacity=...)`` begins to decode."""
+
+    embedding: Any
+
+
+class EncoderDecoder(Model):
+    """Abstract: source and target tokens -> logits for what follows each target token; `start` begins to decode a target."""
+
+    embedding: Any
+
+
 class ImageModel(Model):
     """Abstract: images (b, c, y, x) -> logits (b, num_classes), by a stem, stages and a head, which a final model sets."""
 

@@ -17,12 +17,12 @@ from torch import nn
 import zoo
 from layers.convolution import BlurPool, SqueezeExcite
 from layers.residual import bottleneck
-from zoo import inception, mobilenet, resnet, saving, vgg
+from zoo import saving
 from zoo.model import LinearHead
 from zoo.resnet import ResNet, imagenet_stem
 from zoo.vgg import VGG
 
-IMAGES = [name for family in (vgg, resnet, inception, mobilenet) for name in family.VARIANTS]
+IMAGES = zoo.names(zoo.ImageModel)
 
 
 @cache
@@ -63,6 +63,14 @@ def test_an_argument_that_is_left_out_is_named():
 
 
 # ------------------------------------------------------------------------------------------------ what models know of themselves
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_names_tell_the_kind_of_a_model(name):
+    kinds = [kind for kind in (zoo.ImageModel, zoo.LanguageModel, zoo.EncoderDecoder) if name in zoo.names(kind)]
+    assert kinds == [kind for kind in (zoo.ImageModel, zoo.LanguageModel, zoo.EncoderDecoder) if isinstance(known(name), kind)]
+    assert issubclass(zoo.kind_of(name), zoo.Model)
+    assert type(known(name)) is zoo.kind_of(name)
 
 
 @pytest.mark.parametrize("name", zoo.names())
