@@ -45,8 +45,8 @@ class TrainOptions(EngineOptions, DocumentOptions):
     model: str = option("llama_small", "a language model of zoo.names()")
     context: int = option(256, "tokens that the model sees", least=2)
     stride: int = option(None, "tokens that are foretold at a time at the end (default: half of the context)", least=1)
-    epochs: int = option(8, "parts of the training text, or passes over it", least=1)
-    epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 1,000, else all)", least=1)
+    epochs: int = option(5, "parts of the training text, or passes over it", least=1)
+    epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 1,500, else all)", least=1)
     batch_size: int = option(8, "contexts in an optimizer step", least=1)
     lr: float = option(0.004, "peak learning rate", above=0)
     warmup: float = option(0.2, "epochs in which the learning rate rises from zero", least=0)
@@ -59,7 +59,7 @@ class TrainOptions(EngineOptions, DocumentOptions):
 
     def __post_init__(self) -> None:
         if self.epoch_windows is None and self.data == "stdlib" and not self.train:
-            self.epoch_windows = 1000
+            self.epoch_windows = 1500
         self.stride = self.stride or max(1, self.context // 2)
         super().__post_init__()
         if self.stride > self.context:
