@@ -13,6 +13,7 @@
 
 A row is *(ours, theirs)* or *(ours, theirs, pattern)* or *(ours, theirs, pattern, sizes)*. `{i}` stands for a number. An einops
 pattern without repeated, lost or reduced axes is a bijection, so every row converts both ways and a round trip keeps every bit.
+Of tied names an import needs one, as files hold them, and an export writes all; those that are there must hold the same bits.
 `sizes` gives axis lengths that the pattern cannot infer, such as the number of heads.
 
 Differs from `torch.nn.Module.load_state_dict(strict=True)` in that all problems are found before the first value is written.
@@ -245,7 +246,7 @@ class WeightMap:
     """A bijection between two ways of naming and laying out the same tensors; see the head of this file.
 
     rows:      *(ours, theirs[, pattern[, sizes]])*; several names on one side, separated by spaces, are stacked or joined by the
-               pattern, and without one are the same tensor under several names.
+               pattern, and without one are the same tensor under several names, of which one has to be there.
     constants: their names (holes allowed) -> the tensor that stands there in every export and must stand there in every import.
     derived:   the same for tables that the module computes itself: an import may lack them, and does not look at them.
     Errors:    `ValueError` that lists all names that are unmapped, missing, of a wrong shape or dtype, or claimed by two rows.
@@ -331,10 +332,9 @@ class WeightMap:
             row, filled = self.rows[r], dict(values)
             source, target = (row.theirs, row.ours) if backward else (row.ours, row.theirs)
             absent = [name.fill(filled) for n, name in enumerate(source) if n not in found]
-            if absent:
+            if absent and row.pattern:  # of tied names one is enough
                 missing += absent
-                if row.pattern:
-                    continue
+                continue
             names = [name.fill(filled) for name in target]
             try:
                 converted = row.convert([found[n] for n in sorted(found)], backward, [like.get(n) for n in names])

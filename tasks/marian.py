@@ -97,13 +97,11 @@ def number(config: Mapping[str, Any], key: str, name: str, least: int = 1) -> in
 
 
 def read_state(folder: Path, vocab_size: int) -> dict[str, Tensor]:
-    """All tensors under all of their names, of which files keep one each."""
+    """All tensors; the bias of the output is zero where the file has none."""
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder} must hold one of {', '.join(WEIGHTS)}")
     state = files.read_tensors(path, containers.read_any)
-    table = next((state[name] for name in TIED if name in state), None)
-    state |= {name: table for name in TIED if name not in state and table is not None}
     return {"final_logits_bias": torch.zeros(1, vocab_size), **state}
 
 

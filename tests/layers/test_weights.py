@@ -94,9 +94,39 @@ def test_a_missing_and_an_unknown_name_are_listed(drawn, data):
     with pytest.raises(ValueError, match=r"unmapped: nobody\.knows"):
         weights.to_ours({**theirs, "nobody.knows": torch.zeros(1)}, like=state)
     lost = data.draw(st.sampled_from(sorted(theirs)))
+    lost = {lost, *tied_to(lost, theirs)}
     module = Holder(state)
     with pytest.raises(ValueError, match="missing"):
-        weights.load(module, {k: v for k, v in theirs.items() if k != lost})
+        weights.load(module, {k: v for k, v in theirs.items() if k not in lost})
+
+
+def tied_to(name, names):
+    """The other names of a drawn tensor: a tied one stands under `e` and `head`."""
+    stem = name.removesuffix("head").removesuffix("e")
+    return {other for other in (f"{stem}e", f"{stem}head") if name.endswith((".e", ".head")) and other in names} - {name}
+
+
+@given(maps(), st.data())
+def test_one_name_of_tied_entries_is_enough(drawn, data):
+    """Files hold tied weights once. Whichever name is there, all names come out; so do those of a gradient."""
+    weights, state = drawn
+    theirs = weights.to_theirs(state)
+
+    def some(tensors):
+        pairs = [sorted({name, *tied_to(name, tensors)}) for name in tensors if tied_to(name, tensors)]
+        lost = {data.draw(st.sampled_from(pair)) for pair in sorted({tuple(pair) for pair in pairs})}
+        return {name: x for name, x in tensors.items() if name not in lost}
+
+    for strict in (True, False):
+        for found, expected in (
+            (weights.to_ours(some(theirs), like=state, strict=strict), state),
+            (weights.to_theirs(some(state)), theirs),
+        ):
+            assert found.keys() == expected.keys()
+            assert all(same_bits(found[k], expected[k]) for k in found)
+    module = Holder({k: torch.zeros_like(v) for k, v in state.items()})
+    weights.load(module, some(theirs))
+    assert all(same_bits(module.state[k], state[k]) for k in state)
 
 
 class Holder(nn.Module):
@@ -169,8 +199,24 @@ def test_tied_entries_must_agree():
     assert tied.to_theirs({"embedding.weight": weight}).keys() == {"embed.weight", "lm_head.weight"}
     with pytest.raises(ValueError, match=r"embed\.weight, lm_head\.weight.*same values"):
         tied.to_ours({"embed.weight": weight, "lm_head.weight": weight + 1})
-    with pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
-        tied.to_ours({"embed.weight": weight})
+    three = WeightMap(("table", "embed head decoder.table"))
+    for weights, ours in ((tied, "embedding.weight"), (three, "table")):
+        module = Holder({ours: torch.zeros(3, 2)})
+        with pytest.raises(ValueError, match=f"weights do not fit; missing: {ours}$"):
+            weights.load(module, {})
+    with pytest.raises(ValueError, match=r"cannot convert: embed, head, decoder\.table .*same values"):
+        three.to_ours({"head": weight, "decoder.table": weight + 1})
+    assert torch.equal(three.to_ours({"head": weight, "decoder.table": weight})["table"], weight)
+
+
+def test_gradients_of_tied_parameters_travel_under_all_names():
+    module = nn.Linear(2, 3, bias=False)
+    module(torch.ones(2)).sum().backward()
+    carried = WeightMap(("weight", "embed head")).to_theirs({"weight": module.weight.grad}, strict=False)
+    assert carried.keys() == {"embed", "head"}
+    both = WeightMap(("embedding.weight output.weight", "shared"))
+    carried = both.to_theirs({"embedding.weight": module.weight.grad}, strict=False)  # named_parameters gives one name
+    assert torch.equal(carried["shared"], module.weight.grad)
 
 
 def test_constants_are_written_and_checked():
