@@ -10,7 +10,7 @@ import secrets
 import stat
 import struct
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -73,7 +73,8 @@ def read_tensors(path: str | Path, read: Callable[[Path], dict[str, Tensor]] | N
     """All tensors of a `.safetensors` file, of an index of shards (`*.index.json`), or of a folder that holds one of them.
 
     read: how to read a file or shard, if it may be of another kind.
-    Errors: `ValueError` that names the file if it is missing, damaged, a pickle, or if a shard is missing.
+    Errors: `ValueError` that names the file if it is missing, damaged or a pickle, and for an index whose shards are missing,
+            lie elsewhere, or lack a tensor.
     """
     path, read = weights_file(path), read or read_file
     return read_shards(path, read) if path.name.endswith(".index.json") else read(path)
@@ -93,6 +94,9 @@ def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
         raise ValueError(f"{index} must have an object 'weight_map' that gives the file of every tensor")
+    for file in set(names.values()):
+        if not (path := PurePath(file)).name or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{index} must name files of its own folder, got {file!r}")
     shards = {file: index.parent / file for file in names.values()}
     if missing := sorted(file for file, path in shards.items() if not path.is_file()):
         raise ValueError(f"{index} names shards that are not there: {', '.join(missing)}")
