@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from layers.weights import same_bits
 from zoo import files
 
 
@@ -28,6 +29,30 @@ def test_round_trip_keeps_bits_and_shared_tensors(tmp_path):
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[k], tensors[k]) and read[k].dtype == tensors[k].dtype for k in tensors)
     assert files.read_metadata(tmp_path / "x.safetensors") == {"step": "3"}
+
+
+DTYPES = ("bool", "uint8", "int16", "int64", "float16", "bfloat16", "float32", "float64", "float8_e5m2")
+
+
+def test_tensors_are_read_where_they_are_asked_for(tmp_path):
+    """By the header alone until then, and each into memory of its own: the file may change afterwards."""
+    path = tmp_path / "x.safetensors"
+    raw = torch.randint(256, (48,), dtype=torch.uint8)
+    tensors = {name: raw.bool() if name == "bool" else raw.view(getattr(torch, name)).reshape(2, -1) for name in DTYPES}
+    tensors |= {"count": torch.tensor(7), "none": torch.empty(0, 3), "strided": torch.randn(4, 3).T}
+    files.write_tensors(path, tensors, {"note": "-" * 21})
+    found = files.stored(path)
+    assert {k: (x.like.shape, x.like.dtype, x.like.is_meta) for k, x in found.items()} == {
+        k: (x.shape, x.dtype, True) for k, x in tensors.items()
+    }
+    read = {name: x.read() for name, x in found.items()}
+    path.write_bytes(bytes(path.stat().st_size))
+    for name, x in tensors.items():
+        assert same_bits(read[name], x), name
+        assert read[name].untyped_storage().nbytes() == x.nbytes
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x\.safetensors has become shorter while it was read"):
+        found["float32"].read()
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "disguised.safetensors"])

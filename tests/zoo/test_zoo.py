@@ -211,14 +211,17 @@ def test_tools_may_look_at_everything(name):
         del model.config["preprocess"]
 
 
+def inputs_of(name, model):
+    tokens, size = torch.randint(1, 19, (2, 5)), 75 if name == "inception_v3" else 32
+    return (tokens, tokens) if name.startswith("transformer") else (torch.randn(2, model.in_channels, size, size),)
+
+
 @pytest.mark.filterwarnings("ignore:.*jit.trace", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "mobilenet_v2"])  # v3 has its blocks too
 def test_small_members_are_traced_copied_and_pickled(name):
     torch.manual_seed(0)
     model = zoo.create(name, **FAMILIES[name]).eval()
-    tokens = torch.randint(1, 19, (2, 5))
-    size = 75 if name == "inception_v3" else 32
-    inputs = (tokens, tokens) if name.startswith("transformer") else (torch.randn(2, model.in_channels, size, size),)
+    inputs = inputs_of(name, model)
     with torch.no_grad():
         expected = model(*inputs)
         traced = torch.jit.trace(model, inputs, check_trace=False)
@@ -271,7 +274,12 @@ def test_a_small_member_of_each_family_comes_back(name, tmp_path):
     random = torch.get_rng_state()
     zoo.save(model, tmp_path)
     assert torch.equal(torch.get_rng_state(), random)
-    assert_same(zoo.load(tmp_path), state)
+    inputs = inputs_of(name, model)
+    for loaded in (zoo.load(tmp_path), zoo.create(name, weights=tmp_path).eval()):
+        assert_same(loaded, state)
+        assert all(p.requires_grad for p in loaded.parameters())
+        with torch.no_grad():
+            assert torch.equal(loaded(*inputs), model.eval()(*inputs))  # and nothing is left on the meta device
 
 
 def assert_same(loaded, state):
@@ -563,3 +571,20 @@ def test_rooms_keep_their_old_names():
 def test_importing_the_zoo_does_not_import_torchvision():
     program = "import sys, zoo; sys.exit('torchvision' in sys.modules or 'sklearn' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_loading_does_not_import_torchs_compiler(tmp_path):
+    """Which takes seconds, and which much of what is done on the meta device asks for. Older versions of einops do it anyway."""
+    program = (
+        "import einops, sys, torch, zoo; from zoo import files\n"
+        "einops.rearrange(torch.ones(1), 'a -> a'); before = 'torch._dynamo' in sys.modules\n"
+        "small = dict(vocab_size=9, dim=8, heads=2, hidden_dim=12, layers=1)\n"
+        "for name, given in (('inception_v3', dict(width=1 / 16)), ('transformer_base', small)):\n"
+        "    model = zoo.create(name, **given)\n"
+        "    zoo.save(model, sys.argv[1]); zoo.load(sys.argv[1])\n"
+        "    for naming, weights in model.maps.items():\n"
+        "        files.write_tensors(sys.argv[1] + '/x.safetensors', weights.export(model))\n"
+        "        zoo.create(name, weights=sys.argv[1] + '/x.safetensors', **given)\n"
+        "sys.exit('torch._dynamo' in sys.modules and not before)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
