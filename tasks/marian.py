@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layers.weights import Stored
 from tasks.data import DataError
 from tasks.data.pieces import VOCABULARY, Pieces
 from tasks.data.tokenizer import TextTokenizer, load_tokenizer
@@ -43,7 +44,7 @@ class Published:
     """A folder's model and tokenizer. arguments: those of `zoo.create`. kept: `KEPT` files by name."""
 
     arguments: dict[str, Any]
-    state: dict[str, Tensor]
+    state: dict[str, Tensor | Stored]
     tokenizer: TextTokenizer
     start: int
     kept: dict[str, Any]
@@ -96,14 +97,12 @@ def number(config: Mapping[str, Any], key: str, name: str, least: int = 1) -> in
     return value
 
 
-def read_state(folder: Path, vocab_size: int) -> dict[str, Tensor]:
-    """All tensors under all of their names, of which files keep one each."""
+def read_state(folder: Path, vocab_size: int) -> dict[str, Tensor | Stored]:
+    """All tensors; the bias of the output is zero where the file has none."""
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder} must hold one of {', '.join(WEIGHTS)}")
     state = files.read_tensors(path, containers.read_any)
-    table = next((state[name] for name in TIED if name in state), None)
-    state |= {name: table for name in TIED if name not in state and table is not None}
     return {"final_logits_bias": torch.zeros(1, vocab_size), **state}
 
 

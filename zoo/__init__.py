@@ -25,7 +25,7 @@ from layers.weights import WeightMap
 from zoo import files, gpt, inception, mobilenet, resnet, transformer, vgg
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
-from zoo.model import EncoderDecoder, ImageModel, LanguageModel, Model
+from zoo.model import EncoderDecoder, ImageModel, LanguageModel, Model, without_values
 from zoo.pretrained import containers, preprocess
 from zoo.pretrained.load import Weights, find
 from zoo.pretrained.load import create as create_with
@@ -67,16 +67,16 @@ REQUIRED = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
 def create(name: str, *, weights: str | Path | Weights | None = None, **arguments: Any) -> Model:
     """Build a model by name; arguments are those that `zoo.arguments` lists, all of them JSON values.
 
-    weights: None for new ones, a file, or what torchvision or timm publish, as `zoo.pretrained.load` says. The model then has the
-             arguments that they were trained with, where none are given, new output layers for another `num_classes`, and
-             knows its `preprocess`.
+    weights: None for new ones, a file, a folder of Hugging Face's, or what torchvision or timm publish, as `zoo.pretrained.load`
+             says. The model then has the arguments that they were trained with, where they tell them and none are given, new
+             output layers for another `num_classes`, and knows its `preprocess`.
     Errors: `ValueError` for an unknown name, with the nearest one, for an argument that the model does not take or accept, and
             for weights that cannot be had or do not fit.
     """
     if weights is None:
         return build(name, **arguments)
     if not isinstance(weights, str | Path | Weights):
-        raise ValueError(f"weights must be a file, torchvision:NAME or timm:NAME, got {weights!r}")
+        raise ValueError(f"weights must be a file, hf:PATH, torchvision:NAME or timm:NAME, got {weights!r}")
     require_arguments(name, arguments)
     found = weights if isinstance(weights, Weights) else find(name, str(weights))
     return create_with(build, name, found, arguments)
@@ -144,16 +144,18 @@ def load(path: str | Path) -> Model:
     dtype = config.pop("dtype", "float32")
     if dtype not in DTYPES:
         raise ValueError(f"{folder / 'config.json'} must give one of {', '.join(DTYPES)} as dtype, got {dtype!r}")
-    model = create(config["model"], **config["arguments"]).to(DTYPES[dtype])
+    with without_values():
+        model = build(config["model"], **config["arguments"]).to(DTYPES[dtype])
     load_state(model, path)
     model.config = config
     return model.eval()
 
 
 def load_state(model: nn.Module, path: str | Path) -> None:
-    """Copy the tensors of a file into the model; nothing is changed unless every name, shape and dtype fits.
+    """Put the tensors of a file into the model, one after another; nothing is changed unless every name, shape and dtype fits.
 
-    Prefixes that all names share, such as torch.compile's, are taken off where the model's names lack them.
+    What the model has on the meta device gets memory of its own. Prefixes that all names share, such as torch.compile's, are
+    taken off where the model's names lack them.
     """
     model, tensors = plain(model), files.read_state(path)
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from layers.checks import require, require_axes, require_pixels
 from layers.weights import WeightMap
@@ -195,6 +197,26 @@ class LinearHead(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         return self.output(self.dropout(grid.mean((-2, -1))))
+
+
+DRAW = {nn.init.normal_, Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.add_, Tensor.mul_, Tensor.div_, Tensor.clamp_}
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves out what draws values on the meta device, which has none, and where that would import all of torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in DRAW and (tensor := args[0] if args else kwargs["tensor"]).is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Models that are built under it are on the meta device: they take no time and no memory, until weights are loaded."""
+    with torch.device("meta"), Undrawn():
+        yield
 
 
 @torch.no_grad()

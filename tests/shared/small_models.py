@@ -39,3 +39,12 @@ FAMILIES = {
     "llama_small": TEXT | dict(kv_heads=1, experts=2, scaling=dict(kind="yarn", factor=2.0, original_length=8)),
 }
 """A small member of each family."""
+
+
+def inputs_of(name, model):
+    """What a small member is called with."""
+    if isinstance(model, zoo.ImageModel):
+        size = 75 if name == "inception_v3" else 32
+        return (torch.randn(2, model.in_channels, size, size),)
+    tokens = torch.randint(1, 19, (2, 5))
+    return (tokens, tokens) if isinstance(model, zoo.EncoderDecoder) else (tokens,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import resource
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from layers.weights import same_bits
 from zoo import files
 
 
@@ -27,6 +29,30 @@ def test_round_trip_keeps_bits_and_shared_tensors(tmp_path):
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[k], tensors[k]) and read[k].dtype == tensors[k].dtype for k in tensors)
     assert files.read_metadata(tmp_path / "x.safetensors") == {"step": "3"}
+
+
+DTYPES = ("bool", "uint8", "int16", "int64", "float16", "bfloat16", "float32", "float64", "float8_e5m2")
+
+
+def test_tensors_are_read_where_they_are_asked_for(tmp_path):
+    """By the header alone until then, and each into memory of its own: the file may change afterwards."""
+    path = tmp_path / "x.safetensors"
+    raw = torch.randint(256, (48,), dtype=torch.uint8)
+    tensors = {name: raw.bool() if name == "bool" else raw.view(getattr(torch, name)).reshape(2, -1) for name in DTYPES}
+    tensors |= {"count": torch.tensor(7), "none": torch.empty(0, 3), "strided": torch.randn(4, 3).T}
+    files.write_tensors(path, tensors, {"note": "-" * 21})
+    found = files.stored(path)
+    assert {k: (x.like.shape, x.like.dtype, x.like.is_meta) for k, x in found.items()} == {
+        k: (x.shape, x.dtype, True) for k, x in tensors.items()
+    }
+    read = {name: x.read() for name, x in found.items()}
+    path.write_bytes(bytes(path.stat().st_size))
+    for name, x in tensors.items():
+        assert same_bits(read[name], x), name
+        assert read[name].untyped_storage().nbytes() == x.nbytes
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x\.safetensors has become shorter while it was read"):
+        found["float32"].read()
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "disguised.safetensors"])
@@ -68,6 +94,28 @@ def test_an_index_that_names_no_shard_is_refused(tmp_path, file):
         files.read_tensors(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["../x.safetensors", "{outside}/x.safetensors", "part/../../x.safetensors", "", "."])
+def test_an_index_that_names_a_file_outside_of_its_folder_is_refused(tmp_path, file):
+    (folder := tmp_path / "model" / "part").mkdir(parents=True)
+    files.write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(1)})
+    files.write_tensors(folder / "x.safetensors", {"b": torch.ones(1)})
+    index = {"weight_map": {"a": (file := file.format(outside=tmp_path)), "b": "part/x.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"index\.json must name files of its own folder, got '{re.escape(file)}'$"):
+        files.read_tensors(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"b": "part/x.safetensors"}}))
+    assert files.read_tensors(tmp_path / "model")["b"].tolist() == [1.0]
+
+
+def test_a_shard_may_be_a_link(tmp_path):
+    """As Hugging Face's cache has them: every file of a model leads to another folder."""
+    files.write_tensors(tmp_path / "blob", {"a": torch.ones(1)})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "m-1.safetensors").symlink_to(tmp_path / "blob")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "m-1.safetensors"}}))
+    assert files.read_tensors(tmp_path / "model")["a"].tolist() == [1.0]
+
+
 @pytest.mark.parametrize("keep", [0, 5, 40, 0.5, 0.99])
 def test_a_truncated_file_is_named(tmp_path, keep):
     path = tmp_path / "x.safetensors"
@@ -87,6 +135,10 @@ def test_shards(tmp_path):
     index["weight_map"]["c"] = "m-2.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="do not hold: c"):
+        files.read_tensors(tmp_path)
+    content = (tmp_path / "m-2.safetensors").read_bytes()
+    (tmp_path / "m-2.safetensors").write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"m-2\.safetensors is truncated or damaged"):
         files.read_tensors(tmp_path)
     (tmp_path / "m-2.safetensors").unlink()
     with pytest.raises(ValueError, match=r"not there: m-2\.safetensors"):

@@ -9,7 +9,7 @@ from types import MethodType
 import numpy as np
 import pytest
 import torch
-from small_models import FAMILIES, SMALL, TEXT, on_meta
+from small_models import FAMILIES, SMALL, TEXT, inputs_of, on_meta
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -34,7 +34,12 @@ def test_a_small_member_of_each_family_comes_back(name, tmp_path):
     random = torch.get_rng_state()
     zoo.save(model, tmp_path)
     assert torch.equal(torch.get_rng_state(), random)
-    assert_same(zoo.load(tmp_path), state)
+    inputs = inputs_of(name, model)
+    for loaded in (zoo.load(tmp_path), zoo.create(name, weights=tmp_path).eval()):
+        assert_same(loaded, state)
+        assert all(p.requires_grad for p in loaded.parameters())
+        with torch.no_grad():
+            assert torch.equal(loaded(*inputs), model.eval()(*inputs))  # and nothing is left on the meta device
 
 
 def assert_same(loaded, state):

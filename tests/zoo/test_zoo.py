@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 import torch
-from small_models import FAMILIES, TEXT, least, on_meta
+from small_models import FAMILIES, TEXT, inputs_of, least, on_meta
 from torch import nn
 
 import zoo
@@ -188,10 +188,7 @@ def test_tools_may_look_at_everything(name):
 def test_small_members_are_traced_copied_and_pickled(name):
     torch.manual_seed(0)
     model = zoo.create(name, **FAMILIES[name]).eval()
-    tokens = torch.randint(1, 19, (2, 5))
-    size = 75 if name == "inception_v3" else 32
-    inputs = (tokens, tokens) if name.startswith("transformer") else (tokens,)
-    inputs = (torch.randn(2, model.in_channels, size, size),) if isinstance(model, zoo.ImageModel) else inputs
+    inputs = inputs_of(name, model)
     with torch.no_grad():
         expected = model(*inputs)
         traced = torch.jit.trace(model, inputs, check_trace=False)
@@ -246,3 +243,20 @@ def test_rooms_keep_their_old_names():
 def test_importing_the_zoo_does_not_import_torchvision():
     program = "import sys, zoo; sys.exit('torchvision' in sys.modules or 'sklearn' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_loading_does_not_import_torchs_compiler(tmp_path):
+    """Which takes seconds, and which much of what is done on the meta device asks for. Older versions of einops do it anyway."""
+    program = (
+        "import einops, sys, torch, zoo; from zoo import files\n"
+        "einops.rearrange(torch.ones(1), 'a -> a'); before = 'torch._dynamo' in sys.modules\n"
+        "small = dict(vocab_size=9, dim=8, heads=2, hidden_dim=12, layers=1)\n"
+        "for name, given in (('inception_v3', dict(width=1 / 16)), ('transformer_base', small)):\n"
+        "    model = zoo.create(name, **given)\n"
+        "    zoo.save(model, sys.argv[1]); zoo.load(sys.argv[1])\n"
+        "    for naming, weights in model.maps.items():\n"
+        "        files.write_tensors(sys.argv[1] + '/x.safetensors', weights.export(model))\n"
+        "        zoo.create(name, weights=sys.argv[1] + '/x.safetensors', **given)\n"
+        "sys.exit('torch._dynamo' in sys.modules and not before)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)

@@ -62,11 +62,9 @@ def made(kind, seed=0):
 def of(model, tmp_path):
     """Our model of the folder that theirs leaves."""
     model.save_pretrained(tmp_path)
-    build, arguments = arguments_of(json.loads((tmp_path / "config.json").read_text()))
-    names = {getattr(zoo.MODELS[name], "func", zoo.MODELS[name]): name for name in reversed(zoo.names(zoo.LanguageModel))}
-    ours = zoo.create(names[build], **arguments).eval()
-    ours.maps["huggingface"].load(ours, model.state_dict())
-    return ours
+    kind = type(model).__name__
+    name = "gpt_small" if kind.startswith("GPT2") else "gemma_2b" if kind.startswith("Gemma") else "llama_small"
+    return zoo.create(name, weights=f"hf:{tmp_path}").eval()
 
 
 @pytest.mark.parametrize("kind", THEIRS)
@@ -122,6 +120,19 @@ def test_version_4s_form_of_rotary_positions():
     assert first == second
     assert first["scaling"] == dict(kind="llama3", factor=8.0, low=1.0, high=4.0, original_length=8192)
     assert first["base"] == 500000.0
+
+
+def test_a_folder_of_another_architecture_is_refused(tmp_path):
+    made("mistral").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json is of another architecture than gpt2: give one of llama_small"):
+        zoo.create("gpt2", weights=f"hf:{tmp_path}")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"no_such_option": 3}))
+    with pytest.raises(ValueError, match=r"config\.json: .*no_such_option = 3"):
+        zoo.create("llama_small", weights=f"hf:{tmp_path}")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ValueError, match=r"do not fit llama_small: .*missing: model\.layers\.2"):
+        zoo.create("llama_small", weights=f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize(
