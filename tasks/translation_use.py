@@ -29,11 +29,13 @@ def translate_lines(given: dict[str, Any]) -> None:
     check_translate(options)
     model, tokenizer, folder, precision = load_run(options)
     trained, lines = trained_on(folder), read_input(options.input)
+    where = "standard input" if options.input == "-" else options.input
     form = options.format or form_of(options.output) or "lines"
     sentences = [spell(clean(line, trained.normalize), trained.data) for line in lines]
     for n, ids in enumerate(tokenizer.encode_batch(sentences), start=1):
         if len(ids) >= options.max_length:
-            raise UserError(f"--max_length: line {n} has {len(ids)} tokens, at most {options.max_length - 1} are allowed")
+            raise UserError(f"--max_length: {where}, line {n}, {sentences[n - 1][:40]!r}, has {len(ids)} tokens, at most "
+                            f"{options.max_length - 1} are allowed")  # fmt: skip
     with precision:
         scored = options.scores or form != "lines"
         found = translated(model, tokenizer, sentences, options, options.max_length, nbest=options.nbest, scored=scored)
@@ -162,7 +164,9 @@ def evaluate(given: dict[str, Any]) -> None:
     trained = trained_on(folder)
     how = {"data": trained.data, "language": trained.target, "tokenize": options.bleu_tokenize or ""}
     measure(["a"], [["a"]], **how)  # what cannot be measured is known before it is translated
-    held = test_set(options, trained, tokenizer)
+    held, notes = test_set(options, trained, tokenizer)
+    for note in notes.values():
+        print(note, file=sys.stderr)
     then = data_of(options_of(folder)) or {}
     known = (then.get("test") or then.get("valid") or {}).get("fingerprint")
     if not options.test and known not in (None, held.fingerprint):
@@ -185,18 +189,19 @@ def evaluate(given: dict[str, Any]) -> None:
     print(f"{len(found):,} sentences" + (f", BLEU signature {signature}" if signature else ""))
 
 
-def test_set(options: EvaluateOptions, trained: CorpusOptions, tokenizer: TextTokenizer) -> Held:
-    """The pairs of --test, cleaned as in training, or the run's own test set."""
+def test_set(options: EvaluateOptions, trained: CorpusOptions, tokenizer: TextTokenizer) -> tuple[Held, dict[str, str]]:
+    """The pairs of --test, cleaned as in training, or the run's own test set; and what is to be told of them."""
     from tasks.data.parallel import Held, fitting, load_test
     from tasks.data.text import read
 
+    notes: dict[str, str] = {}
     if not options.test:
-        return load_test(trained, tokenizer)
-    pairs = read(options.test, trained.source, trained.target, options.columns or trained.columns)
+        return load_test(trained, tokenizer, notes), notes
+    pairs = read(options.test, trained.source, trained.target, options.columns or trained.columns, notes)
     pairs = ((spell(source.strip(), trained.data), target) for source, target in pairs)
     fits = fitting(tokenizer, options.max_length or trained.max_length)
     held = Held.of(pairs, fits, trained.data == "cmudict", trained.normalize)
-    return held.require_some("test")
+    return held.require_some("test"), notes
 
 
 @checking_input()
