@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import commands
 from tasks.commands import Command, checking_input
+from tasks.generation_config import USUAL, Generation, generation_of
 from tasks.options import EngineOptions, UserError, option
 from tasks.scores import measure, scores
 from tasks.task import Metric, Split, Task
@@ -57,14 +58,14 @@ class Translation(Task):
 
     unit = "sentences"
 
-    def __init__(self, data: ParallelData, options: TrainOptions) -> None:
+    def __init__(self, data: ParallelData, options: TrainOptions, generation: Generation = USUAL) -> None:
         import torch
 
         from tasks.data.batching import batches, collate, lengths_of
         from tasks.data.corpus import Corpus
         from tasks.data.sources import built_in
 
-        self.data, self.options, self.tokenizer = data, options, data.tokenizer
+        self.data, self.options, self.generation, self.tokenizer = data, options, generation, data.tokenizer
         self.primary = Metric("exact_match" if built_in(options) else "bleu")
         lengths = data.train.lengths if isinstance(data.train, Corpus) else lengths_of(data.train)
         self.require_room(lengths)
@@ -84,7 +85,7 @@ class Translation(Task):
         about = {"source": options.source, "target": options.target, "normalize": options.normalize}
         self.identity = {**about, **data.identity()}
         counts = [f"{split}: {counts}" for split, counts in data.counts.items()]
-        self.told = [f"{self.tokenizer.vocab_size} tokens", *counts, *data.notes.values()]
+        self.told = [f"{self.tokenizer.vocab_size} tokens", *counts, *data.notes.values(), *filter(None, [generation.told])]
 
     def require_room(self, lengths: Tensor) -> None:
         """Errors: `DataError` that shows a pair which no batch can hold."""
@@ -126,7 +127,8 @@ class Translation(Task):
         options: Any = self.options
         model, precision = placed(model, options)
         with precision:
-            found = translate(model, self.tokenizer, held.sources, longest=options.max_length)
+            longest = self.generation.longest or options.max_length
+            found = translate(model, self.tokenizer, held.sources, longest=longest, generation=self.generation)
         return found, *measure(found, held.references, options.data, options.target, options.bleu_tokenize or "")
 
     def keep(self, folder: Path) -> None:
@@ -186,7 +188,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Translation, nn.Module]:
     languages = [language for language in (options.source, options.target) if language]
     model.config |= {"tokenizer": data.tokenizer.fingerprint, **({"languages": languages} if languages else {}), **start.about}
     start.load(model)
-    return Translation(data, options), model
+    return Translation(data, options, generation_of(model.config.get("huggingface"), data.tokenizer)), model
 
 
 def settle(options: TrainOptions | PrepareOptions, folder: Path) -> None:

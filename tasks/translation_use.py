@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.commands import checking_input
+from tasks.generation_config import Generation, generation_of
 from tasks.options import UserError, data_of, restored
 from tasks.translation_options import CorpusOptions, DecodingOptions, EvaluateOptions, ExportOptions, TranslateOptions
+
+LONGEST = 256
+"""Tokens of a sentence, and of its translation, where nobody says."""
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from tasks.data.parallel import Held
@@ -32,13 +36,18 @@ def translate_lines(given: dict[str, Any]) -> None:
     where = "standard input" if options.input == "-" else options.input
     form = options.format or form_of(options.output) or "lines"
     sentences = [spell(clean(line, trained.normalize), trained.data) for line in lines]
+    generation = generation_of(model.config.get("huggingface"), tokenizer)
+    require_beams(options, options.beam or generation.beams)
+    longest = options.max_length or generation.longest or LONGEST
+    room = options.max_length or max(longest, LONGEST)
     for n, ids in enumerate(tokenizer.encode_batch(sentences), start=1):
-        if len(ids) >= options.max_length:
+        if len(ids) >= room:
             raise UserError(f"--max_length: {where}, line {n}, {sentences[n - 1][:40]!r}, has {len(ids)} tokens, at most "
-                            f"{options.max_length - 1} are allowed")  # fmt: skip
+                            f"{room - 1} are allowed")  # fmt: skip
     with precision:
         scored = options.scores or form != "lines"
-        found = translated(model, tokenizer, sentences, options, options.max_length, nbest=options.nbest, scored=scored)
+        more = {"longest": longest, "nbest": options.nbest, "scored": scored}
+        found = translated(model, tokenizer, sentences, options, generation, **more)
         if options.attention and sentences:
             translating.draw_attention(model, tokenizer, sentences[0], found[0][0].text, Path(options.attention))
     if form == "lines":
@@ -49,12 +58,17 @@ def translate_lines(given: dict[str, Any]) -> None:
 
 def check_translate(options: TranslateOptions) -> None:
     """Errors: `UserError` for what cannot be read or written, or asks for too much, before anything is loaded."""
-    if options.nbest > options.beam:
-        raise UserError(f"--nbest {options.nbest} needs --beam {options.nbest} or more, got {options.beam}")
+    require_beams(options, options.beam or options.nbest)
     if options.input != "-" and (not Path(options.input).exists() or Path(options.input).is_dir()):
         raise UserError(f"--input {options.input} is {'a folder' if Path(options.input).is_dir() else 'not there'}")
     require_writable("--output", options.output)
     require_writable("--attention", options.attention, (".png",))
+
+
+def require_beams(options: TranslateOptions, beams: int) -> None:
+    """Errors: `UserError` for more translations than hypotheses."""
+    if options.nbest > beams:
+        raise UserError(f"--nbest {options.nbest} needs --beam {options.nbest} or more, got {beams}")
 
 
 def require_writable(name: str, path: str, endings: Sequence[str] = ()) -> None:
@@ -134,21 +148,23 @@ def load_run(options: DecodingOptions) -> tuple[Any, TextTokenizer, Path, Abstra
 
 
 def translated(
-    model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], options: DecodingOptions, longest: int, **more: Any
+    model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], options: DecodingOptions, generation: Generation, **more: Any
 ) -> list[list[Hypothesis]]:
-    """As `translating.search`; an empty sentence stays empty, whichever hypothesis."""
+    """As `translating.search`; an empty sentence stays empty, whichever hypothesis. Settings that nobody typed are told."""
     import torch
 
     import zoo
     from tasks.translating import Hypothesis, search
 
+    if options.beam is None and generation.told:
+        print(generation.told, file=sys.stderr)
     if options.compile:
         device = next(model.parameters()).device
         half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         model = zoo.optimize(model, torch.zeros(2, 8, dtype=torch.long, device=device), half)
     full = [n for n, sentence in enumerate(sentences) if sentence]
     chosen = {"beam": options.beam, "length_penalty": options.length_penalty, "batch_size": options.batch_size}
-    found = search(model, tokenizer, [sentences[n] for n in full], longest=longest, **chosen, **more)
+    found = search(model, tokenizer, [sentences[n] for n in full], generation=generation, **chosen, **more)
     by_line = dict(zip(full, found, strict=True))
     return [by_line.get(n, [Hypothesis("")] * more.get("nbest", 1)) for n in range(len(sentences))]
 
@@ -171,9 +187,10 @@ def evaluate(given: dict[str, Any]) -> None:
     known = (then.get("test") or then.get("valid") or {}).get("fingerprint")
     if not options.test and known not in (None, held.fingerprint):
         print("the test set is not what it was in training: its pairs have changed", file=sys.stderr)
+    generation = generation_of(model.config.get("huggingface"), tokenizer)
+    longest = options.max_length or generation.longest or trained.max_length
     with precision:
-        longest = options.max_length or trained.max_length
-        found = [best.text for best, *_ in translated(model, tokenizer, held.sources, options, longest)]
+        found = [best.text for best, *_ in translated(model, tokenizer, held.sources, options, generation, longest=longest)]
     measured, signature = measure(found, held.references, **how)
     if options.output:
         each = sentence_scores(found, held.references, **how)
