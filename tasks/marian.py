@@ -18,6 +18,7 @@ from layers.weights import Stored
 from tasks.data import DataError
 from tasks.data.pieces import VOCABULARY, Pieces
 from tasks.data.tokenizer import TextTokenizer, load_tokenizer
+from tasks.generation_config import generation_of
 from zoo import files
 from zoo.pretrained import containers
 from zoo.transformer import names_of_marian
@@ -67,6 +68,7 @@ def read(folder: Path) -> Published:
     kept = {name: files.read_json(folder / name) for name in KEPT if (folder / name).is_file()}
     if kept.get("tokenizer_config.json", {}).get("separate_vocabs"):
         raise DataError(f"{folder / 'tokenizer_config.json'} has separate_vocabs: our Transformer has one vocabulary")
+    generation_of(kept, tokenizer)  # or what is wrong with it
     return Published(arguments, read_state(folder, arguments["vocab_size"]), tokenizer, start, kept)
 
 

@@ -12,6 +12,7 @@ from tasks.tables import FORMATS
 PROGRAM = "tasks.translation"
 TOKENIZE = ("none", "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab")
 FORMS = ("nfc", "nfkc", "none")
+OF_ITS_FOLDER = "after --init hf:PATH what that folder says"
 FILES = "two files of lines, or one .tsv, .csv, .jsonl, .tmx, .po or .mo file"
 
 
@@ -70,8 +71,8 @@ class PrepareOptions(ParallelDataOptions):
 @dataclass
 class DecodingOptions(SavedOptions):
     title, program = "decoding", PROGRAM
-    beam: int = option(1, "hypotheses that are followed; 1 is greedy", least=1, most=1000)
-    length_penalty: float = option(1.0, "above 0 favours long translations")
+    beam: int = option(None, f"hypotheses that are followed; 1 is greedy (default: 1, {OF_ITS_FOLDER})", least=1, most=1000)
+    length_penalty: float = option(None, f"above 0 favours long translations (default: 1.0, {OF_ITS_FOLDER})")
     batch_size: int = option(64, "sentences at a time", least=1)
     compile: bool = option(False, "make the model faster first, which takes a minute or two: for thousands of sentences")
 
@@ -82,7 +83,10 @@ class TranslateOptions(DecodingOptions):
     input: str = option("-", "file of lines; - is standard input", path=True)
     output: str = option("-", "file to write; - is standard output", path=True)
     max_length: int = option(
-        256, "most tokens of a sentence, and of its translation, which ends at about three times its source's too", least=1
+        None,
+        "most tokens of a sentence, and of its translation, which ends at about three times its source's too "
+        f"(default: 256, {OF_ITS_FOLDER})",
+        least=1,
     )
     nbest: int = option(1, "so many translations of each line, the best first; --beam must be as many at least", least=1)
     scores: bool = option(
@@ -97,7 +101,9 @@ class EvaluateOptions(DecodingOptions):
     title = "the test set"
     test: list[str] = option((), "files to test on (default: the test set of the run)", many=True, path=True)
     columns: str = option("", "of source and target in --test (default: those of the run)")
-    max_length: int | None = option(None, "most tokens of a sentence, and of its translation (default: as in training)", least=1)
+    max_length: int | None = option(
+        None, f"most tokens of a sentence, and of its translation (default: as in training, {OF_ITS_FOLDER})", least=1
+    )
     output: str = option("", f"write source, references, translation and scores of every sentence into this {TABLES}", path=True)
     bleu_tokenize: str | None = option(None, "sacrebleu's tokenizer (default: what suits the target language)", TOKENIZE)
 

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import tables
 from tasks.commands import checking_input
+from tasks.generation_config import Generation, generation_of
 from tasks.options import UserError, data_of, restored
 from tasks.saved import RunOptions, find_run
 from tasks.translation_options import CorpusOptions, DecodingOptions, EvaluateOptions, ExportOptions, TranslateOptions
+
+LONGEST = 256
+"""Tokens of a sentence, and of its translation, where nobody says."""
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from tasks.data.parallel import Held
@@ -30,14 +34,21 @@ def translate_lines(given: dict[str, Any]) -> None:
     check_translate(options)
     model, tokenizer, folder, precision = load_run(options)
     trained, lines = trained_on(folder), read_input(options.input)
+    where = "standard input" if options.input == "-" else options.input
     form = options.format or tables.format_of(options.output, "lines")
     sentences = [spell(clean(line, trained.normalize), trained.data) for line in lines]
+    generation = generation_of(model.config.get("huggingface"), tokenizer)
+    require_beams(options, options.beam or generation.beams)
+    longest = options.max_length or generation.longest or LONGEST
+    room = options.max_length or max(longest, LONGEST)
     for n, ids in enumerate(tokenizer.encode_batch(sentences), start=1):
-        if len(ids) >= options.max_length:
-            raise UserError(f"--max_length: line {n} has {len(ids)} tokens, at most {options.max_length - 1} are allowed")
+        if len(ids) >= room:
+            raise UserError(f"--max_length: {where}, line {n}, {sentences[n - 1][:40]!r}, has {len(ids)} tokens, at most "
+                            f"{room - 1} are allowed")  # fmt: skip
     with precision:
         scored = options.scores or form != "lines"
-        found = translated(model, tokenizer, sentences, options, options.max_length, nbest=options.nbest, scored=scored)
+        more = {"longest": longest, "nbest": options.nbest, "scored": scored}
+        found = translated(model, tokenizer, sentences, options, generation, **more)
         if options.attention and sentences:
             translating.draw_attention(model, tokenizer, sentences[0], found[0][0].text, Path(options.attention))
     with tables.writing(options.output, form) as write:
@@ -46,12 +57,17 @@ def translate_lines(given: dict[str, Any]) -> None:
 
 def check_translate(options: TranslateOptions) -> None:
     """Errors: `UserError` for what cannot be read or written, or asks for too much, before anything is loaded."""
-    if options.nbest > options.beam:
-        raise UserError(f"--nbest {options.nbest} needs --beam {options.nbest} or more, got {options.beam}")
+    require_beams(options, options.beam or options.nbest)
     if options.input != "-" and (not Path(options.input).exists() or Path(options.input).is_dir()):
         raise UserError(f"--input {options.input} is {'a folder' if Path(options.input).is_dir() else 'not there'}")
     tables.require_table("--output", options.output, lines=True)
     tables.require_writable("--attention", options.attention, [".png"])
+
+
+def require_beams(options: TranslateOptions, beams: int) -> None:
+    """Errors: `UserError` for more translations than hypotheses."""
+    if options.nbest > beams:
+        raise UserError(f"--nbest {options.nbest} needs --beam {options.nbest} or more, got {beams}")
 
 
 def read_input(path: str) -> list[str]:
@@ -104,21 +120,23 @@ def load_translator(options: RunOptions) -> tuple[Any, TextTokenizer, Path]:
 
 
 def translated(
-    model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], options: DecodingOptions, longest: int, **more: Any
+    model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], options: DecodingOptions, generation: Generation, **more: Any
 ) -> list[list[Hypothesis]]:
-    """As `translating.search`; an empty sentence stays empty, whichever hypothesis."""
+    """As `translating.search`; an empty sentence stays empty, whichever hypothesis. Settings that nobody typed are told."""
     import torch
 
     import zoo
     from tasks.translating import Hypothesis, search
 
+    if options.beam is None and generation.told:
+        print(generation.told, file=sys.stderr)
     if options.compile:
         device = next(model.parameters()).device
         half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         model = zoo.optimize(model, torch.zeros(2, 8, dtype=torch.long, device=device), half)
     full = [n for n, sentence in enumerate(sentences) if sentence]
     decoding = {"beam": options.beam, "length_penalty": options.length_penalty, "batch_size": options.batch_size}
-    found = search(model, tokenizer, [sentences[n] for n in full], longest=longest, **decoding, **more)
+    found = search(model, tokenizer, [sentences[n] for n in full], generation=generation, **decoding, **more)
     by_line = dict(zip(full, found, strict=True))
     return [by_line.get(n, [Hypothesis("")] * more.get("nbest", 1)) for n in range(len(sentences))]
 
@@ -135,14 +153,17 @@ def evaluate(given: dict[str, Any]) -> None:
     trained = trained_on(folder)
     how = {"data": trained.data, "language": trained.target, "tokenize": options.bleu_tokenize or ""}
     corpus_scores(["a"], [["a"]], **how)  # what cannot be measured is known before it is translated
-    held = test_set(options, trained, tokenizer)
+    held, notes = test_set(options, trained, tokenizer)
+    for note in notes.values():
+        print(note, file=sys.stderr)
     then = data_of(options_of(folder)) or {}
     known = (then.get("test") or then.get("valid") or {}).get("fingerprint")
     if not options.test and known not in (None, held.fingerprint):
         print("the test set is not what it was in training: its pairs have changed", file=sys.stderr)
+    generation = generation_of(model.config.get("huggingface"), tokenizer)
+    longest = options.max_length or generation.longest or trained.max_length
     with precision:
-        longest = options.max_length or trained.max_length
-        found = [best.text for best, *_ in translated(model, tokenizer, held.sources, options, longest)]
+        found = [best.text for best, *_ in translated(model, tokenizer, held.sources, options, generation, longest=longest)]
     measured, signature = corpus_scores(found, held.references, **how)
     with tables.writing(options.output, widths={"references": max(map(len, held.references))}) as write:
         if options.output:
@@ -158,18 +179,19 @@ def evaluate(given: dict[str, Any]) -> None:
         print(f"{len(found):,} sentences" + (f", BLEU signature {signature}" if signature else ""))
 
 
-def test_set(options: EvaluateOptions, trained: CorpusOptions, tokenizer: TextTokenizer) -> Held:
-    """The pairs of --test, cleaned as in training, or the run's own test set."""
+def test_set(options: EvaluateOptions, trained: CorpusOptions, tokenizer: TextTokenizer) -> tuple[Held, dict[str, str]]:
+    """The pairs of --test, cleaned as in training, or the run's own test set; and what is to be told of them."""
     from tasks.data.parallel import Held, fitting, load_test
     from tasks.data.text import read
 
+    notes: dict[str, str] = {}
     if not options.test:
-        return load_test(trained, tokenizer)
-    pairs = read(options.test, trained.source, trained.target, options.columns or trained.columns)
+        return load_test(trained, tokenizer, notes), notes
+    pairs = read(options.test, trained.source, trained.target, options.columns or trained.columns, notes)
     pairs = ((spell(source.strip(), trained.data), target) for source, target in pairs)
     fits = fitting(tokenizer, options.max_length or trained.max_length)
     held = Held.of(pairs, fits, trained.data == "cmudict", trained.normalize)
-    return held.require_some("test")
+    return held.require_some("test"), notes
 
 
 @checking_input()

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tasks.data import DataError
-from tasks.data.folders import FAMILIES, Layout, list_classes
+from tasks.data.families import FAMILIES
+from tasks.data.folders import Layout, list_classes
 from tasks.data.picture_files import Budget, digest_of, quiet, read_image, sums_of
 from tasks.data.splitting import split_80_10_10
 from tasks.data.tree import shown

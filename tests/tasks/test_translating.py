@@ -185,6 +185,14 @@ def test_forms_and_scores_of_the_command(runs, tmp_path, capsys):
     assert written("b", "--format", "tsv", "--nbest", 2) == written("a.tsv", "--nbest", 2)
 
 
+def test_greedy_search_has_one_best(runs, tmp_path, capsys):
+    (tmp_path / "in").write_text("eins\n")
+    for more in ([], ["--beam", 1]):
+        assert "--nbest 2 needs --beam 2 or more, got 1" in one_line(
+            capsys, main, *use(runs, "--input", tmp_path / "in", "--nbest", 2, *more)
+        )
+
+
 def test_what_cannot_be_written_is_known_first(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(zoo, "load", None)  # nothing is loaded
     (tmp_path / "in").write_text("eins\n")
