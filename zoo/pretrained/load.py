@@ -7,7 +7,8 @@
 
 Prefixes such as `module.` and `_orig_mod.` are taken off, and the state is found within a checkpoint. Weights go in through the
 model's weight map, which finds every name that does not fit. What comes by timm's name is tried out too, for two of its nets may
-share all names and shapes and compute different things. Another `num_classes` gets new output layers.
+share all names and shapes and compute different things. Another `num_classes` gets new output layers, and so does another head
+of a model of tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from layers.weights import WeightMap
 from zoo import files
 from zoo.files import first_line
-from zoo.model import ImageModel
+from zoo.model import ImageModel, Model
 from zoo.pretrained import containers
 from zoo.pretrained.preprocess import Preprocess
 
@@ -163,11 +164,11 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
 
     Errors: `ValueError` that lists what does not fit.
     """
-    arguments = {k: v for k, v in weights.arguments.items() if k != "num_classes"} | arguments
+    given, arguments = arguments, {k: v for k, v in weights.arguments.items() if k != "num_classes"} | arguments
     with torch.device("meta"):
         bare = build(name, **arguments)
     if not isinstance(bare, ImageModel):
-        raise ValueError(f"weights must be None for {name}, which is no image model; use its weight maps, got {weights.source!r}")
+        return with_head(build, name, weights, given)
     tensors, naming = fitting(bare, weights)
     output = maps_of(bare)[naming].to_ours(tensors, strict=False).get(f"{bare.output_layers[0]}.weight")
     if output is None:
@@ -195,20 +196,52 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
     return model
 
 
-def maps_of(model: ImageModel) -> dict[str, WeightMap]:
+def with_head(build: Build, name: str, weights: Weights, given: dict[str, Any]) -> Any:
+    """A model of tokens, whose head may be another than that of the weights.
+
+    All but the head must be there. A head with an output layer takes what there is of it; the rest of it is new, and so is an
+    output layer for another number of classes.
+    """
+    head = weights.arguments.get("head")
+    other = given.get("head", head) != head
+    arguments = {k: v for k, v in weights.arguments.items() if not (other and k == "num_classes")} | given
+    with torch.device("meta"):
+        bare = build(name, **arguments)
+    tensors, naming = fitting(bare, weights)
+    if other and "head" in weights.arguments:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("head.")}
+    outputs = {f"{layer}.{kind}" for layer in bare.output_layers for kind in ("weight", "bias")}
+    try:
+        found = maps_of(bare)[naming].to_ours(tensors, like=bare.state_dict())
+        count = next((len(found[key]) for key in outputs & found.keys()), None)
+        if count not in (None, *(len(bare.state_dict()[key]) for key in outputs)):
+            arguments = {"num_classes": count} | arguments
+        model = build(name, **arguments)
+        state = model.state_dict()
+        new = {k: x for k, x in state.items() if outputs and k.startswith("head.") and k not in found}
+        new |= {k: state[k] for k in outputs & found.keys() if found[k].shape != state[k].shape}
+        WeightMap(("", "")).load(model, found | new)
+    except ValueError as error:
+        raise ValueError(f"weights {weights.source!r} do not fit {name}: {error}") from error
+    model.config |= {k: v for k, v in weights.about.items() if k != "classes" or not outputs & new.keys()}
+    return model
+
+
+def maps_of(model: Model) -> dict[str, WeightMap]:
     """The model's maps, and under "" that of its own names."""
     return {"": WeightMap(("", "")), **model.maps}
 
 
-def fitting(model: ImageModel, weights: Weights) -> tuple[dict[str, Tensor], str]:
+def fitting(model: Model, weights: Weights) -> tuple[dict[str, Tensor], str]:
     """The tensors without prefixes of wrappers, and the naming, the weights' or any, that knows most of their names."""
     state, maps, best = model.state_dict().keys(), maps_of(model), -1
     found = dict(weights.tensors), ""
     for tensors in containers.unwrapped(weights.tensors):
         for naming in [weights.naming] if weights.naming else maps:
-            known = len(maps[naming].to_ours(tensors, strict=False).keys() & state)
+            adapted = model.adapted(tensors, naming)
+            known = len(maps[naming].to_ours(adapted, strict=False).keys() & state)
             if known > best:
-                found, best = (tensors, naming), known
+                found, best = (adapted, naming), known
             if known == len(state):
                 return found
     return found
