@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layers.checks import require, require_axes
+from layers.checks import is_traced, require, require_axes
 
 
 class RealTokens:
@@ -39,3 +39,9 @@ class RealTokens:
         require(x.shape[:2] == (1, len(self.index)), "x", tuple(x.shape), f"of 1 and the {len(self.index)} real tokens first")
         rows = x.new_zeros(self.mask.numel(), *x.shape[2:])
         return rows.index_copy(0, self.index, x[0]).unflatten(0, self.mask.shape)
+
+
+def real_tokens(mask: Tensor) -> RealTokens | None:
+    """None where nothing is padded, or the number of real tokens may not be asked for: while somebody traces the call."""
+    recorded = is_traced() or (mask.is_cuda and torch.cuda.is_current_stream_capturing())
+    return None if recorded or mask.is_meta or bool(mask.all()) else RealTokens(mask)

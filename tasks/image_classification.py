@@ -124,7 +124,7 @@ def require_image_model(name: str) -> None:
 def image_models() -> list[str]:
     import zoo
 
-    return [name for name in zoo.names() if "num_classes" in zoo.arguments(name)]
+    return [name for name in zoo.names() if "in_channels" in zoo.arguments(name)]
 
 
 def match_classes(model: Any, known: Sequence[str] | None, classes: Sequence[str]) -> list[str]:

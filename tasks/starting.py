@@ -85,7 +85,7 @@ def require_tokenizer(options: Any, start: Start) -> None:
 
 def require_transformer(name: str, where: str = "--model") -> None:
     """Errors: `DataError` for a model that is none from tokens to tokens, with the nearest one."""
-    known = [model for model in zoo.names() if "vocab_size" in zoo.arguments(model)]
+    known = [*zoo.transformer.VARIANTS]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise DataError(f"{where} must be one of {', '.join(known)}, got {name!r}, did you mean {near!r}?")
