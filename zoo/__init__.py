@@ -22,7 +22,7 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import files, gpt, inception, mobilenet, resnet, transformer, vgg
+from zoo import bert, files, gpt, inception, mobilenet, resnet, transformer, vgg
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
 from zoo.model import EncoderDecoder, ImageModel, LanguageModel, Model, without_values
@@ -35,7 +35,7 @@ from zoo.saving import DTYPES, dense_state, plain, saved
 for _room in (decoding, sampling, preprocess):  # their names before there were rooms: `zoo.sampling`
     sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
 
-FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt)
+FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt, bert)
 MODELS: dict[str, Callable[..., Model]] = {name: build for family in FAMILIES for name, build in family.VARIANTS.items()}
 
 
@@ -69,7 +69,7 @@ def create(name: str, *, weights: str | Path | Weights | None = None, **argument
 
     weights: None for new ones, a file, a folder of Hugging Face's, or what torchvision or timm publish, as `zoo.pretrained.load`
              says. The model then has the arguments that they were trained with, where they tell them and none are given, new
-             output layers for another `num_classes`, and knows its `preprocess`.
+             output layers for another `num_classes` or head, and knows its `preprocess`.
     Errors: `ValueError` for an unknown name, with the nearest one, for an argument that the model does not take or accept, and
             for weights that cannot be had or do not fit.
     """

@@ -253,6 +253,8 @@ def llama(
     )
     model.apply(init_normal(0.02))
     model.references = {"huggingface": names_of_llama}
+    if experts is not None:
+        model.references |= {"huggingface_files": names_of_mixtral}
     return model
 
 
@@ -404,7 +406,12 @@ def names_of_gpt2(model: CausalLM) -> WeightMap:
     )
 
 
-def names_of_llama(model: CausalLM) -> WeightMap:
+def names_of_mixtral(model: CausalLM) -> WeightMap:
+    """Our names and those in files of Mixtral's, which hold every expert apart."""
+    return names_of_llama(model, by_expert=True)
+
+
+def names_of_llama(model: CausalLM, by_expert: bool = False) -> WeightMap:
     """Our names and those of transformers' `LlamaForCausalLM`, and of its relatives' classes."""
     first: Any = model.decoder[0]
     sandwich, mixture = isinstance(first.attention, SandwichNorm), isinstance(first.feedforward.sublayer, MixtureOfExperts)
@@ -423,7 +430,13 @@ def names_of_llama(model: CausalLM) -> WeightMap:
         ("norm", "model.norm"),
     ]
     feedforward = "decoder.{i}.feedforward.sublayer"
-    if mixture:
+    if mixture and by_expert:
+        numbers = range(len(first.feedforward.sublayer.gate))
+        rows.append((f"{feedforward}.router", f"{block}.block_sparse_moe.gate"))
+        for ours, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+            names = " ".join(f"{block}.block_sparse_moe.experts.{e}.{theirs}.weight" for e in numbers)
+            rows.append((f"{feedforward}.{ours}", names, "e o i -> e o i"))
+    elif mixture:
         rows += [
             (f"{feedforward}.router", f"{block}.mlp.gate"),
             (f"{feedforward}.gate {feedforward}.up", f"{block}.mlp.experts.gate_up_proj", "gu e o i -> e (gu o) i"),

@@ -72,6 +72,13 @@ class Model(nn.Module):
         """Weight maps by reference: ``model.maps["torchvision"].load(model, theirs.state_dict())``."""
         return Maps(self)
 
+    def adapted(self, tensors: Mapping[str, Any], reference: str) -> dict[str, Any]:
+        """The weights of a model with another head, as `maps[reference]` knows them, or our own names where that is "".
+
+        A family whose models differ in their heads leaves out here what belongs to other heads.
+        """
+        return dict(tensors)
+
     def parts(self) -> dict[str, nn.Module]:
         """What `freeze` takes, in order: each child that has parameters, and of lists each entry: encoder1, encoder2, ..."""
         parts: dict[str, nn.Module] = {}

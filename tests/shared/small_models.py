@@ -35,6 +35,9 @@ FAMILIES = {
     "mobilenet_v3_small": dict(width=0.1, num_classes=3),
     "transformer_base": TEXT | dict(bias=True, interleaved=False),
     "transformer_small": TEXT,
+    "bert_small": TEXT | dict(head="masked"),
+    "roberta_base": TEXT | dict(head="tokens", num_classes=4),
+    "distilbert_base": TEXT | dict(head="sequence", num_classes=3),
     "gpt_small": TEXT | dict(max_positions=9),
     "llama_small": TEXT | dict(kv_heads=1, experts=2, scaling=dict(kind="yarn", factor=2.0, original_length=8)),
 }

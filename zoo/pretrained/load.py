@@ -8,7 +8,8 @@
 
 Prefixes such as `module.` and `_orig_mod.` are taken off, and the state is found within a checkpoint. Weights go in through the
 model's weight map, which finds every name that does not fit. What comes by timm's name is tried out too, for two of its nets may
-share all names and shapes and compute different things. Another `num_classes` gets new output layers.
+share all names and shapes and compute different things. Another `num_classes` gets new output layers, and so does another head of
+a model of tokens.
 
 A model is built without memory; then the tensors of safetensors files are read into it one after another. So loading takes
 little more memory than the weights.
@@ -188,8 +189,10 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
 
     Errors: `ValueError` that lists what does not fit.
     """
-    arguments = {k: v for k, v in weights.arguments.items() if k != "num_classes"} | arguments
+    given, arguments = arguments, {k: v for k, v in weights.arguments.items() if k != "num_classes"} | arguments
     bare = on_meta(build, name, arguments)
+    if type(bare).adapted is not Model.adapted:
+        return with_head(build, name, weights, given)
     tensors, naming = fitting(bare, weights)
     trained_in, about = dict(arguments), dict(weights.about)
     if isinstance(bare, ImageModel):
@@ -233,6 +236,37 @@ def heads(model: ImageModel, naming: str, tensors: Source, source: str) -> tuple
     return len(output), any(key.startswith("auxiliary.") or "aux" in key.lower() for key in tensors)
 
 
+def with_head(build: Build, name: str, weights: Weights, given: dict[str, Any]) -> Any:
+    """A model of tokens, whose head may be another than that of the weights.
+
+    All but the head must be there. A head with an output layer takes what there is of it; the rest of it is new, and so is an
+    output layer for another number of classes.
+    """
+    head = weights.arguments.get("head")
+    other = given.get("head", head) != head
+    arguments = {k: v for k, v in weights.arguments.items() if not (other and k == "num_classes")} | given
+    bare = on_meta(build, name, arguments)
+    tensors, naming = fitting(bare, weights)
+    tensors = {k: x.read() if isinstance(x, Stored) else x for k, x in tensors.items()}
+    if other and "head" in weights.arguments:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("head.")}
+    outputs = {f"{layer}.{kind}" for layer in bare.output_layers for kind in ("weight", "bias")}
+    try:
+        found = maps_of(bare)[naming].to_ours(tensors, like=bare.state_dict())
+        count = next((len(found[key]) for key in outputs & found.keys()), None)
+        if count not in (None, *(len(bare.state_dict()[key]) for key in outputs)):
+            arguments = {"num_classes": count} | arguments
+        model = build(name, **arguments)
+        state = model.state_dict()
+        new = {k: x for k, x in state.items() if outputs and k.startswith("head.") and k not in found}
+        new |= {k: state[k] for k in outputs & found.keys() if found[k].shape != state[k].shape}
+        WeightMap(("", "")).load(model, found | new)
+    except ValueError as error:
+        raise ValueError(f"weights {weights.source!r} do not fit {name}: {error}") from error
+    model.config |= {k: v for k, v in weights.about.items() if k != "classes" or not outputs & new.keys()}
+    return model
+
+
 def maps_of(model: Model) -> dict[str, WeightMap]:
     """The model's maps, and under "" that of its own names."""
     return {"": WeightMap(("", "")), **model.maps}
@@ -241,14 +275,15 @@ def maps_of(model: Model) -> dict[str, WeightMap]:
 def fitting(model: Model, weights: Weights) -> tuple[dict[str, Tensor | Stored], str]:
     """The tensors without prefixes of wrappers, and the naming, the weights' or any, that knows most of their names."""
     state, best = model.state_dict().keys(), -1
-    maps = {weights.naming: model.maps[weights.naming]} if weights.naming else maps_of(model)
+    wanted = {name: mapping for name, mapping in model.maps.items() if weights.naming and name.startswith(weights.naming)}
+    maps = wanted or maps_of(model)
     found = dict(weights.tensors), ""
     for tensors in containers.unwrapped(weights.tensors):
-        shapes = headers(tensors)
         for naming, mapping in maps.items():
-            known = len(mapping.to_ours(shapes, strict=False).keys() & state)
+            adapted = model.adapted(tensors, naming)
+            known = len(mapping.to_ours(headers(adapted), strict=False).keys() & state)
             if known > best:
-                found, best = (tensors, naming), known
+                found, best = (adapted, naming), known
             if known == len(state):
                 return found
     return found

@@ -290,6 +290,17 @@ def test_what_cannot_be_had_is_said(cache, monkeypatch):
         zoo.create("resnet18", weights="timm:resnet18.fb_swsl_ig1b_ft_in1k")
 
 
+def test_a_transformer_takes_the_weights_of_a_folder(tmp_path):
+    """And its arguments, vocabulary and sizes, unless they are given, and are others."""
+    saved = zoo.create("transformer_small", vocab_size=19, dim=8, heads=2, hidden_dim=12, layers=1)
+    zoo.save(saved, tmp_path)
+    model = zoo.create("transformer_small", weights=tmp_path)
+    assert model.config == saved.config
+    assert all(torch.equal(x, saved.state_dict()[name]) for name, x in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"wrong shape: embedding\.table\.weight \(19, 8\) for \(20, 8\)"):
+        zoo.create("transformer_small", weights=tmp_path, vocab_size=20)
+
+
 def test_files_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "x.pth"
     for content, message in (
