@@ -8,7 +8,8 @@
 
 Prefixes such as `module.` and `_orig_mod.` are taken off, and the state is found within a checkpoint. Weights go in through the
 model's weight map, which finds every name that does not fit. What comes by timm's name is tried out too, for two of its nets may
-share all names and shapes and compute different things. Another `num_classes` gets new output layers.
+share all names and shapes and compute different things. Another `num_classes` gets new output layers. The arguments of the model
+are those of a config.json beside the weights, ours or one that `huggingface` reads, where they are not given.
 
 A model is built without memory; then the tensors of safetensors files are read into it one after another. So loading takes
 little more memory than the weights.
@@ -29,7 +30,7 @@ from layers.weights import Source, Stored, WeightMap, headers
 from zoo import files
 from zoo.files import first_line
 from zoo.model import ImageModel, Model, without_values
-from zoo.pretrained import containers
+from zoo.pretrained import containers, huggingface
 from zoo.pretrained.preprocess import Preprocess
 
 Build = Callable[..., Any]
@@ -142,14 +143,22 @@ def of_file(name: str, source: str) -> Weights:
         whole, tensors = tensors, containers.beginning_with(key, tensors)
         if not tensors:
             raise ValueError(f"{path} holds no tensor whose name begins with {key!r}: {containers.found_names(whole)}")
-    if (path.parent / "config.json").exists():
-        config = files.read_json(path.parent / "config.json")
-        if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):  # else it is not ours
-            if config["model"] != name:
-                raise ValueError(f"{path} holds weights of another architecture, {config['model']}, not of {name}")
-            about = {key: config[key] for key in ("preprocess", "classes") if key in config}
-            return Weights(source, tensors, config["arguments"], about)
-    return Weights(source, tensors)
+    config = files.read_json(path.parent / "config.json") if (path.parent / "config.json").exists() else {}
+    known, arguments = trained_as(config, path.parent) or (name, {})
+    if known != name:
+        raise ValueError(f"{path} holds weights of another architecture, {known}, not of {name}")
+    about = {key: config[key] for key in ("preprocess", "classes") if key in config}
+    return Weights(source, tensors, arguments, about)
+
+
+def trained_as(config: Mapping[str, Any], folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Name and arguments in a config.json of ours or of Hugging Face's; None where it does not tell them."""
+    if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):
+        return config["model"], config["arguments"]
+    try:
+        return huggingface.read(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
 def require_hash(path: Path) -> None:
