@@ -4,8 +4,8 @@
     FILE FOLDER ...      text files; of a folder all files that are UTF-8; of .jsonl the key "text"
     hf:NAME              the column "text" of a data set of the Hugging Face hub
 
-A document is a name and a text. Where no validation or test files are given, a twentieth of the documents each is held out, by the
-SHA-256 of their names; of a few documents their last parts are.
+A document is a name and a text. Where no validation or test files are given, a twentieth of the documents each is held out, by
+the SHA-256 of their names; of a few documents their last parts are.
 """
 
 from __future__ import annotations

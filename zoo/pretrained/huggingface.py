@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from math import log
 from typing import Any
 
-from zoo import gpt
+from zoo import gpt, transformer
 from zoo.model import Model
+from zoo.pretrained import marian
 
 IGNORED = {
     "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "id2label", "initializer_range", "label2id",
@@ -225,6 +226,14 @@ def arguments_of(config: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[st
     if kind == "GPT2LMHeadModel" and len({config.get(name, 0.1) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}) > 1:
         raise ValueError("resid_pdrop, embd_pdrop and attn_pdrop of GPT2LMHeadModel must be equal")
     return found.build, arguments | found.extra(dict(config))
+
+
+def read(config: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]] | None:
+    """As `arguments_of`, and of Marian too; None for a config that is no language model's, whose arguments have to be given."""
+    if config.get("model_type") == "marian":
+        return transformer.build, marian.arguments_of(config)
+    kinds = config.get("architectures") or []
+    return arguments_of(config) if any(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds) else None
 
 
 def to_huggingface(model: Model) -> Any:

@@ -9,7 +9,8 @@
 Prefixes such as `module.` and `_orig_mod.` are taken off, and the state is found within a checkpoint. Weights go in through the
 model's weight map, which finds every name that does not fit. What comes by timm's name is tried out too, for two of its nets may
 share all names and shapes and compute different things. Another `num_classes` gets new output layers, and so does another head of
-a model of tokens.
+a model of tokens. The arguments of the model are those of a config.json beside the weights, ours or one that `huggingface` reads,
+where they are not given.
 
 A model is built without memory; then the tensors of safetensors files are read into it one after another. So loading takes
 little more memory than the weights.
@@ -63,7 +64,7 @@ def find(name: str, source: str) -> Weights:
     if kind == "timm":
         return of_timm(name, source, rest)
     if kind == "hf":
-        return of_hugging_face(name, source, rest)
+        return replace(of_file(name, rest), source=source, naming="huggingface")
     return of_file(name, source)
 
 
@@ -129,25 +130,6 @@ def of_timm(name: str, source: str, timm_name: str) -> Weights:
     return Weights(source, reference.state_dict(), {}, about, "timm", reference)
 
 
-def of_hugging_face(name: str, source: str, where: str) -> Weights:
-    """A folder or file in their names. A language model has the arguments of the config.json beside it, if there is one."""
-    import zoo
-    from zoo.pretrained.huggingface import ARCHITECTURES, arguments_of
-
-    found, arguments = of_file(name, where), {}
-    build = getattr(zoo.MODELS[name], "func", zoo.MODELS[name])
-    config = files.weights_file(where).parent / "config.json"
-    if config.exists() and any(architecture.build is build for architecture in ARCHITECTURES.values()):
-        try:
-            needed, arguments = arguments_of(files.read_json(config))
-        except ValueError as error:
-            raise ValueError(f"{config}: {error}") from error
-        if needed is not build:
-            names = [other for other, made in zoo.MODELS.items() if getattr(made, "func", made) is needed]
-            raise ValueError(f"{config} is of another architecture than {name}: give one of {', '.join(names)}")
-    return replace(found, source=source, naming="huggingface", arguments=arguments)
-
-
 def of_file(name: str, source: str) -> Weights:
     where, _, key = source.rpartition("#") if "#" in source and not Path(source).exists() else (source, "", "")
     path = files.weights_file(where)
@@ -162,14 +144,29 @@ def of_file(name: str, source: str) -> Weights:
         whole, tensors = tensors, containers.beginning_with(key, tensors)
         if not tensors:
             raise ValueError(f"{path} holds no tensor whose name begins with {key!r}: {containers.found_names(whole)}")
-    if (path.parent / "config.json").exists():
-        config = files.read_json(path.parent / "config.json")
-        if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):  # else it is not ours
-            if config["model"] != name:
-                raise ValueError(f"{path} holds weights of another architecture, {config['model']}, not of {name}")
-            about = {key: config[key] for key in ("preprocess", "classes") if key in config}
-            return Weights(source, tensors, config["arguments"], about)
-    return Weights(source, tensors)
+    config = files.read_json(path.parent / "config.json") if (path.parent / "config.json").exists() else {}
+    names, arguments = trained_as(config, path.parent) or ([name], {})
+    if name not in names:
+        raise ValueError(f"{path} holds weights of another architecture, {', '.join(names)}, not of {name}")
+    about = {key: config[key] for key in ("preprocess", "classes") if key in config}
+    return Weights(source, tensors, arguments, about)
+
+
+def trained_as(config: Mapping[str, Any], folder: Path) -> tuple[list[str], dict[str, Any]] | None:
+    """Names that fit, and arguments, of a config.json of ours or of Hugging Face's; None where it does not tell them."""
+    import zoo
+    from zoo.pretrained import huggingface
+
+    if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):
+        return [config["model"]], config["arguments"]
+    try:
+        found = huggingface.read(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    if found is None:
+        return None
+    build, arguments = found
+    return [name for name, made in zoo.MODELS.items() if getattr(made, "func", made) is build], arguments
 
 
 def require_hash(path: Path) -> None:
@@ -275,8 +272,9 @@ def maps_of(model: Model) -> dict[str, WeightMap]:
 def fitting(model: Model, weights: Weights) -> tuple[dict[str, Tensor | Stored], str]:
     """The tensors without prefixes of wrappers, and the naming, the weights' or any, that knows most of their names."""
     state, best = model.state_dict().keys(), -1
-    wanted = {name: mapping for name, mapping in model.maps.items() if weights.naming and name.startswith(weights.naming)}
-    maps = wanted or maps_of(model)
+    maps = maps_of(model)
+    if weights.naming:  # and what begins so, such as the names in files where they differ
+        maps = {weights.naming: model.maps[weights.naming]} | {k: x for k, x in maps.items() if k.startswith(weights.naming)}
     found = dict(weights.tensors), ""
     for tensors in containers.unwrapped(weights.tensors):
         for naming, mapping in maps.items():

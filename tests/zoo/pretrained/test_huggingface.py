@@ -124,7 +124,7 @@ def test_version_4s_form_of_rotary_positions():
 
 def test_a_folder_of_another_architecture_is_refused(tmp_path):
     made("mistral").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json is of another architecture than gpt2: give one of llama_small"):
+    with pytest.raises(ValueError, match=r"another architecture, .*llama_small.*, not of gpt2"):
         zoo.create("gpt2", weights=f"hf:{tmp_path}")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"no_such_option": 3}))

@@ -179,8 +179,9 @@ def test_a_run_or_a_saved_model(tmp_path):
 
 
 MARIAN = dict(
-    vocab_size=23, dim=8, heads=2, hidden_dim=12, layers=2, dropout=0.0, interleaved=False, activation="silu", bias=True
-)
+    vocab_size=23, dim=8, heads=2, hidden_dim=12, layers=2, dropout=0.0, padding=0, interleaved=False, activation="silu",
+    bias=True,
+)  # fmt: skip
 
 
 def marian(dtype=torch.float32):
@@ -239,6 +240,15 @@ def test_what_does_not_fit_of_hugging_faces_is_said(tmp_path, monkeypatch):
     theirs.save_pretrained(tmp_path, max_shard_size="4KB")
     source, read = f"hf:{tmp_path}", files.read_at
     monkeypatch.setattr(files, "read_at", lambda *args: pytest.fail("a tensor is read"))
+    with pytest.raises(ValueError, match="of another architecture, transformer_base, transformer_big, not of vgg11"):
+        zoo.create("vgg11", weights=source)
+    config = files.read_json(tmp_path / "config.json")
+    files.write_json(tmp_path / "config.json", config | {"scale_embedding": False})
+    with pytest.raises(ValueError, match=r"config\.json: scale_embedding must be True for our Transformer, got False"):
+        zoo.create("transformer_base", weights=source, **MARIAN)
+    files.write_json(tmp_path / "config.json", config | {"model_type": "unheard_of"})  # the arguments have to be given
+    with pytest.raises(ValueError, match=r"transformer_base: .*vocab_size"):
+        zoo.create("transformer_base", weights=source)
     with pytest.raises(ValueError, match="vgg11 has no twin in huggingface, it has torchvision, timm"):
         zoo.create("vgg11", weights=source)
     with pytest.raises(ValueError, match="transformer_small has no twin in huggingface, it has none"):
