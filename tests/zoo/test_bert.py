@@ -64,9 +64,9 @@ def outputs(a, sizes):
 
 def at_real(output, mask):
     """Of heads nothing is promised at padding, and transformers has something else there."""
-    if isinstance(output, tuple | list):
-        return [x * mask for x in output]
-    return output if output.ndim == 2 else output * mask[..., None]
+    if isinstance(output, torch.Tensor):
+        return output if output.ndim == 2 else output * mask[..., None]
+    return [x * mask for x in output]
 
 
 def call(model, inputs):
