@@ -20,6 +20,7 @@ from layers import masks
 from layers.backends import attended
 from layers.cache import Cache, CrossCache
 from layers.checks import require, require_axes, require_integers
+from layers.padding import RealTokens
 from layers.positions import Angles
 
 
@@ -132,6 +133,7 @@ class MultiHeadAttention(nn.Module):
         positions: Tensor | Angles | None = None,
         cache: Cache | CrossCache | None = None,
         return_weights: bool = False,
+        real: RealTokens | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Output (b, q, dim), and the weights (b, heads, q, k) before dropout if `return_weights`.
 
@@ -142,18 +144,24 @@ class MultiHeadAttention(nn.Module):
                depends on places; an attention without `positions` and `position_bias` ignores them. For a `Rotary`, its
                `angles` too.
         cache: a `Cache` or `RollingCache` for a causal self-attention; a `CrossCache`.
+        real:  of a self-attention without a cache, whose query is (1, t, dim), the real tokens of its rows (b, q), and so is the
+               output. Mask, positions and weights are those of the rows; the mask need not hide the padding.
         Errors: `ValueError` for inputs and caches whose sizes do not agree, and a mask that is not boolean or does not broadcast.
         """
         itself, own = key is None, cache if isinstance(cache, Cache) else None
         key = query if key is None else key
         value = key if value is None else value
-        self.check(query, key, value, mask, positions, cache, itself)
-        at_query = torch.arange(query.shape[1], device=query.device) + (key.shape[1] - query.shape[1])
+        self.check(query, key, value, mask, positions, cache, itself, real)
+        queries = query.shape[1] if real is None else real.mask.shape[1]
+        at_query = torch.arange(queries, device=query.device) + (key.shape[1] - query.shape[1])
         at_query = at_query if own is None else own.slots(query.shape[1], query.device)
         at_key = at_query if itself else torch.arange(key.shape[1], device=query.device)
         hidden = None
         if mask is not None and (cache is None or mask.shape[-2] == 1):  # with a cache, a later query may see what these do not
             hidden = hidden_by(mask if own is None else at(mask, at_key))
+        if real is not None:
+            hidden = None if hidden is None else real.take(hidden.expand(*real.mask.shape, 1))
+            mask = masks.for_keys(real.mask) if mask is None else mask & masks.for_keys(real.mask)
         if own is not None and own.start is not None and own.padded:
             padding = hidden_by(own.written(at_key))
             hidden = padding if hidden is None else hidden | padding
@@ -161,9 +169,9 @@ class MultiHeadAttention(nn.Module):
         def keys_and_values() -> tuple[Tensor, Tensor]:
             x = key if hidden is None else key.masked_fill(hidden, 0.0)  # for 0 * NaN is NaN
             y = x if value is key else value if hidden is None else value.masked_fill(hidden, 0.0)
-            return self.split(self.key(x), self.key_norm), self.split(self.value(y))
+            return self.split(self.key(x), self.key_norm, real), self.split(self.value(y), None, real)
 
-        q = self.split(self.query(query), self.query_norm)
+        q = self.split(self.query(query), self.query_norm, real)
         k, v = cache.keep(keys_and_values) if isinstance(cache, CrossCache) else keys_and_values()
         if self.positions is not None:
             places = at_query if own is None else own.positions(at_query)
@@ -184,10 +192,12 @@ class MultiHeadAttention(nn.Module):
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
         dropout = self.dropout if self.training else 0.0
         output, weights = attended(q, k, v, mask, bias, self.causal and own is None, dropout, return_weights, self.softcap)
-        output = self.output(rearrange(output, "b h q d -> b q (h d)"))
+        output = rearrange(output, "b h q d -> b q (h d)")
+        output = self.output(output if real is None else real.take(output))
         return output if weights is None else (output, weights)
 
-    def split(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+    def split(self, x: Tensor, norm: nn.Module | None = None, real: RealTokens | None = None) -> Tensor:
+        x = x if real is None else real.put(x)
         x = rearrange(x, "b n (h d) -> b h n d", d=self.head_dim)
         return x if norm is None else norm(x)
 
@@ -200,6 +210,7 @@ class MultiHeadAttention(nn.Module):
         positions: Tensor | Angles | None,
         cache: Cache | CrossCache | None,
         itself: bool,
+        real: RealTokens | None,
     ) -> None:
         require_axes(query, "query", "batch queries dim", dim=self.dim)
         require_axes(key, "key", "batch keys key_dim", batch=query.shape[0], key_dim=self.key_dim)
@@ -207,6 +218,10 @@ class MultiHeadAttention(nn.Module):
         require_axes(value, "value", "batch keys value_dim", batch=batch, keys=keys, value_dim=self.value_dim)
         if not itself and (self.positions is not None or positions is not None or isinstance(cache, Cache)):
             raise ValueError("key must be None where there are positions or a Cache, which are for self-attention")
+        if real is not None:
+            require(itself and cache is None, "real", "real tokens", "None with a key or a cache")
+            require_axes(query, "query", "batch queries dim", batch=1, queries=len(real.index))
+            (batch, queries), keys = real.mask.shape, real.mask.shape[1]
         if isinstance(positions, Angles):
             require(self.position_bias is None, "positions", "angles", "integers for a position_bias")
         elif positions is not None:

@@ -146,29 +146,39 @@ class Cache:
         self.keys, self.values = self.keys.gather(2, source), self.values.gather(2, source)
 
 
-class SharedCache(Cache):
-    """A `Cache` whose `select` copies no keys and values: a table says in which row's memory each slot of a row lies.
+class GrowingCache(Cache):
+    """A `Cache` whose memory doubles as positions come: steps read at most twice as many slots as are filled, or the first 16.
 
-    For compiled decoding, where the lookup fuses into attention; eager mode copies keys and values each step. Memory doubles as
-    positions come, so that steps read at most twice as many slots as are filled, or the first 16. Whoever compiles a step calls
-    `require_room` before each, outside of the program.
+    Whoever compiles a step calls `require_room` before each, outside of the program.
     """
 
     def first_slots(self) -> int:
         return max(2, min(self.capacity, 16))  # two, for a compiler takes a size of 1 for a constant
-
-    def allocate(self, like: Tensor) -> None:
-        super().allocate(like)
-        self.rows = self.own_rows(like.shape[0], self.keys.shape[2], like.device)
 
     def require_room(self, new: int) -> None:
         """As `Cache`."""
         super().require_room(new)
         slots = self.keys.shape[2]
         if (needed := int(self.length) + new) > slots:
-            more = min(self.capacity, max(needed, 2 * slots)) - slots
-            self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
-            self.rows = F.pad(self.rows, (0, more))
+            self.grow(min(self.capacity, max(needed, 2 * slots)) - slots)
+
+    def grow(self, more: int) -> None:
+        self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
+
+
+class SharedCache(GrowingCache):
+    """A cache whose `select` copies no keys and values: a table says in which row's memory each slot of a row lies.
+
+    For compiled decoding, where the lookup fuses into attention; eager mode copies keys and values each step.
+    """
+
+    def allocate(self, like: Tensor) -> None:
+        super().allocate(like)
+        self.rows = self.own_rows(like.shape[0], self.keys.shape[2], like.device)
+
+    def grow(self, more: int) -> None:
+        super().grow(more)
+        self.rows = F.pad(self.rows, (0, more))
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """New positions go to a row's own memory, where nobody looks for them yet."""

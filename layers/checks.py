@@ -32,6 +32,11 @@ def require_integers(tensor: Tensor, name: str) -> None:
     require(whole, name, tensor.dtype, "integers: float32 counts to 2^24, bfloat16 to 256")
 
 
+def is_traced() -> bool:
+    """Whether somebody compiles, exports, traces or transforms (`torch.func`) the call, so that no value may be asked for."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
 def require_pixels(images: Tensor, least: int) -> None:
     """Raise `ValueError` unless images (b, c, y, x) have this many rows and columns."""
     if min(images.shape[-2:]) < least:

@@ -58,8 +58,8 @@ class LearnedPositions(nn.Module):
 
     offset: rows of the table before that of position 0; 2 in BART, left over from fairseq's padding.
     dtype:  of the result, the table's unless given.
-    Errors: `ValueError` for more positions than max_positions and, on the CPU, for one outside of the table. Compiled calls, and
-            values on a GPU, which are not worth waiting for, run into torch's own bounds check.
+    Errors: on the CPU `ValueError` for a position outside of the table. Compiled calls, and values on a GPU, which are not worth
+            waiting for, run into torch's own bounds check.
     Gehring et al., "Convolutional Sequence to Sequence Learning", 2017 (arXiv 1705.03122). Starts normal with standard deviation
     0.02, as GPT-2, BERT and BART do. Proven against `nn.Embedding` and `BartLearnedPositionalEmbedding` of transformers.
     """
@@ -78,9 +78,6 @@ class LearnedPositions(nn.Module):
 
     def forward(self, positions: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         require_integers(positions, "positions")
-        if not torch.compiler.is_compiling():
-            few = positions.shape[-1] <= self.max_positions
-            require(few, "positions", f"{positions.shape[-1]} of them", f"at most max_positions = {self.max_positions}")
         try:
             return self.table(positions + self.offset).to(dtype or self.table.weight.dtype)
         except IndexError as error:

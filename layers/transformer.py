@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from layers import masks
 from layers.cache import Cache, CrossCache
 from layers.checks import require, require_axes
+from layers.padding import RealTokens
 from layers.positions import Angles
 
 
@@ -82,15 +83,23 @@ class EncoderBlock(nn.Module):
         self.attention, self.feedforward = attention, feedforward
 
     def forward(
-        self, x: Tensor, *, mask: Tensor | None = None, positions: Tensor | Angles | None = None, cache: Cache | None = None
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | Angles | None = None,
+        cache: Cache | None = None,
+        real: RealTokens | None = None,
     ) -> Tensor:
         """mask: boolean, True = may attend, broadcastable to (b, heads, n, n).
 
         positions: if given: integers (n,) or (b, n), or the `angles` of a `Rotary`.
+        real: if given, x and the output are (1, t, dim), the real tokens of rows (b, n), which mask and positions are about.
         """
         require_axes(x, "x", "batch n dim")
-        places = {} if positions is None else {"positions": positions}
-        return self.feedforward(self.attention(x, mask=mask, cache=cache, **places))
+        given = {"positions": positions, "real": real}
+        given = {name: value for name, value in given.items() if value is not None}
+        return self.feedforward(self.attention(x, mask=mask, cache=cache, **given))
 
 
 class DecoderBlock(nn.Module):

@@ -13,194 +13,49 @@
 
 A row is *(ours, theirs)* or *(ours, theirs, pattern)* or *(ours, theirs, pattern, sizes)*. `{i}` stands for a number. An einops
 pattern without repeated, lost or reduced axes is a bijection, so every row converts both ways and a round trip keeps every bit.
+Of tied names an import needs one, as files hold them, and an export writes all; those that are there must hold the same bits.
 `sizes` gives axis lengths that the pattern cannot infer, such as the number of heads.
 
-Differs from `torch.nn.Module.load_state_dict(strict=True)` in that all problems are found before the first value is written.
+Differs from `torch.nn.Module.load_state_dict(strict=True)` in that all problems are found before the first value is written, and
+in that tensors may be `Stored` in files: they are checked by their headers and then read one row after another.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-Tensors = Mapping[str, Tensor]
-
-
-class Name:
-    """A parameter or module name with `{holes}` for numbers."""
-
-    def __init__(self, template: str, prefix: bool) -> None:
-        parts = re.split(r"\{(\w+)\}", template)
-        self.holes = tuple(parts[1::2])
-        if len(set(self.holes)) < len(self.holes):
-            raise ValueError(f"holes of {template!r} must differ, got {', '.join(self.holes)}")
-        if any(c in "{}" for p in parts[::2] for c in p) or not all(h.isidentifier() and h[0] != "_" for h in self.holes):
-            raise ValueError(f"holes must be named like {{i}}, got {template!r}")
-        pattern = "".join(f"(?P<{p}>[0-9]+)" if i % 2 else re.escape(p) for i, p in enumerate(parts))
-        rest = r"(\.(?P<_rest>.+))?" if template else r"(?P<_rest>.+)"
-        self.template, self.regex = template, re.compile(pattern + (rest if prefix else "(?P<_rest>)"))
-        self.literal = bool(template) and not self.holes
-
-    def match(self, name: str) -> tuple[tuple[str, str], ...] | None:
-        found = self.regex.fullmatch(name)
-        return None if found is None else tuple((k, v or "") for k, v in sorted(found.groupdict().items()))
-
-    def fill(self, values: Mapping[str, str]) -> str:
-        return ".".join(part for part in (self.template.format_map(values), values.get("_rest", "")) if part)
-
+from layers.weight_rows import Get, Group, Name, Row, Tensors, alike, convert, indexed, same_bits
 
 Fixed = list[tuple[Name, Tensor]]
 
 
 @dataclass(frozen=True)
-class Row:
-    """Our names and theirs, and how the tensors of one side become those of the other."""
+class Stored:
+    """A tensor in a file. like: its shape and dtype, on the meta device. read: gives it in memory that nobody else holds."""
 
-    ours: tuple[Name, ...]
-    theirs: tuple[Name, ...]
-    pattern: str
-    sizes: Mapping[str, int]
-
-    @classmethod
-    def parse(cls, ours: str, theirs: str, pattern: str = "", sizes: Mapping[str, int] | None = None) -> Row:
-        left, right = ([Name(t, prefix=not pattern) for t in side.split() or [""]] for side in (ours, theirs))
-        if len(left) > 1 and len(right) > 1:
-            raise ValueError(f"one side of a row must be a single name, got {ours!r} and {theirs!r}")
-        if len({frozenset(name.holes) for name in left + right}) > 1:
-            raise ValueError(f"all names of a row must have the same holes, got {ours!r} and {theirs!r}")
-        if any(len(set(side.split())) < len(side.split()) for side in (ours, theirs)):
-            raise ValueError(f"names of a row must differ, got {ours!r} and {theirs!r}")
-        row = cls(tuple(left), tuple(right), pattern, sizes or {})
-        if pattern:
-            require_bijection(pattern, len(left), len(right))
-            row.try_out()
-        return row
-
-    def try_out(self) -> None:
-        """Convert a small example there and back: a wrong pattern or a missing size fails here, not at a load."""
-        sides = [side.strip() for side in self.pattern.split("->")]
-        size = {axis: n for n, axis in enumerate(dict.fromkeys(axes(self.pattern)), start=2)} | dict(self.sizes)
-        many = max(len(self.ours), len(self.theirs))
-        stacked = many > 1 and "+" not in self.pattern
-        if stacked:
-            size[sides[len(self.theirs) > 1].split()[0]] = many
-        shapes = [axis_lengths(part, size) for part in sides[0].split(",")]
-        if stacked and len(self.ours) > 1:
-            shapes = [shapes[0][1:]] * many
-        ours = [torch.arange(math.prod(shape), device="cpu").reshape(shape) + k for k, shape in enumerate(shapes)]
-        try:
-            there = self.convert(ours, backward=False, like=[None] * len(self.theirs))
-            same = all(same_bits(x, y) for x, y in zip(ours, self.convert(there, True, ours), strict=True))
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"pattern must convert both ways, got {self.pattern!r} ({last_line(error)})") from error
-        if not same:
-            raise ValueError(f"pattern must give back what it took, got {self.pattern!r}")
-
-    def convert(self, tensors: Sequence[Tensor], backward: bool, like: Sequence[Tensor | None]) -> list[Tensor]:
-        """The other side's tensors; `like` gives their shapes where a concatenation has to be cut."""
-        count = len(self.ours if backward else self.theirs)
-        if not self.pattern:
-            if any(not same_bits(t, tensors[0]) for t in tensors[1:]):
-                raise ValueError("tied entries must hold the same values")
-            return [tensors[0]] * count
-        if len(dtypes := {str(t.dtype) for t in tensors}) > 1:
-            raise ValueError(f"merged entries must have one dtype, got {', '.join(sorted(dtypes))}")
-        left, right = (side.strip() for side in self.pattern.split("->"))
-        source, target = (right, left) if backward else (left, right)
-        if "+" in source:
-            return cut(tensors[0], source, target.split(","), like, self.sizes)
-        if "+" in target:
-            return [join(tensors, source.split(","), target, self.sizes)]
-        whole = torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0]
-        lengths = dict(self.sizes)
-        if count > 1:
-            lengths[target.split()[0]] = count  # the stacking axis
-        result = rearrange(whole, f"{source} -> {target}", **lengths)
-        return list(result.unbind()) if count > 1 else [result]
+    like: Tensor
+    read: Callable[[], Tensor]
 
 
-def axes(side: str) -> list[str]:
-    return [axis for axis in re.findall(r"\w+", side) if axis != "1"]
+Source = Mapping[str, Tensor | Stored]
 
 
-def axis_lengths(part: str, size: Mapping[str, int]) -> list[int]:
-    """'(q + kv) 1 i' -> [q + kv, 1, i]; a group without + is a product."""
-    tokens = re.findall(r"\([^()]*\)|[^\s()]+", part)
-    return [(sum if "+" in t else math.prod)(size[axis] for axis in axes(t)) for t in tokens]
-
-
-def require_bijection(pattern: str, ours: int, theirs: int) -> None:
-    """Each axis once on either side; several names need a stacking axis in front, or as many parts joined by +."""
-    left, arrow, right = pattern.partition("->")
-    names = [axes(left), axes(right)]
-    joined = "+" in pattern  # the axes that the parts share occur in every part
-    if not arrow or set(names[0]) != set(names[1]) or "..." in pattern:
-        raise ValueError(f"pattern must have the same axes on both sides of '->', got {pattern!r}")
-    for side, arity in ((left, ours), (right, theirs)):
-        parts = len(side.split(","))
-        if any(len(set(axes(p))) < len(axes(p)) for p in side.split(",")):
-            raise ValueError(f"pattern must name each axis once, got {pattern!r}")
-        if (parts != arity) if joined else (parts > 1 or (arity > 1 and side.strip().startswith("("))):
-            raise ValueError(f"pattern must give {arity} tensors on the side {side.strip()!r}, got {pattern!r}")
-        if joined and "+" in side and (side.count("(") != 1 or side.count("+") + 1 != max(ours, theirs)):
-            raise ValueError(f"pattern must join {max(ours, theirs)} axes in one group (a + b), got {pattern!r}")
-
-
-def part_patterns(group: str) -> tuple[list[str], int]:
-    """'i (q + kv)' -> ['i q', 'i kv'] and the position of the joined axis, 1."""
-    inner = group[group.index("(") + 1 : group.index(")")]
-    before, after = group[: group.index("(")], group[group.index(")") + 1 :]
-    return [f"{before}{name.strip()}{after}" for name in inner.split("+")], len(before.split())
-
-
-def join(tensors: Sequence[Tensor], sources: Sequence[str], group: str, sizes: Mapping[str, int]) -> Tensor:
-    targets, dim = part_patterns(group)
-    moved = [rearrange(t, f"{s} -> {p}", **known(sizes, s)) for t, s, p in zip(tensors, sources, targets, strict=True)]
-    return torch.cat(moved, dim)
-
-
-def cut(
-    whole: Tensor, group: str, targets: Sequence[str], like: Sequence[Tensor | None], sizes: Mapping[str, int]
-) -> list[Tensor]:
-    sources, dim = part_patterns(group)
-    lengths: list[int | None] = []
-    for source, target, example in zip(sources, targets, like, strict=True):
-        axis = source.split()[dim]
-        size = None if example is None else example.shape[target.split().index(axis)]
-        lengths.append(sizes.get(axis, size))
-    if lengths.count(None) > 1:
-        raise ValueError(f"sizes must give the parts of {group!r}, got {dict(sizes)}")
-    rest = whole.shape[dim] - sum(n for n in lengths if n is not None)
-    parts = whole.split([rest if n is None else n for n in lengths], dim)
-    return [rearrange(p, f"{s} -> {t}", **known(sizes, s)) for p, s, t in zip(parts, sources, targets, strict=True)]
-
-
-def known(sizes: Mapping[str, int], side: str) -> dict[str, int]:
-    return {axis: n for axis, n in sizes.items() if axis in axes(side)}
-
-
-def same_bits(x: Tensor, y: Tensor) -> bool:
-    """Equal shape, dtype and bits; unlike `torch.equal`, NaN equals NaN and 0 differs from -0."""
-    if x.shape != y.shape or x.dtype != y.dtype:
-        return False
-    return x is y or torch.equal(*(t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (x, y)))
+def headers(tensors: Source) -> dict[str, Tensor]:
+    """Shapes and dtypes, as tensors on the meta device."""
+    return {name: x.like if isinstance(x, Stored) else x.detach().to("meta") for name, x in tensors.items()}
 
 
 def exact(source: torch.dtype, target: torch.dtype) -> bool:
     """Whether every value survives the copy: the same dtype, or a wider one of the same kind."""
     kinds = [(t.is_floating_point, t.is_complex) for t in (source, target)]
     return source == target or (kinds[0] == kinds[1] and torch.promote_types(source, target) == target)
-
-
-def last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()
 
 
 def listed(problem: str, names: Iterable[str]) -> list[str]:
@@ -214,38 +69,81 @@ def refuse(problems: list[str]) -> None:
         raise ValueError("weights do not fit; " + "; ".join(problems))
 
 
+def storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def owned(x: Tensor, dtype: torch.dtype, held: set[int]) -> Tensor:
+    """x on the default device, in memory that nothing else has a part of; `held` are the storages that others have."""
+    x = x.to(torch.get_default_device(), dtype)
+    if not x.is_contiguous() or x.untyped_storage().nbytes() > x.nbytes or storage(x) in held:
+        x = x.clone(memory_format=torch.contiguous_format)
+    held.add(storage(x))
+    return x
+
+
+@dataclass
+class Place:
+    """A parameter or buffer, and every registry of a module in which it stands under a key."""
+
+    tensor: Tensor
+    names: set[str] = field(default_factory=set)
+    registries: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+
+    def put(self, x: Tensor) -> None:
+        old = self.tensor
+        self.tensor = nn.Parameter(x, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else x
+        for registry, key in self.registries:
+            registry[key] = self.tensor
+
+
+def places_of(module: nn.Module) -> dict[str, Place]:
+    """Every name of a tensor in the module -> its place; the names of a tied one have the same."""
+    places: dict[int, Place] = {}
+    result = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        for registry in (part._parameters, part._buffers):
+            for key, x in registry.items():
+                if x is not None:
+                    name = f"{path}.{key}" if path else key
+                    result[name] = place = places.setdefault(id(x), Place(x))
+                    place.names.add(name)
+                    place.registries.append((registry, key))
+    return result
+
+
 def named(name: str, fixed: Fixed) -> bool:
     return any(template.match(name) is not None for template, _ in fixed)
 
 
-Place = tuple[int, int, Name]
-
-
-def indexed(rows: Sequence[Row], backward: bool) -> tuple[dict[str, list[Place]], list[Place]]:
-    """Names of one side with their row and position: those without holes by what they begin with, and the others."""
-    by_beginning: dict[str, list[Place]] = {}
-    others: list[Place] = []
-    for r, row in enumerate(rows):
-        for n, name in enumerate(row.theirs if backward else row.ours):
-            (by_beginning.setdefault(name.template, []) if name.literal else others).append((r, n, name))
-    return by_beginning, others
-
-
-def filled(fixed: Fixed, holes: list[dict[str, str]]) -> dict[str, Tensor]:
-    """Every such tensor under every name that the holes of the converted rows give."""
+def filled(fixed: Fixed, groups: Iterable[Group]) -> dict[str, Tensor]:
+    """Every such tensor under every name that the holes of the groups give."""
     return {
-        template.fill({hole: values[hole] for hole in template.holes}): value.clone()
+        template.fill({hole: holes[hole] for hole in template.holes}): value
         for template, value in fixed
-        for values in [{}, *holes]
-        if set(template.holes) <= values.keys()
+        for holes in [{}, *(group.holes for group in groups)]
+        if set(template.holes) <= holes.keys()
     }
+
+
+def require_alike(groups: Sequence[Group], constants: Tensors, tied: Iterable[frozenset[str]], get: Get, like: Tensors) -> None:
+    """Errors: `ValueError` if constants, or tied tensors of theirs or ours, have other values. Of theirs the first is kept."""
+    several = [group for group in groups if not group.row.pattern and len(group.found) > 1]
+    refuse(differing(constants, get) + listed("cannot convert", convert(several, get, like)[1]))
+    refuse(listed("tied, of different values", chain(*(names for names in set(tied) if not alike(names, groups, get, like)))))
+    for group in several:
+        group.found = dict([min(group.found.items())])
+
+
+def differing(constants: Tensors, get: Get) -> list[str]:
+    return listed("not the constant", [name for name, value in constants.items() if not same_bits(get(name), value)])
 
 
 class WeightMap:
     """A bijection between two ways of naming and laying out the same tensors; see the head of this file.
 
     rows:      *(ours, theirs[, pattern[, sizes]])*; several names on one side, separated by spaces, are stacked or joined by the
-               pattern, and without one are the same tensor under several names.
+               pattern, and without one are the same tensor under several names, of which one has to be there.
     constants: their names (holes allowed) -> the tensor that stands there in every export and must stand there in every import.
     derived:   the same for tables that the module computes itself: an import may lack them, and does not look at them.
     Errors:    `ValueError` that lists all names that are unmapped, missing, of a wrong shape or dtype, or claimed by two rows.
@@ -260,89 +158,101 @@ class WeightMap:
 
     def to_theirs(self, tensors: Tensors, strict: bool = True) -> dict[str, Tensor]:
         """Our names to theirs. strict=False skips incomplete rows and constants (for gradients)."""
-        result, holes, problems = self._convert(tensors, backward=False, like={})
+        groups, problems = self._groups(tensors, backward=False)
+        result, failed = convert(groups, tensors.__getitem__, like={})
         if strict:
-            fixed = filled(self.constants + self.derived, holes)
+            fixed = filled(self.constants + self.derived, groups)
+            problems += listed("cannot convert", failed)
             refuse(problems + listed("claimed by a row and a constant", result.keys() & fixed.keys()))
-            result |= fixed
+            result |= {name: value.clone() for name, value in fixed.items()}
         return result
 
     def to_ours(self, tensors: Tensors, like: Tensors | None = None, strict: bool = True) -> dict[str, Tensor]:
         """Their names to ours. `like`, our state dict, gives the sizes of unequal parts."""
-        result, problems = self._to_ours(tensors, like or {})
+        groups, constants, problems = self._imported(tensors)
+        result, failed = convert(groups, tensors.__getitem__, like or {})
         if strict:
-            refuse(problems)
+            refuse(problems + listed("cannot convert", failed) + differing(constants, tensors.__getitem__))
         return result
-
-    def _to_ours(self, tensors: Tensors, like: Tensors) -> tuple[dict[str, Tensor], list[str]]:
-        fixed = {k: v for k, v in tensors.items() if named(k, self.constants)}
-        rest = {k: v for k, v in tensors.items() if k not in fixed and not named(k, self.derived)}
-        result, holes, problems = self._convert(rest, backward=True, like=like)
-        expected = filled(self.constants, holes)
-        wrong = [k for k in fixed.keys() & expected.keys() if not same_bits(fixed[k], expected[k])]
-        problems += listed("missing constants", expected.keys() - fixed.keys()) + listed("not the constant", wrong)
-        return result, problems + listed("unmapped", fixed.keys() - expected.keys())
 
     def export(self, module: nn.Module) -> dict[str, Tensor]:
         """The module's state under their names, ready for `load_state_dict(..., strict=True)`."""
         return self.to_theirs({k: v.detach() for k, v in module.state_dict().items()})
 
-    def load(self, module: nn.Module, theirs: Tensors) -> None:
-        """Copy their state into the module. Nothing is written unless all of it fits; a wider dtype may take a narrower one."""
-        state = module.state_dict()
-        ours, problems = self._to_ours(theirs, state)
+    def load(self, module: nn.Module, theirs: Source) -> None:
+        """Put their state into the module. Nothing is written unless all of it fits; a wider dtype may take a narrower one.
+
+        What the module has on the meta device gets values, in memory of its own on the default device; a tied tensor stays one.
+        """
+        state, places = module.state_dict(), places_of(module)
+        own = {storage(x) for x in state.values()}  # a module may be loaded from itself, entries swapped
+        theirs = {k: x.clone() if isinstance(x, Tensor) and storage(x) in own else x for k, x in theirs.items()}
+        held = {storage(x) for x in theirs.values() if isinstance(x, Tensor)}
+
+        def get(name: str) -> Tensor:
+            return x.read() if isinstance(x := theirs[name], Stored) else x.detach()
+
+        with torch.no_grad():
+            for group in self._fitting(state, places, theirs, get):
+                found = group.convert(get, state)
+                for name in [*found]:
+                    x = found.pop(name)
+                    if not state[name].is_meta:
+                        state[name].copy_(x)
+                    elif (place := places[name]).tensor.is_meta:
+                        place.put(owned(x, place.tensor.dtype, held))
+                    del x  # before the next group is read
+
+    def _fitting(self, state: Tensors, places: Mapping[str, Place], theirs: Source, get: Get) -> list[Group]:
+        """Groups in the order to read them. Errors: `ValueError` unless all of them, and nothing else, fit the state."""
+        known = headers(theirs)
+        groups, constants, problems = self._imported(known)
+        ours, failed = convert(groups, known.__getitem__, state)
         both = ours.keys() & state.keys()
+        tied = {name: frozenset(places[name].names & both) for name in state.keys() & places.keys()}
         shapes = [f"{k} {tuple(ours[k].shape)} for {tuple(state[k].shape)}" for k in both if ours[k].shape != state[k].shape]
         dtypes = [f"{k} {ours[k].dtype} for {state[k].dtype}" for k in both if not exact(ours[k].dtype, state[k].dtype)]
+        bare = [k for k, x in theirs.items() if isinstance(x, Tensor) and x.is_meta]
+        bare += [k for k, place in places.items() if place.tensor.is_meta and k not in state]
+        bare += [k for k, x in state.items() if x.is_meta and k not in places]
         refuse(
             problems
-            + listed("missing", state.keys() - ours.keys())
+            + listed("cannot convert", failed)
+            + differing(constants, known.__getitem__)
+            + listed("missing", [k for k in state if k not in ours and not tied.get(k)])
             + listed("not in the module", ours.keys() - state.keys())
             + listed("wrong shape", shapes)
             + listed("would lose precision", dtypes)
-            + listed("without values (meta device)", [k for k in both if ours[k].is_meta or state[k].is_meta])
+            + listed("without values (meta device)", bare)
         )
-        own = {t.untyped_storage().data_ptr() for t in state.values()}  # a module may be loaded from itself, entries swapped
-        ours = {k: v.clone() if v.untyped_storage().data_ptr() in own else v for k, v in ours.items()}
-        with torch.no_grad():
-            for key, value in ours.items():
-                state[key].copy_(value)
+        require_alike(groups, constants, tied.values(), get, state)
+        # a large tensor that is in memory twice, as read and as converted, does no harm while the others are not there
+        return sorted(groups, key=lambda group: -sum(known[name].nbytes for name in group.found.values()))
 
-    def _convert(
-        self, tensors: Tensors, backward: bool, like: Tensors
-    ) -> tuple[dict[str, Tensor], list[dict[str, str]], list[str]]:
-        """Group the names by row, holes and rest; convert each whole group; collect what is wrong."""
-        groups: dict[tuple[int, tuple], dict[int, Tensor]] = {}
-        unmapped, ambiguous, missing, failed = [], [], [], []
-        for key, tensor in tensors.items():
-            by_beginning, others = self.index[backward]
+    def _imported(self, tensors: Tensors) -> tuple[list[Group], dict[str, Tensor], list[str]]:
+        """Groups, what constants among the tensors must be, and problems."""
+        fixed = {k for k in tensors if named(k, self.constants)}
+        groups, problems = self._groups([k for k in tensors if k not in fixed and not named(k, self.derived)], backward=True)
+        expected = filled(self.constants, groups)
+        problems += listed("missing constants", expected.keys() - fixed) + listed("unmapped", fixed - expected.keys())
+        return groups, {k: v for k, v in expected.items() if k in fixed}, problems
+
+    def _groups(self, names: Iterable[str], backward: bool) -> tuple[list[Group], list[str]]:
+        """The names by row, holes and rest, and problems."""
+        groups: dict[tuple[int, tuple], Group] = {}
+        unmapped, ambiguous = [], []
+        by_beginning, others = self.index[backward]
+        for key in names:
             parts = key.split(".")
             near = [place for end in range(len(parts)) for place in by_beginning.get(".".join(parts[: end + 1]), ())]
-            claims = [(r, n, values) for r, n, name in (*near, *others) if (values := name.match(key)) is not None]
-            if not claims:
-                unmapped.append(key)
-            elif len(claims) > 1:
-                ambiguous.append(key)
+            claims = [(r, n, holes) for r, n, name in (*near, *others) if (holes := name.match(key)) is not None]
+            if len(claims) == 1:
+                row, position, holes = claims[0]
+                groups.setdefault((row, holes), Group(self.rows[row], backward, dict(holes))).found[position] = key
             else:
-                row, position, values = claims[0]
-                groups.setdefault((row, values), {})[position] = tensor
-        result: dict[str, Tensor] = {}
-        for (r, values), found in groups.items():
-            row, filled = self.rows[r], dict(values)
-            source, target = (row.theirs, row.ours) if backward else (row.ours, row.theirs)
-            absent = [name.fill(filled) for n, name in enumerate(source) if n not in found]
-            if absent:
-                missing += absent
-                if row.pattern:
-                    continue
-            names = [name.fill(filled) for name in target]
-            try:
-                converted = row.convert([found[n] for n in sorted(found)], backward, [like.get(n) for n in names])
-            except (ValueError, RuntimeError) as error:  # einops.EinopsError is a RuntimeError
-                failed.append(f"{', '.join(name.fill(filled) for name in source)} ({last_line(error)})")
-                continue
-            clash = [name for name in names if name in result]
-            ambiguous += clash
-            result.update(zip(names, converted, strict=True))
+                (ambiguous if claims else unmapped).append(key)
+        missing = [name for group in groups.values() for name in group.absent()]
+        given = Counter(name for group in groups.values() if not group.absent() for name in group.names(backward))
+        ambiguous += [name for name, times in given.items() if times > 1]
         problems = listed("unmapped", unmapped) + listed("claimed by two rows", ambiguous) + listed("missing", missing)
-        return result, [dict(values) for _, values in groups], problems + listed("cannot convert", failed)
+        return [*groups.values()], problems

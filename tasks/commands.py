@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -10,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from typing import Any, NamedTuple
 
-from tasks.options import UserError, add
+from tasks.command_line import parse
+from tasks.options import UserError
 
 
 class Diverged(Exception):
@@ -22,34 +22,17 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calcula
 
 
 class Command(NamedTuple):
-    """One command of a program. `call` is given the options that were written, by name; `example` are some worth knowing."""
+    """One command of a program.
+
+    call:    is given the options that were written, by name. example: some that are worth knowing.
+    bare:    the option that a word without one was likely meant for, such as "--image {}".
+    """
 
     options: type
     summary: str
     call: Callable[[dict[str, Any]], None]
     example: str = ""
-
-
-def parse(program: str, commands: Mapping[str, Command], argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
-    """The command (the first one if none is given) and the options that were given; `--batch-size` and `--batch_size` are one."""
-    argv = [
-        f"--{a[2:].partition('=')[0].replace('-', '_')}{''.join(a.partition('=')[1:])}" if a.startswith("--") else a for a in argv
-    ]
-    if argv and not argv[0].startswith("-") and argv[0] not in commands:
-        raise UserError(f"{argv[0]!r} is no command: {', '.join(commands)}, each with its own --help")
-    if not argv or argv[0] not in commands:
-        argv = [next(iter(commands)), *argv]
-    name, command = argv[0], commands[argv[0]]
-    parser = argparse.ArgumentParser(
-        usage=f"python -m {program} [{'|'.join(commands)}] [options]", description=f"{name}: {command.summary}",
-        argument_default=argparse.SUPPRESS, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join([
-            *(["for example:", f"  python -m {program} {name} {command.example}", ""] if command.example else []),
-            "commands, each with its own --help:", *(f"  {name:<10} {c.summary}" for name, c in commands.items()),
-        ]),
-    )  # fmt: skip
-    add(parser, command.options)
-    return command, vars(parser.parse_args(argv[1:]))
+    bare: str = ""
 
 
 @contextlib.contextmanager
@@ -69,13 +52,23 @@ def first_process() -> bool:
 
 
 def main(program: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
-    """Run a command: what the user can mend becomes one line and exit code 2, a diverged run one line and 1."""
+    """Run a command, whose exit code is that of `exit_code`."""
+
+    def call() -> None:
+        with checking_input():
+            command, given = parse(program, commands, sys.argv[1:] if argv is None else argv)
+        command.call(given)
+
+    return exit_code(call)
+
+
+def exit_code(call: Callable[[], None]) -> int:
+    """The exit code, 0 or: for what the user can mend one line and 2, for a diverged run one line and 1."""
     for stream in (sys.stdout, sys.stderr):  # text of any language, whatever the locale
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        command, given = parse(program, commands, sys.argv[1:] if argv is None else argv)
-        command.call(given)
+        call()
         sys.stdout.flush()
     except BrokenPipeError:  # such as ``| head``, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

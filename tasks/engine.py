@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import zoo
-from layers.checks import require
 from layers.normalization import synchronise_norms
-from tasks import checkpoints
+from tasks import averaging, checkpoints, validation
 from tasks.commands import Diverged
 from tasks.data import seed_of
 from tasks.loading import prepared
@@ -36,7 +35,7 @@ from tasks.optimizers import learning_rate, update_average
 from tasks.options import EngineOptions
 from tasks.recompute import blocks, recomputing
 from tasks.task import Task
-from zoo import files, saving
+from zoo import files
 
 Turn = tuple[str, Any, dict[str, Any]]
 """A part, its loss and its metrics, as `Task.losses` yields them."""
@@ -190,46 +189,13 @@ class Run:
         """What is evaluated and kept."""
         return self.average or self.model
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module | None = None) -> dict[str, float]:
-        """Mean losses and metrics over the validation set; every example counts once, whatever the number of processes."""
-        model = (model or self.result).eval()
-        sums: dict[str, Tensor] = {}
-        shares = [indices.tensor_split(self.world)[self.accelerator.process_index] for indices in self.task.valid.batches(0)]
-        for batch in prepared(lambda share: self.task.valid.batch(share, 0), shares, self.workers):
-            for name, value in self.measure(model, batch).items():
-                sums[name] = sums.get(name, 0) + value
-        everything = {name: self.total(value).item() for name, value in sums.items()}
-        means = {name: value / everything["units"] for name, value in everything.items() if name != "units"}
-        measured = means | self.task.score(model)
-        self.require_primary(measured)
-        return measured
+        """Means and metrics of the validation set, as `tasks.validation.evaluate` has them."""
+        return validation.evaluate(self, model or self.result)
 
-    def measure(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Sums in float64 over validation examples, of which there may be none: all processes sum up the same names."""
-        batch = self.to_device(batch)
-        with self.accelerator.autocast():
-            turns = list(self.task.losses(model, batch))
-        exact = [(part, loss.double(), {name: x.double() for name, x in found.items()}) for part, loss, found in turns]
-        return self.combined(exact) | {"units": torch.tensor(float(self.task.units(batch)), dtype=torch.float64)}
-
-    @torch.no_grad()
     def require_ready(self) -> None:
-        """Errors: `ValueError`, before an epoch is spent, if the model could not be kept, if there is nothing to train or to
-        measure on, if the best epoch could not be told, or if an option asks for what the model has not."""
-        saving.saved(self.result, zoo.build)
-        for name, split in (("training", self.task.train), ("validation", self.task.valid)):
-            require(split.size > 0, f"{name} set", f"{split.size} {self.task.unit}", "not empty")
-        if self.options.gradient_checkpointing:
-            require(bool(blocks(self.model)), "gradient_checkpointing", True, "False for a model without a list of blocks")
-        if type(self.task).score is Task.score:  # else any metric may come from there
-            first = next(iter(self.task.valid.batches(0)))[:1]
-            measured = self.measure(self.result.eval(), self.task.valid.batch(first, 0))
-            self.require_primary([name for name in measured if name != "units"])
-
-    def require_primary(self, names: Iterable[str]) -> None:
-        primary = self.task.primary.name
-        require(primary in names, "primary", primary, f"one of {', '.join(names)}")
+        """Errors: `ValueError`, before an epoch is spent, if the run could not be trained, measured or kept."""
+        validation.require_ready(self)
 
     def best(self) -> dict[str, Any]:
         """The row of the epoch with the best primary metric, among equals the one with the least loss, the first of these."""
@@ -268,8 +234,8 @@ class Run:
                 `Diverged` if a loss or a weight is no longer finite.
         """
         self.require_ready()
-        if self.main and not self.finished and self.best_epoch.exists():
-            self.best_epoch.replace(self.folder / files.BEST)
+        if self.main and not self.finished:
+            averaging.put_back(self)
         self.log.begin()
         begun = time.perf_counter() - self.seconds
         try:
@@ -282,7 +248,7 @@ class Run:
         summary = {name: value for name, value in last.items() if name.startswith(("train_", "valid_"))} | {
             f"best_{primary}": best[primary],
             "best_epoch": best["epoch"],
-            **(self.average_epochs() if self.options.average else {}),
+            **(averaging.average_epochs(self) if self.options.average else {}),
             "epochs": self.epoch,
             "seconds": round(self.seconds, 3),
             f"{self.task.unit}_per_second": round(self.epoch * self.task.train.size / max(self.seconds, 1e-9), 1),
@@ -297,35 +263,6 @@ class Run:
         patience = self.options.patience
         tired = patience > 0 and len(self.history) > 0 and self.epoch - self.best()["epoch"] >= patience
         return tired or self.epoch >= self.options.epochs
-
-    @property
-    def best_epoch(self) -> Path:
-        """The best epoch's weights, where the mean of epochs took their place."""
-        return self.folder / "best_epoch.safetensors"
-
-    def epoch_file(self, epoch: int) -> Path:
-        return self.folder / f"epoch-{epoch}.safetensors"
-
-    def average_epochs(self) -> dict[str, Any]:
-        """The mean of the last epochs' weights (Vaswani et al., 2017, section 6.1), kept if it is no worse than the best.
-
-        Counters are the last epoch's.
-        """
-        self.accelerator.wait_for_everyone()  # until the last file is written
-        paths = [self.epoch_file(epoch + 1) for epoch in range(max(0, self.epoch - self.options.average), self.epoch)]
-        states = [files.read_tensors(path) for path in paths]
-        mean = {
-            name: torch.stack([state[name].double() for state in states]).mean(0).to(x.dtype) if x.is_floating_point() else x
-            for name, x in states[-1].items()
-        }
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(mean)
-        measured, primary = self.evaluate(model), self.task.primary
-        kept = primary.rank(measured) >= primary.rank(self.best(), "valid_")
-        if self.main and kept:  # the best epoch is kept too, for a run that goes on for more epochs
-            files.write_bytes(self.best_epoch, (self.folder / files.BEST).read_bytes())
-            zoo.save(model, self.folder, files.BEST)
-        return {f"average_valid_{name}": value for name, value in measured.items()} | {"average_kept": kept}
 
     def train_epoch(self, begun: float) -> None:
         options, batches = self.options, self.task.train.batches(self.epoch)
@@ -361,10 +298,10 @@ class Run:
         if self.main and self.best() is row:  # before the checkpoint that knows of it: a kill in between repeats the epoch
             zoo.save(self.result, self.folder, "best.safetensors")
         if self.main and options.average:
-            zoo.save(self.result, self.folder, self.epoch_file(self.epoch).name)
+            zoo.save(self.result, self.folder, averaging.epoch_file(self, self.epoch).name)
         self.save()
         if self.main and options.average:
-            self.epoch_file(self.epoch - options.average).unlink(missing_ok=True)
+            averaging.epoch_file(self, self.epoch - options.average).unlink(missing_ok=True)
         self.log.epoch(row)
 
 

@@ -32,9 +32,9 @@ def class_activation(model: Any, images: Tensor, classes: Tensor | None = None) 
     with torch.enable_grad():
         stages = model.features(images.detach().requires_grad_())
         logits = model.head(stages[-1])
-        chosen = logits.argmax(-1) if classes is None else classes
+        targets = logits.argmax(-1) if classes is None else classes
         stage = max((n for n, grid in enumerate(stages) if min(grid.shape[-2:]) >= SMALLEST_GRID), default=0)
-        (slopes,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), stages[stage])
+        (slopes,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), stages[stage])
     return (slopes.sum((-2, -1), keepdim=True) * stages[stage].detach()).sum(1).relu(), stage, len(stages)
 
 

@@ -113,10 +113,10 @@ def choose(characters: set[str]) -> tuple[list[str], set[str]]:
     return families, lacking
 
 
-def suits(family: str, name: str, chosen: list[str]) -> tuple[bool, bool, bool]:
+def suits(family: str, name: str, families: list[str]) -> tuple[bool, bool, bool]:
     """Larger is better, among fonts that have as many characters of a script."""
     lower = family.lower()
-    return family.endswith(VARIANTS.get(name, "")), family in chosen, "sans" in lower and "mono" not in lower
+    return family.endswith(VARIANTS.get(name, "")), family in families, "sans" in lower and "mono" not in lower
 
 
 def files(regular: bool) -> list[tuple[str, str, int]]:

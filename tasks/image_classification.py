@@ -15,7 +15,7 @@ from tasks.commands import Command
 from tasks.image_evaluation import DataOptions, EvaluateOptions, evaluate
 from tasks.image_predictions import ExportOptions, PredictOptions, export, predict
 from tasks.options import EngineOptions, UserError, option
-from tasks.saved import run_or_path
+from tasks.saved import require_run_of, run_or_path
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import nn
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
 @dataclass
 class TrainOptions(EngineOptions, DataOptions):
-    title = "image classification"
+    title, program = "image classification", "tasks.image_classification"
     epochs: int = option(None, "passes over the training data (default: 10, for digits 7)", least=1)
     model: str = option("vgg11_bn", "an image model that zoo.names() knows")
     batch_size: int = option(64, "images in one optimizer step, over all processes and micro-batches", least=1)
@@ -124,7 +124,7 @@ def require_image_model(name: str) -> None:
 def image_models() -> list[str]:
     import zoo
 
-    return [name for name in zoo.names() if "num_classes" in zoo.arguments(name)]
+    return list(zoo.names(zoo.ImageModel))
 
 
 def match_classes(model: Any, known: Sequence[str] | None, classes: Sequence[str]) -> list[str]:
@@ -162,7 +162,9 @@ def find_weights(model: str, init: str, folder: Path) -> Any:
     if not init:
         return None
     kept = [path for name in ("best", "last") if (path := folder / f"{name}.safetensors").exists()]
-    return load.find(model, str(kept[0]) if kept else run_or_path(init, folder.parent))
+    place = str(kept[0]) if kept else run_or_path(init, folder.parent)
+    require_run_of(TrainOptions.program, Path(place.rpartition("#")[0] or place), f"--init {init}")
+    return load.find(model, place)
 
 
 def sized(model: str, image_size: int) -> dict[str, str]:
@@ -179,15 +181,28 @@ COMMANDS = {
         "train a model and leave a run in RUNS_DIR/NAME",
         train,
         "--data folder:photos --image_size 128 --model resnet18 --name photos",
+        "--data folder:{}",
     ),
     "evaluate": Command(
-        EvaluateOptions, "measure a saved model on a test set", evaluate, "--name photos --per_class --output said.csv"
+        EvaluateOptions,
+        "measure a saved model on a test set",
+        evaluate,
+        "--name photos --per_class --output said.csv",
+        "--name {}",
     ),
     "predict": Command(
-        PredictOptions, "the likeliest classes of each --image, and why", predict, "--name photos --image cat.png holiday/"
+        PredictOptions,
+        "the likeliest classes of each --image, and why",
+        predict,
+        "--name photos --image cat.png holiday/",
+        "--image {}",
     ),
     "export": Command(
-        ExportOptions, "write a saved model's weights for torchvision or timm", export, "--name photos --out photos.pth"
+        ExportOptions,
+        "write a saved model's weights for torchvision or timm",
+        export,
+        "--name photos --out photos.pth",
+        "--name {}",
     ),
 }
 

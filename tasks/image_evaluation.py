@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tasks import tables
 from tasks.commands import checking_input
 from tasks.image_predictions import UseOptions, answers, load_classifier, model_path
 from tasks.options import Options, UserError, data_of, option, restored
-from tasks.tables import require_table, write_table
+from tasks.saved import SavedOptions
 
 
 @dataclass
@@ -26,12 +27,12 @@ class DataOptions(Options):
 
 
 @dataclass
-class EvaluateOptions(DataOptions, UseOptions):
+class EvaluateOptions(DataOptions, UseOptions, SavedOptions):
     title = "measuring"
     data: str = option("", "as for train (default: the test split of what the run was trained on)")
     batch_size: int = option(256, "images at a time", least=1)
     per_class: bool = option(False, "a line for each class too: recall, precision, F1")
-    output: str = option("", "write what was said of each image into this .csv or .jsonl file", path=True)
+    output: str = option("", f"write what was said of each image into this {tables.FILES}", path=True)
     all: bool = option(False, "into --output, the probabilities of all classes")
 
 
@@ -42,7 +43,7 @@ def evaluate(given: dict[str, Any]) -> None:
     from tasks.image_scores import measure, scores, table
 
     options = EvaluateOptions(**given)
-    require_table("--output", options.output)
+    tables.require_table("--output", options.output)
     if options.all and not options.output:
         raise UserError("--all is about --output: give that too")
     path = model_path(options)
@@ -60,19 +61,19 @@ def evaluate(given: dict[str, Any]) -> None:
         told.append("the test images are not what they were in training: the folder has changed")
     if own and "about" not in kept and (source == "digits" or source.startswith("folder:")):
         told.append("the run is of an older version, which may have split otherwise: it may have trained on some of these")
-    print(*told, sep="\n", end="\n" if told else "")
-    measured = measure(model, context, images, options.batch_size)
-    said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores(measured).items())
-    of = "" if len(found) == len(classes) else f", which have {len(found)} of the model's {len(classes)} classes"
-    print(f"{path}: test {said} on {len(images):,} images of {source}{of}")
-    if options.per_class:
-        print(*table(measured, classes), sep="\n")
-    if options.output:
+    with tables.writing(options.output) as write:
+        print(*told, sep="\n", end="\n" if told else "")
+        measured = measure(model, context, images, options.batch_size)
+        said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores(measured).items())
+        of = "" if len(found) == len(classes) else f", which have {len(found)} of the model's {len(classes)} classes"
+        print(f"{path}: test {said} on {len(images):,} images of {source}{of}")
+        if options.per_class:
+            print(*table(measured, classes), sep="\n")
         names = [shown(name) for name in images.names] or [*range(len(images))]
         true = [classes[label] for label in images.labels.tolist()]
         rows = answers(names, measured.logs.exp(), classes, 1, options.all)
         key = "file" if images.names else "index"
-        write_table(options.output, ({key: row.pop("file"), "true": t} | row for row, t in zip(rows, true, strict=True)))
+        write({key: row.pop("file"), "true": t} | row for row, t in zip(rows, true, strict=True))
 
 
 def trained_on(path: Path) -> tuple[DataOptions, dict[str, Any]]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import tables
 from tasks.commands import checking_input
 from tasks.options import UserError, option
-from tasks.saved import SavedOptions, find_run, placed
-from tasks.tables import require_table, write_table
+from tasks.saved import RunOptions, SavedOptions, find_run, placed, require_run_of
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor
@@ -24,20 +24,20 @@ DRAWN = 100
 
 
 @dataclass
-class UseOptions(SavedOptions):
-    title = "the run"
+class UseOptions(RunOptions):
+    title, program = "the run", "tasks.image_classification"
     init: str = option("", "a run's folder or .safetensors file to use instead", path=True)
 
 
 @dataclass
-class PredictOptions(UseOptions):
+class PredictOptions(UseOptions, SavedOptions):
     title = "pictures"
     image: list[str] = option((), "pictures to classify, and folders of them", many=True, path=True)
     batch_size: int = option(32, "pictures at a time", least=1)
     skip_bad: bool = option(False, "go on without unreadable pictures, and name them")
     top: int = option(5, "how many of the likeliest classes to tell", least=1)
     all: bool = option(False, "tell the probabilities of all classes")
-    output: str = option("", "write the answers into this .csv or .jsonl file", path=True)
+    output: str = option("", f"write the answers into this {tables.FILES}", path=True)
     explain: str = option(
         "", "write each picture beside a map of what speaks for its class (Grad-CAM) into this PNG file", path=True
     )
@@ -63,44 +63,44 @@ def predict(given: dict[str, Any]) -> None:
 
     options = PredictOptions(**given)
     paths = picture_files(options.image)
-    require_png("--explain", options.explain)
-    require_png("--features", options.features)
-    require_table("--output", options.output)
+    for name in ("explain", "features"):
+        tables.require_writable(f"--{name}", getattr(options, name), [".png"])
+    tables.require_table("--output", options.output)
     if options.explain and len(paths) > DRAWN:
         raise UserError(f"--explain draws {DRAWN} pictures at most, got {len(paths):,}")
     path = model_path(options)
     model, context, preprocess, classes = load_classifier(path, options)
-    rows: list[dict[str, Any]] = []
     skipped: list[str] = []
+    explained: list[dict[str, Any]] = []
     drawn: list[Tensor] = []
     top = len(classes) if options.all and not options.output else options.top
-    for start in range(0, len(paths), options.batch_size):
-        some = paths[start : start + options.batch_size]
-        found = decode(some, [0] * len(some), preprocess, options.skip_bad, skipped)
-        if not found.paths:
-            continue
-        probabilities = log_probabilities(model, context, preprocess.normalise(found.pixels)).exp()
-        new = list(
-            answers([shown(name) for name in found.paths], probabilities, classes, top, options.all and bool(options.output))
-        )
-        rows += new if options.output or options.explain else []
-        drawn += [found.pixels] if options.explain or (options.features and not drawn) else []
-        for name, *said in () if options.output else map(dict.values, new):
-            print(f"{name}: " + ", ".join(f"{c} {p:.1%}" for c, p in zip(said[::2], said[1::2], strict=True)), flush=True)
-    for line in skipped:
-        print(f"skipped: {line}")
-    if len(skipped) == len(paths):
-        raise UserError("--image: no picture could be read")
-    if options.output:
-        write_table(options.output, rows)
-        print(f"{options.output}: {len(rows):,} pictures")
-    if options.explain or options.features:
-        from tasks import image_drawings as drawings
+    with tables.writing(options.output) as write:
+        for start in range(0, len(paths), options.batch_size):
+            some = paths[start : start + options.batch_size]
+            found = decode(some, [0] * len(some), preprocess, options.skip_bad, skipped)
+            if not found.paths:
+                continue
+            probabilities = log_probabilities(model, context, preprocess.normalise(found.pixels)).exp()
+            names = [shown(name) for name in found.paths]
+            rows = [*answers(names, probabilities, classes, top, options.all and bool(options.output))]
+            write(rows)
+            explained += rows if options.explain else []
+            drawn += [found.pixels] if options.explain or (options.features and not drawn) else []
+            for name, *said in () if options.output else map(dict.values, rows):
+                print(f"{name}: " + ", ".join(f"{c} {p:.1%}" for c, p in zip(said[::2], said[1::2], strict=True)), flush=True)
+        for line in skipped:
+            print(f"skipped: {line}")
+        if len(skipped) == len(paths):
+            raise UserError("--image: no picture could be read")
+        if options.explain or options.features:
+            from tasks import image_drawings as drawings
 
-        if options.explain:
-            drawings.draw_explanations(model, preprocess, torch.cat(drawn), rows, Path(options.explain))
-        if options.features:
-            drawings.draw_features(model, preprocess, drawn[0][0], Path(options.features))
+            if options.explain:
+                drawings.draw_explanations(model, context, preprocess, torch.cat(drawn), explained, Path(options.explain))
+            if options.features:
+                drawings.draw_features(model, context, preprocess, drawn[0][0], Path(options.features))
+    if options.output not in ("", "-"):
+        print(f"{options.output}: {len(paths) - len(skipped):,} pictures")
 
 
 @checking_input()
@@ -114,35 +114,48 @@ def export(given: dict[str, Any]) -> None:
 
     options = ExportOptions(**given)
     out = Path(options.out)
-    if out.suffix not in (".safetensors", ".pth") or out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"--out must be a .safetensors or .pth file in a folder that exists, got {options.out!r}")
+    if not options.out:
+        raise UserError("--out: give a file to write, .safetensors or .pth")
+    tables.require_writable("--out", options.out, [".safetensors", ".pth"])
     model = zoo.load(model_path(options))
     tensors, classes = model.maps[options.to].export(model), model.config.get("classes")
-    if out.suffix == ".safetensors":
+    if out.suffix.lower() == ".safetensors":
         files.write_tensors(out, tensors, {"classes": json.dumps(classes)} if classes else {})
     else:
         torch.save(tensors, buffer := io.BytesIO())
         files.write_bytes(out, buffer.getvalue())
     print(f"{out}: {len(tensors)} tensors of {model.config['model']} under {options.to}'s names")
+    if said := unlike(model, options.to):
+        print(said)
     if classes:
-        where = ", also in the file's metadata" if out.suffix == ".safetensors" else ""
+        where = ", also in the file's metadata" if out.suffix.lower() == ".safetensors" else ""
         print(f"classes in the order of the logits{where}: {', '.join(classes)}")
 
 
-def require_png(name: str, path: str) -> None:
-    """Errors: `UserError` unless `path` is empty or a file ending in .png in a folder that exists."""
-    if path and (Path(path).suffix.lower() != ".png" or Path(path).is_dir() or not Path(path).parent.is_dir()):
-        raise UserError(f"{name} must be a .png file in a folder that exists, got {path}")
+def unlike(model: Any, reference: str) -> str:
+    """Why the reference's model of the same name does not load the weights, or computes something else; "" if it does not."""
+    from torchvision.models import list_models
+
+    name, arguments = model.config["model"], model.config["arguments"]
+    if reference == "torchvision" and name not in list_models():
+        return f"torchvision has no {name}: the names are those of its ResNet, whose blocks load them"
+    own = [f"a small {part}" for part in ("stem", "head") if arguments.get(part) == "small"]
+    if (channels := arguments.get("in_channels", 3)) != 3:
+        own.append("1 input channel" if channels == 1 else f"{channels} input channels")
+    return f"ours has {' and '.join(own)}: {reference}'s {name} must be given that before it loads them" if own else ""
 
 
 def model_path(options: UseOptions) -> Path:
     """What --init gives, else the folder of the run."""
     if options.init and not Path(options.init).exists():
         raise UserError(f"--init {options.init} is not there: a run's folder or one of its .safetensors files is expected")
-    return Path(options.init) if options.init else find_run(options, "best.safetensors", without="tokenizer.json")
+    if not options.init:
+        return find_run(options, "best.safetensors")
+    require_run_of(options.program, Path(options.init), f"--init {options.init}")
+    return Path(options.init)
 
 
-def load_classifier(path: Path, options: UseOptions) -> tuple[Any, Any, Preprocess, list[str]]:
+def load_classifier(path: Path, options: SavedOptions) -> tuple[Any, Any, Preprocess, list[str]]:
     """Model and context, as `placed` has them, how to prepare pictures, and the names of the classes."""
     import zoo
 

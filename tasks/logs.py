@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.tracking import get_available_trackers
 
 from tasks.options import EngineOptions, UserError
+from tasks.tables import json_lines
 from zoo import files
 
 if TYPE_CHECKING:
@@ -77,15 +77,15 @@ class Log:
 
     def rewrite(self) -> None:
         """metrics.jsonl anew, which appears whole or not at all."""
-        files.write_bytes(self.run.folder / "metrics.jsonl", json_lines(self.run.history))
+        files.write_bytes(self.run.folder / "metrics.jsonl", json_lines(self.run.history).encode())
 
     def go_back(self) -> None:
         """To where the run is: rows of later steps, and half a line of a killed process, are dropped."""
         self.rewrite()
         path = self.run.folder / "steps.jsonl"
         if path.exists():
-            rows = (row for line in path.read_text(encoding="utf-8").splitlines() if (row := whole(line)))
-            files.write_bytes(path, json_lines(row for row in rows if row["step"] <= self.run.step))
+            rows = (row for line in path.read_text(encoding="utf-8").splitlines() if (row := parsed(line)))
+            files.write_bytes(path, json_lines(row for row in rows if row["step"] <= self.run.step).encode())
 
     def end(self) -> None:
         if self.run.main:
@@ -97,11 +97,7 @@ def means(sums: dict[str, float]) -> dict[str, float]:
     return {f"train_{name}": value / sums["units"] for name, value in sums.items() if name != "units"}
 
 
-def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def whole(line: str) -> dict[str, Any] | None:
+def parsed(line: str) -> dict[str, Any] | None:
     try:
         return json.loads(line)
     except ValueError:

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layers.checks import require
+from layers.weights import Stored
 from tasks.data import DataError
 from tasks.data.pieces import VOCABULARY, Pieces
 from tasks.data.tokenizer import TextTokenizer, load_tokenizer
+from tasks.generation_config import generation_of
 from zoo import files
-from zoo.pretrained import containers
+from zoo.pretrained import containers, marian
 from zoo.transformer import names_of_marian
 
 FORM = "transformer_base"
@@ -26,15 +29,6 @@ FORM = "transformer_base"
 KEPT = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 """Files of JSON that are written back as they came."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu"}
-SIZES = {"layers": "layers", "heads": "attention_heads", "hidden_dim": "ffn_dim"}
-"""Our names and theirs, which begin with encoder_ and decoder_."""
-ONLY = {
-    "model_type": ("marian", ""), "scale_embedding": (True, False), "share_encoder_decoder_embeddings": (True, True),
-    "tie_word_embeddings": (True, True), "static_position_embeddings": (True, True), "normalize_before": (False, False),
-    "normalize_embedding": (False, False), "add_final_layer_norm": (False, False),
-}  # fmt: skip
-"""What our Transformer is like, and what a config means that does not say it."""
 TIED = ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
 
 
@@ -43,7 +37,7 @@ class Published:
     """A folder's model and tokenizer. arguments: those of `zoo.create`. kept: `KEPT` files by name."""
 
     arguments: dict[str, Any]
-    state: dict[str, Tensor]
+    state: dict[str, Tensor | Stored]
     tokenizer: TextTokenizer
     start: int
     kept: dict[str, Any]
@@ -66,44 +60,27 @@ def read(folder: Path) -> Published:
     kept = {name: files.read_json(folder / name) for name in KEPT if (folder / name).is_file()}
     if kept.get("tokenizer_config.json", {}).get("separate_vocabs"):
         raise DataError(f"{folder / 'tokenizer_config.json'} has separate_vocabs: our Transformer has one vocabulary")
+    generation_of(kept, tokenizer)  # or what is wrong with it
     return Published(arguments, read_state(folder, arguments["vocab_size"]), tokenizer, start, kept)
 
 
 def arguments_of(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], int]:
     """Arguments of `zoo.create`, and the token that decoding starts with."""
-    for key, (value, default) in ONLY.items():
-        if config.get(key, default) != value:
-            raise DataError(f"{name}: {key} must be {value} for our Transformer, got {config.get(key, default)}")
-    sizes = {ours: number(config, f"encoder_{theirs}", name) for ours, theirs in SIZES.items()}
-    for ours, theirs in SIZES.items():
-        if (other := number(config, f"decoder_{theirs}", name)) != sizes[ours]:
-            raise DataError(f"{name}: encoder_{theirs} and decoder_{theirs} must be the same, got {sizes[ours]} and {other}")
-    if not isinstance(activation := config.get("activation_function"), str) or activation not in ACTIVATIONS:
-        raise DataError(f"{name}: activation_function must be one of {', '.join(ACTIVATIONS)}, got {activation}")
-    size, pad, dropout = number(config, "vocab_size", name), number(config, "pad_token_id", name, 0), config.get("dropout", 0.1)
-    if config.get("decoder_vocab_size", size) not in (size, None):
-        raise DataError(f"{name}: decoder_vocab_size must be vocab_size, {size}, got {config['decoder_vocab_size']}")
-    dim, start = number(config, "d_model", name), number(config, "decoder_start_token_id", name, 0)
-    if start >= size or pad >= size:
-        raise DataError(f"{name}: decoder_start_token_id and pad_token_id must be below {size}, got {start} and {pad}")
-    arguments = {"vocab_size": size, "dim": dim, **sizes, "dropout": dropout, "padding": pad}
-    return arguments | {"interleaved": False, "activation": ACTIVATIONS[activation], "bias": True}, start
+    try:
+        arguments = marian.arguments_of(config)
+        start, size = marian.number(config, "decoder_start_token_id", 0), arguments["vocab_size"]
+        require(start < size, "decoder_start_token_id", start, f"below vocab_size, {size}")
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+    return arguments, start
 
 
-def number(config: Mapping[str, Any], key: str, name: str, least: int = 1) -> int:
-    if type(value := config.get(key)) is not int or value < least:
-        raise DataError(f"{name}: {key} must be a whole number from {least}, got {value!r}")
-    return value
-
-
-def read_state(folder: Path, vocab_size: int) -> dict[str, Tensor]:
-    """All tensors under all of their names, of which files keep one each."""
+def read_state(folder: Path, vocab_size: int) -> dict[str, Tensor | Stored]:
+    """All tensors; the bias of the output is zero where the file has none."""
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder} must hold one of {', '.join(WEIGHTS)}")
     state = files.read_tensors(path, containers.read_any)
-    table = next((state[name] for name in TIED if name in state), None)
-    state |= {name: table for name in TIED if name not in state and table is not None}
     return {"final_logits_bias": torch.zeros(1, vocab_size), **state}
 
 

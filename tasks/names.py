@@ -53,7 +53,7 @@ def shortened(names: Sequence[str], limit: int = 20) -> list[str]:
     ordered = sorted(set(texts.values()))
     places = {text: n for n, text in enumerate(ordered)}
 
-    def whole(text: str) -> str:
+    def in_full(text: str) -> str:
         return text
 
     def without_end(text: str) -> str:
@@ -69,7 +69,7 @@ def shortened(names: Sequence[str], limit: int = 20) -> list[str]:
         return f"{start}…{rest if width(rest) <= room else head(rest, room - 1) + '…'}"
 
     found: dict[str, str] = {}
-    for cut in (whole, without_end, without_middle, from_difference):
+    for cut in (in_full, without_end, without_middle, from_difference):
         made = {name: cut(text) for name, text in texts.items() if name not in found}
         times = Counter([*made.values(), *found.values()])
         found |= {name: short for name, short in made.items() if times[short] == 1 and width(short) <= limit}

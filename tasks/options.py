@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from os.path import expanduser
 from typing import Any, ClassVar, get_args, get_type_hints
 
@@ -35,26 +35,62 @@ def option(
 class Options:
     """Base of all options: none is ever out of its range, whether it comes from a command line, from code or from a file.
 
-    title: what `--help` calls the options that a class adds.
+    title:   what `--help` calls the options that a class adds.
+    program: whose runs its commands make and take, such as "tasks.translation"; "" takes any.
     """
 
     title: ClassVar[str] = "options"
+    program: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Errors: `UserError` that names the first option of another type or out of range, its value and what would be right."""
         hints = get_type_hints(type(self))
         for spec in fields(self):  # type: ignore
             value: Any = getattr(self, spec.name)
-            rules = spec.metadata
-            if value != spec.default and not fits(value, hints[spec.name]):
-                kind = getattr(hints[spec.name], "__name__", hints[spec.name])
-                raise UserError(f"--{spec.name} must be of type {kind}, got {value!r}")
-            if rules["path"]:
-                setattr(self, spec.name, [expanduser(x) for x in value] if rules["many"] else expanduser(value))
-            if rules["choices"] and value is not None and value not in rules["choices"]:
-                raise UserError(f"--{spec.name} must be one of {', '.join(rules['choices'])}, got {value}")
-            if isinstance(value, int | float) and not within(value, rules):
-                raise UserError(f"--{spec.name} must be {words(rules)}, got {value}")
+            require_valid(spec, hints[spec.name], value)
+            if spec.metadata["path"]:
+                setattr(self, spec.name, [expanduser(x) for x in value] if spec.metadata["many"] else expanduser(value))
+
+
+def require_valid(spec: Field[Any], hint: Any, value: Any) -> None:
+    """Errors: `UserError` that names the option if its value is of another type, none of its choices or out of its range."""
+    rules = spec.metadata
+    if value != spec.default and not fits(value, hint):
+        raise UserError(f"--{spec.name} must be of type {getattr(hint, '__name__', hint)}, got {value!r}")
+    if rules["choices"] and value is not None and value not in rules["choices"]:
+        near = did_you_mean(value, rules["choices"], like=0.3)
+        raise UserError(f"--{spec.name} must be one of {', '.join(rules['choices'])}, got {value!r}{near}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"--{spec.name} must be below 2**63, got {value}")
+    if isinstance(value, int | float) and not within(value, rules):
+        raise UserError(f"--{spec.name} must be {limits(rules)}, got {value}")
+
+
+def read_value(spec: Field[Any], hint: Any, text: str) -> Any:
+    """The value that a word of the command line stands for. Errors: `UserError` for what is no number where one is needed."""
+    try:
+        return scalar(hint)(text)
+    except ValueError:
+        raise UserError(f"--{spec.name} must be {expected(spec, hint)}, got {text!r}") from None
+
+
+def scalar(hint: Any) -> type:
+    """The type of one value: `int` of ``int | None``, `str` of ``list[str]``."""
+    return (*get_args(hint), hint)[0]
+
+
+def expected(spec: Field[Any], hint: Any) -> str:
+    """What an option wants: "a whole number, 1 or more", "one of fp32, bf16, fp16"; nothing where any text will do."""
+    if spec.metadata["choices"]:
+        return f"one of {', '.join(spec.metadata['choices'])}"
+    kind = {int: "a whole number", float: "a number"}.get(scalar(hint), "")
+    return f"{kind}, {limits(spec.metadata)}" if kind else ""
+
+
+def did_you_mean(word: str, known: Iterable[str], before: str = "", like: float = 0.6) -> str:
+    """The end of a sentence that names the known word most like one that is unknown; nothing where none is as much `like` it."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=like)
+    return f", did you mean {before}{near[0]}?" if near else ""
 
 
 def restored(kind: type, saved: Mapping[str, Any], folder: Any) -> Any:
@@ -94,43 +130,16 @@ def within(value: float, rules: Any) -> bool:
     )
 
 
-def words(rules: Any) -> str:
+def limits(rules: Any) -> str:
     if rules["least"] is not None and rules["most"] is not None:
         return f"from {rules['least']} to {rules['most']:,}"
     bounds = {"{} or more": rules["least"], "{} or less": rules["most"], "above {}": rules["above"], "below {}": rules["below"]}
     return " and ".join(text.format(bound) for text, bound in bounds.items() if bound is not None) or "a finite number"
 
 
-def add(parser: argparse.ArgumentParser, kind: type) -> None:
-    """Every field of the dataclass as an option of the parser, in a group with those that came with it."""
-    hints, groups = get_type_hints(kind), {}
-    for spec in sorted(fields(kind), key=lambda spec: kind.__mro__.index(owner(kind, spec.name))):
-        title = owner(kind, spec.name).title
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        add_option(groups[title], spec, hints[spec.name])
-
-
 def owner(kind: type, name: str) -> Any:
     """The class that brought an option; another one may only have given it another default."""
     return next(c for c in reversed(kind.__mro__) if name in vars(c).get("__annotations__", {}))
-
-
-def add_option(parser: Any, spec: Field[Any], hint: Any) -> None:
-    default = None if spec.default is MISSING else spec.default
-    text = spec.metadata["help"].replace("%", "%%")
-    names = [f"--{spec.name}"]
-    if hint is bool:
-        parser.add_argument(*names, action=argparse.BooleanOptionalAction, help=text)
-        return
-    kind = next((t for t in get_args(hint) if t is not type(None)), hint)
-    options: dict[str, Any] = {"nargs": "+"} if spec.metadata["many"] else {}
-    if spec.metadata["choices"]:
-        options["choices"] = spec.metadata["choices"]
-    text += "" if default in (None, "") else f" (default: {default})"
-    parser.add_argument(
-        *names, type=kind, help=text, metavar=None if options.get("choices") else kind.__name__.upper(), **options
-    )
 
 
 @dataclass

@@ -34,7 +34,7 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 """
 
 
-def whole(title: str, said: str, sections: Mapping[str, str]) -> str:
+def document(title: str, said: str, sections: Mapping[str, str]) -> str:
     """A page: its title, a line below it, and the sections that are not empty."""
     body = "\n".join(f"<section>\n<h2>{escape(name)}</h2>\n{part}\n</section>" for name, part in sections.items() if part)
     return f"""<!DOCTYPE html>
@@ -78,7 +78,7 @@ def words(value: Any, depth: int = 9) -> str:
     return ", ".join(words(each, depth - 1) for each in value) if isinstance(value, list) else str(value)
 
 
-def shown(value: Any) -> str:
+def as_html(value: Any) -> str:
     """A value in HTML; a long one opens by a click."""
     text = words(value)
     if len(text) <= 200:
@@ -86,12 +86,12 @@ def shown(value: Any) -> str:
     return f"<details><summary>{escape(text[:80])}…</summary>{escape(text)}</details>"
 
 
-def described(items: Iterable[tuple[str, Any]]) -> str:
-    each = [f"<div><dt>{escape(name)}</dt><dd>{shown(value)}</dd></div>" for name, value in items]
+def description_list(items: Iterable[tuple[str, Any]]) -> str:
+    each = [f"<div><dt>{escape(name)}</dt><dd>{as_html(value)}</dd></div>" for name, value in items]
     return "<dl>\n" + "\n".join(each) + "\n</dl>" if each else ""
 
 
-def table(rows: Sequence[Mapping[str, Any]], is_best: Callable[[Any], bool] = lambda row: False) -> str:
+def html_table(rows: Sequence[Mapping[str, Any]], is_best: Callable[[Any], bool] = lambda row: False) -> str:
     """A row for each, a column for each name that any has."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     if not names:
@@ -103,7 +103,7 @@ def table(rows: Sequence[Mapping[str, Any]], is_best: Callable[[Any], bool] = la
 
     lines = ["<thead><tr>" + "".join(cell("th", name, escape(name)) for name in names) + "</tr></thead>\n<tbody>"]
     for row in rows:
-        cells = "".join(cell("td", name, shown(row[name]) if name in row else "") for name in names)
+        cells = "".join(cell("td", name, as_html(row[name]) if name in row else "") for name in names)
         lines.append(f'<tr class="best">{cells}</tr>' if is_best(row) else f"<tr>{cells}</tr>")
     return '<div class="wide">\n<table>\n' + "\n".join(lines) + "\n</tbody>\n</table>\n</div>"
 

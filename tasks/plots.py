@@ -171,19 +171,19 @@ def mistakes(
     sure, predicted = probabilities.max(-1)
     wrong = (predicted != labels).nonzero().flatten()
     wrong = wrong[sure[wrong].argsort(descending=True, stable=True)]
-    shown = wrong[:limit].tolist()
-    columns = min(5, max(1, len(shown)))
-    rows = -(-max(1, len(shown)) // columns)
+    drawn = wrong[:limit].tolist()
+    columns = min(5, max(1, len(drawn)))
+    rows = -(-max(1, len(drawn)) // columns)
     figure = Figure(figsize=(max(4, 2.1 * columns), (2.7 if names else 2.5) * rows + 0.5), layout="constrained")
     title(figure, f"{len(wrong)} of {len(labels):,} wrong" + (f", the {limit} surest" if len(wrong) > limit else ""))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    if not shown:
+    if not drawn:
         grid[0].text(0.5, 0.5, "no wrong predictions", ha="center", va="center", color="grey")
     said = legible(classes)
-    captions = shortened([names[i] for i in shown], 28) if names else [""] * len(shown)
+    captions = shortened([names[i] for i in drawn], 28) if names else [""] * len(drawn)
     for axes in grid:
         axes.axis("off")
-    for axes, i, caption in zip(grid, shown, captions, strict=False):
+    for axes, i, caption in zip(grid, drawn, captions, strict=False):
         show(axes, pixels[i])
         words = f"{said[int(labels[i])]}, taken for\n{said[int(predicted[i])]} ({sure[i]:.0%})\n{caption}"
         axes.set_title(words.rstrip("\n"), fontsize=8)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tasks.commands import exit_code
 from tasks.options import UserError, owner
-from tasks.page import described, escape, image, table, whole, words
+from tasks.page import description_list, document, escape, html_table, image, words
+from tasks.saved import flattened, read_object
 
 PAGE, EXAMPLES = "index.html", "examples.json"
+USAGE = "python -m tasks.report RUN [RUN ...]"
 FIRST = ("curves", "confusion", "mistakes")
 """Pictures that come first, in this order."""
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -31,15 +34,15 @@ def write(folder: Path, kind: type | None = None) -> Path:
     rows, about = read_rows(folder / "metrics.jsonl"), options.pop("about", {})
     name = folder.resolve().name
     sections = {
-        "Result": described(sorted(summary.items(), key=lambda item: not item[0].startswith("test_"))),
+        "Result": description_list(sorted(summary.items(), key=lambda item: not item[0].startswith("test_"))),
         "Pictures": pictures(folder),
-        "Examples": table(read_examples(folder / EXAMPLES)),
-        "Epochs": table(rows, lambda row: "epoch" in row and row["epoch"] == summary.get("best_epoch")),
-        "Options": chosen(options, kind or kind_of(options)),
-        "Model": described(flat(config)),
-        "Data and versions": described(flat(about if isinstance(about, dict) else {})),
+        "Examples": html_table(read_examples(folder / EXAMPLES)),
+        "Epochs": html_table(rows, lambda row: "epoch" in row and row["epoch"] == summary.get("best_epoch")),
+        "Options": options_section(options, kind or kind_of(options)),
+        "Model": description_list(flattened(config)),
+        "Data and versions": description_list(flattened(about if isinstance(about, dict) else {})),
     }
-    page = whole(name, "; ".join(facts(options, config, summary, rows)), sections)
+    page = document(name, "; ".join(facts(options, config, summary, rows)), sections)
     write_bytes(folder / PAGE, page.encode())
     return folder / PAGE
 
@@ -53,12 +56,6 @@ def facts(options: Mapping[str, Any], config: Mapping[str, Any], summary: Mappin
     said.append(f"{len(rows)}{planned} epochs" + ("" if summary else ", not finished"))
     best = [f"best {key.removeprefix('best_')} {words(value)}" for key, value in summary.items() if key.startswith("best_valid_")]
     return said + [f"{text} after epoch {words(summary.get('best_epoch'))}" for text in best]
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one if there is none."""
-    found = read_json(read_text(path))
-    return found if isinstance(found, dict) else {}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -85,15 +82,6 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def flat(values: Mapping[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Names and values, those of inner objects too: {"train": {"images": 13}} has "train images"."""
-    for name, value in values.items():
-        if depth and value and isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name} ", depth - 1)
-        else:
-            yield f"{prefix}{name}", value
-
-
 def write_examples(folder: Path, examples: Sequence[Mapping[str, Any]]) -> None:
     """Keep examples for the page, such as {"source": ..., "translation": ..., "expected": ...}: a column for each key."""
     from zoo.files import write_bytes
@@ -114,7 +102,7 @@ def pictures(folder: Path) -> str:
     return "\n".join(found)
 
 
-def chosen(options: Mapping[str, Any], kind: type) -> str:
+def options_section(options: Mapping[str, Any], kind: type) -> str:
     """Options that are not at their defaults, then the others in their groups, then what else options.json holds."""
     known = {spec.name: owner(kind, spec.name).title for spec in fields(kind) if spec.name in options}
     changed: list[dict[str, Any]] = []
@@ -127,11 +115,11 @@ def chosen(options: Mapping[str, Any], kind: type) -> str:
             groups.setdefault(f"{title}, at their defaults", {})[name] = options[name]
     groups["also kept"] = {name: value for name, value in options.items() if name not in known}
     folded = [
-        f"<details>\n<summary>{escape(title)}</summary>\n{described(group.items())}\n</details>"
+        f"<details>\n<summary>{escape(title)}</summary>\n{description_list(group.items())}\n</details>"
         for title, group in groups.items()
         if group
     ]
-    return "\n".join([table(changed), *folded]).strip()
+    return "\n".join([html_table(changed), *folded]).strip()
 
 
 def default(kind: type, options: Mapping[str, Any], name: str) -> Any:
@@ -151,17 +139,23 @@ def kind_of(options: Mapping[str, Any]) -> type:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tasks.report", description=f"write RUN/{PAGE}: a run on one page")
-    parser.add_argument("run", nargs="+", type=Path, help="folder of a run, finished or not")
-    try:
-        for folder in parser.parse_args(argv).run:
-            if not any((folder / name).is_file() for name in ("options.json", "metrics.jsonl", "summary.json")):
-                raise UserError(f"{folder} is no run's folder: it has no options.json, metrics.jsonl or summary.json")
-            print(write(folder))
-    except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(partial(write_all, sys.argv[1:] if argv is None else argv))
+
+
+def write_all(words: Sequence[str]) -> None:
+    """Errors: `UserError`, before any page is written, unless each word is the folder of a run."""
+    if {"-h", "--help"}.intersection(words):
+        print(f"usage: {USAGE}\n\nwrite RUN/{PAGE}, a run on one page, for each run, finished or not")
+        return
+    if not words:
+        raise UserError(f"the folder of a run is needed: {USAGE}")
+    for word in words:
+        if word.startswith("-"):
+            raise UserError(f"{word} is unknown, there are no options: {USAGE}")
+        if not any((Path(word) / name).is_file() for name in ("options.json", "metrics.jsonl", "summary.json")):
+            raise UserError(f"{word} is no run's folder: it has no options.json, metrics.jsonl or summary.json")
+    for word in words:
+        print(write(Path(word)))
 
 
 if __name__ == "__main__":

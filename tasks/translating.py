@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import groupby, islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.tables import json_lines
+from tasks.generation_config import USUAL, Constrained, Generation
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor
@@ -35,91 +35,80 @@ def translate(model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], **
 
 
 def search(
-    model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], *, beam: int = 1, nbest: int = 1, length_penalty: float = 1.0,
-    batch_size: int = 64, longest: int = 256, scored: bool = False,
+    model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], *, beam: int | None = None, nbest: int = 1,
+    length_penalty: float | None = None, batch_size: int = 64, longest: int = 256, scored: bool = False,
+    generation: Generation = USUAL,
 ) -> list[list[Hypothesis]]:  # fmt: skip
     """The `nbest` best translations of each sentence, the best first, in the order of the sentences.
 
-    beam:    hypotheses that are followed, 1 is greedy; nbest at most.
+    beam:    hypotheses that are followed, 1 is greedy; nbest at most. It and length_penalty are those of `generation` by default.
     longest: most tokens of a translation. scored: whether greedy ones get their scores too.
     Sentences are decoded in batches of like length; none depends on the others. Where they run out, empty ones of -inf follow.
     """
     import torch
 
     from tasks.data.batching import padded
-    from zoo.generation import decoding
 
-    device, pad, bos, eos = next(model.parameters()).device, tokenizer.pad, tokenizer.bos, tokenizer.eos
+    device, pad, eos = next(model.parameters()).device, tokenizer.pad, tokenizer.eos
+    beam, length_penalty = beam or generation.beams, generation.length_penalty if length_penalty is None else length_penalty
     encoded = [[*ids, eos] for ids in tokenizer.encode_batch(sentences)]
-    found: dict[int, list[Hypothesis]] = {}
+    hypotheses: dict[int, list[Hypothesis]] = {}
 
     def limit(row: int) -> int:
         """Most tokens of the translation: the same for all sentences of a batch, so that none depends on the others in it."""
-        return min(longest, 3 * 16 * math.ceil(len(encoded[row]) / 16) + 20)
+        usual = 3 * 16 * math.ceil(len(encoded[row]) / 16) + 20
+        return longest if generation.whole and generation.early_stopping == "never" else min(longest, usual)
 
-    for most, group in groupby(sorted(range(len(encoded)), key=lambda row: len(encoded[row])), limit):
+    def decode(source: Tensor, most: int) -> tuple[Tensor, Tensor, bool]:
+        """Tokens (b, nbest, t), their scores, and whether more room would change nothing."""
+        from zoo.generation import decoding
+
+        excluded, forbidden = (generation.forbidden, (pad,)) if generation.renormalize else ((), (pad, *generation.forbidden))
+        last = eos if generation.forced_eos else None
+        decoder = Constrained(model.start(source, source != pad, capacity=most + 1), most, excluded, last)
+        prompt = torch.full((len(source), 1), tokenizer.bos, device=device)
+        options: dict[str, Any] = dict(max_new_tokens=most, stop=(eos,), pad=pad, forbidden=forbidden)
+        if beam == 1 and not scored:
+            tokens = decoding.greedy(decoder, prompt, **options)[:, None]
+            return tokens, torch.zeros(tokens.shape[:2]), decoder.steps < most
+        options |= {"beams": beam, "nbest": nbest, "length_penalty": length_penalty, "early_stopping": generation.early_stopping}
+        found = decoding.beam(decoder, prompt, **options)
+        return found.tokens, found.scores, decoder.steps < most
+
+    for room, group in groupby(sorted(range(len(encoded)), key=lambda row: len(encoded[row])), limit):
         while rows := list(islice(group, batch_size)):
-            source = padded([encoded[row] for row in rows], pad).to(device)
-            decoder = model.start(source, source != pad, capacity=most + 1)
-            options: dict[str, Any] = dict(max_new_tokens=most, stop=(eos,), pad=pad, forbidden=(pad,))
-            prompt = torch.full((len(rows), 1), bos, device=device)
-            if beam == 1 and not scored:
-                tokens = decoding.greedy(decoder, prompt, **options)[:, None]
-                scores = torch.zeros(tokens.shape[:2])
-            else:
-                tokens, scores = decoding.beam(decoder, prompt, beams=beam, nbest=nbest, length_penalty=length_penalty, **options)
+            source, most = padded([encoded[row] for row in rows], pad).to(device), room
+            tokens, scores, done = decode(source, most)
+            while generation.whole and not done and most < longest:
+                tokens, scores, done = decode(source, most := min(2 * most, longest))
             ended = tokens == eos
             sizes = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, tokens.shape[-1]).to(scores)
             sums = (scores * sizes**length_penalty).tolist()
             for row, ids, *numbers in zip(rows, tokens.tolist(), scores.tolist(), sums, strict=True):
                 texts = tokenizer.target.decode_batch(ids)
-                found[row] = [Hypothesis(*one) for one in zip(texts, *numbers, strict=True)]
-    return [found[row] for row in range(len(encoded))]
+                hypotheses[row] = [Hypothesis(*one) for one in zip(texts, *numbers, strict=True)]
+    return [hypotheses[row] for row in range(len(encoded))]
 
 
 # ----------------------------------------------------------------------------------------------------------------- writing
 
 
-def one_line(text: str) -> str:
-    """The text with a space for each line break, whatever Unicode or `str.splitlines` holds to be one."""
-    return " ".join(text.splitlines())
+def as_lines(found: Sequence[Sequence[Hypothesis]], scored: bool) -> Iterator[str]:
+    """A text a hypothesis, with scores `score<tab>log_probability<tab>translation`."""
+    for one in chain.from_iterable(found):
+        yield f"{one.score:.6f}\t{one.log_probability:.6f}\t{one.text}" if scored else one.text
 
 
-def as_lines(found: Sequence[Sequence[Hypothesis]], scored: bool) -> str:
-    """A line a hypothesis, with scores `score<tab>log_probability<tab>translation`."""
-    heads = {False: lambda one: "", True: lambda one: f"{one.score:.6f}\t{one.log_probability:.6f}\t"}
-    return "".join(f"{heads[scored](one)}{one_line(one.text)}\n" for hypotheses in found for one in hypotheses)
-
-
-def as_rows(sources: Sequence[str], found: Sequence[Sequence[Hypothesis]]) -> list[dict[str, Any]]:
-    """A row a hypothesis, for `as_table`; lines and ranks count from 1."""
-    return [
-        {"line": line, "rank": rank, "source": source, "translation": one.text}
-        | {"score": finite(one.score), "log_probability": finite(one.log_probability)}
-        for line, (source, hypotheses) in enumerate(zip(sources, found, strict=True), 1)
-        for rank, one in enumerate(hypotheses, 1)
-    ]
+def as_rows(sources: Sequence[str], found: Sequence[Sequence[Hypothesis]]) -> Iterator[dict[str, Any]]:
+    """A row a hypothesis; lines and ranks count from 1."""
+    for line, (source, hypotheses) in enumerate(zip(sources, found, strict=True), 1):
+        for rank, one in enumerate(hypotheses, 1):
+            numbers = {"score": finite(one.score), "log_probability": finite(one.log_probability)}
+            yield {"line": line, "rank": rank, "source": source, "translation": one.text, **numbers}
 
 
 def finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
-
-
-def as_table(rows: Sequence[Mapping[str, Any]], form: str) -> str:
-    """Rows of the same keys as "jsonl", an object a line, or as "tsv" under a line of names; lists take several columns of it."""
-    if form == "jsonl":
-        return json_lines(rows)
-    widths = {key: max([1, *(len(row[key]) for row in rows if isinstance(row[key], list))]) for row in rows[:1] for key in row}
-    names = [f"{key}_{n + 1}" if width > 1 else key for key, width in widths.items() for n in range(width)]
-    lines = [names]
-    for row in rows:
-        cells = {key: value if isinstance(value, list) else [value] for key, value in row.items()}
-        lines.append([cell(x) for key, width in widths.items() for x in (cells[key] + [None] * width)[:width]])
-    return "".join("\t".join(line) + "\n" for line in lines)
-
-
-def cell(value: Any) -> str:
-    return "" if value is None else one_line(str(value)).replace("\t", " ")
 
 
 # --------------------------------------------------------------------------------------------------------------- attention

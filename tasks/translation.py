@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import commands
 from tasks.commands import Command, checking_input
+from tasks.generation_config import USUAL, Generation, generation_of
 from tasks.options import EngineOptions, UserError, option
-from tasks.scores import measure, scores
+from tasks.scores import corpus_scores, scores
 from tasks.task import Metric, Split, Task
 from tasks.translating import translate
-from tasks.translation_options import TOKENIZE, CorpusOptions, EvaluateOptions, ExportOptions, PrepareOptions, TranslateOptions
+from tasks.translation_options import (
+    PROGRAM,
+    TOKENIZE,
+    CorpusOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PrepareOptions,
+    TranslateOptions,
+)
 from tasks.translation_use import evaluate, export, options_of, translate_lines
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -29,7 +38,7 @@ __all__ = ["TrainOptions", "Translation", "main", "scores", "translate"]
 
 @dataclass
 class TrainOptions(EngineOptions, CorpusOptions):
-    title = "translation"
+    title, program = "translation", PROGRAM
     model: str = option(None, "a Transformer of zoo.names() (default: transformer_small; with --init that one's)")
     epochs: int = option(None, "passes over the training data (default: 5, for cmudict 8)", least=1)
     lr: float = option(
@@ -46,8 +55,6 @@ class TrainOptions(EngineOptions, CorpusOptions):
     bleu_tokenize: str | None = option(None, "sacrebleu's tokenizer (default: what suits the target language)", TOKENIZE)
 
     def __post_init__(self) -> None:
-        if self.epochs is None:
-            self.epochs = 8 if self.data == "cmudict" else 5
         if self.lr is None:
             self.lr = 0.0001 if self.init else 0.004
         self.model = self.model or ""
@@ -59,15 +66,15 @@ class Translation(Task):
 
     unit = "sentences"
 
-    def __init__(self, data: ParallelData, options: TrainOptions) -> None:
+    def __init__(self, data: ParallelData, options: TrainOptions, generation: Generation = USUAL) -> None:
         import torch
 
         from tasks.data.batching import batches, collate, lengths_of
         from tasks.data.corpus import Corpus
+        from tasks.data.sources import built_in
 
-        self.data, self.options, self.tokenizer = data, options, data.tokenizer
-        corpus = options.train or options.dataset_path or options.prepared or options.data.startswith("hf:")
-        self.primary = Metric("bleu" if corpus and options.data != "cmudict" else "exact_match")
+        self.data, self.options, self.generation, self.tokenizer = data, options, generation, data.tokenizer
+        self.primary = Metric("exact_match" if built_in(options) else "bleu")
         lengths = data.train.lengths if isinstance(data.train, Corpus) else lengths_of(data.train)
         self.require_room(lengths)
         sides = (self.tokenizer, self.tokenizer.target)
@@ -85,9 +92,8 @@ class Translation(Task):
         )
         about = {"source": options.source, "target": options.target, "normalize": options.normalize}
         self.identity = {**about, **data.identity()}
-        untested = ["test: none given, so that the validation set is tested on"] if data.test is None else []
         counts = [f"{split}: {counts}" for split, counts in data.counts.items()]
-        self.told = [f"{self.tokenizer.vocab_size} tokens", *counts, *untested]
+        self.told = [f"{self.tokenizer.vocab_size} tokens", *counts, *data.notes.values(), *filter(None, [generation.told])]
 
     def require_room(self, lengths: Tensor) -> None:
         """Errors: `DataError` that shows a pair which no batch can hold."""
@@ -95,11 +101,13 @@ class Translation(Task):
 
         most = self.options.batch_tokens
         if (longest := int(lengths.max())) > most:
-            worst = int(lengths.amax(1).argmax())
+            worst, counts = int(lengths.amax(1).argmax()), self.data.counts["train"]
             text = self.tokenizer.decode(self.data.train[worst][0])
+            known = counts.where and counts.kept == len(lengths)  # of a sample the longest one may be another
+            place = f" ({counts.where})" if known else ""
             raise DataError(
-                f"pair {worst + 1:,} to train on, {text[:40]!r}, has {longest} tokens, more than the {most} of a whole batch: "
-                f"raise --batch_tokens to {longest}, or skip such pairs by --max_length {most}"
+                f"pair {worst + 1:,} to train on{place}, {text[:40]!r}, has {longest} tokens, more than the {most} of a whole "
+                f"batch: raise --batch_tokens to {longest}, or skip such pairs by --max_length {most}"
             )
 
     def units(self, batch: Any) -> int:
@@ -127,8 +135,9 @@ class Translation(Task):
         options: Any = self.options
         model, precision = placed(model, options)
         with precision:
-            found = translate(model, self.tokenizer, held.sources, longest=options.max_length)
-        return found, *measure(found, held.references, options.data, options.target, options.bleu_tokenize or "")
+            longest = self.generation.longest or options.max_length
+            found = translate(model, self.tokenizer, held.sources, longest=longest, generation=self.generation)
+        return found, *corpus_scores(found, held.references, options.data, options.target, options.bleu_tokenize or "")
 
     def keep(self, folder: Path) -> None:
         self.tokenizer.save(folder / "tokenizer.json")
@@ -187,23 +196,28 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Translation, nn.Module]:
     languages = [language for language in (options.source, options.target) if language]
     model.config |= {"tokenizer": data.tokenizer.fingerprint, **({"languages": languages} if languages else {}), **start.about}
     start.load(model)
-    return Translation(data, options), model
+    return Translation(data, options, generation_of(model.config.get("huggingface"), data.tokenizer)), model
 
 
 def settle(options: TrainOptions | PrepareOptions, folder: Path) -> None:
-    """What nobody chose: the normal form and languages of a prepared folder; a run from before there were forms has none."""
+    """What nobody chose: data, normal form and languages of a prepared folder; a run from before there were forms has none."""
     from tasks.data.corpus import read_meta
+    from tasks.data.parallel import prepared_from
 
     prepared = getattr(options, "prepared", "")
     if prepared:
         meta = read_meta(Path(prepared))
         if options.normalize not in (None, form := meta.get("normalize", "none")):
             raise UserError(f"--normalize {options.normalize}: {prepared} was prepared with {form}")
-        options.normalize, options.source = form, options.source or meta.get("source")
+        if options.data not in ("cldr", data := prepared_from(meta, options.data)):  # cldr is what --data is without a word
+            raise UserError(f"--data {options.data}: {prepared} was prepared from {data}")
+        options.normalize, options.data, options.source = form, data, options.source or meta.get("source")
         options.target = options.target or meta.get("target")
     elif getattr(options, "resume", False) and "normalize" not in options_of(folder):
         options.normalize = "none"
     options.normalize = options.normalize or "nfc"
+    if isinstance(options, TrainOptions):
+        options.epochs = options.epochs or (8 if options.data == "cmudict" else 5)
 
 
 @checking_input()
@@ -213,8 +227,9 @@ def prepare(given: dict[str, Any]) -> None:
     options = PrepareOptions(**given)
     check(options)
     settle(options, Path(options.out))
-    for split, counts in prepare_folder(options, Path(options.out)).items():
-        print(f"{split}: {counts}")
+    notes: dict[str, str] = {}
+    counts = prepare_folder(options, Path(options.out), notes)
+    print(*(f"{split}: {kept}" for split, kept in counts.items()), *notes.values(), sep="\n")
 
 
 def check(options: TrainOptions | PrepareOptions) -> None:
@@ -236,30 +251,41 @@ COMMANDS = {
         "train a translator and leave a run in RUNS_DIR/NAME",
         train,
         "--train corpus.de corpus.en --valid valid.de valid.en --name own",
+        "--train {}",
     ),
     "prepare": Command(
         PrepareOptions,
         "tokenise a corpus once, into a folder for train --prepared",
         prepare,
         "--dataset_path corpora --source de --target en --out prepared",
+        "--dataset_path {}",
     ),
     "translate": Command(
         TranslateOptions,
         "read lines, write their translations, in order",
         translate_lines,
         "--name own --beam 4 --input lines.de --output lines.en",
+        "--input FILE",
     ),
     "evaluate": Command(
-        EvaluateOptions, "measure a saved translator on its test set", evaluate, "--name own --beam 4 --output scored.tsv"
+        EvaluateOptions,
+        "measure a saved translator on its test set",
+        evaluate,
+        "--name own --beam 4 --output scored.tsv",
+        "--name {}",
     ),
     "export": Command(
-        ExportOptions, "write a fine-tuned translator as transformers' Marian", export, "--name tuned --out tuned-hf"
+        ExportOptions,
+        "write a fine-tuned translator as transformers' Marian",
+        export,
+        "--name tuned --out tuned-hf",
+        "--name {}",
     ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return commands.main("tasks.translation", COMMANDS, argv)
+    return commands.main(PROGRAM, COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tasks.options import Options, option
-from tasks.saved import SavedOptions
+from tasks.saved import RunOptions, SavedOptions
+from tasks.tables import FILES as TABLES
+from tasks.tables import FORMATS
 
+PROGRAM = "tasks.translation"
 TOKENIZE = ("none", "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab")
-FORMATS = ("lines", "tsv", "jsonl")
 FORMS = ("nfc", "nfkc", "none")
+OF_ITS_FOLDER = "after --init hf:PATH what that folder says"
 FILES = "two files of lines, or one .tsv, .csv, .jsonl, .tmx, .po or .mo file"
 
 
 @dataclass
-class DataOptions(Options):
+class ParallelDataOptions(Options):
     title = "data"
     data: str = option("cldr", "cldr (dates, amounts, names as Unicode writes them), cmudict (spelling to phonemes), or hf:NAME")
     source: str | None = option(None, "language to translate from (default: what two files' endings tell; for cldr de)")
@@ -56,20 +59,20 @@ class DataOptions(Options):
 
 
 @dataclass
-class CorpusOptions(DataOptions):
+class CorpusOptions(ParallelDataOptions):
     prepared: str = option("", "folder that `prepare` has left, in place of --data", path=True)
 
 
 @dataclass
-class PrepareOptions(DataOptions):
+class PrepareOptions(ParallelDataOptions):
     out: str = option("prepared", "folder to make", path=True)
 
 
 @dataclass
 class DecodingOptions(SavedOptions):
-    title = "decoding"
-    beam: int = option(1, "hypotheses that are followed; 1 is greedy", least=1, most=1000)
-    length_penalty: float = option(1.0, "above 0 favours long translations")
+    title, program = "decoding", PROGRAM
+    beam: int = option(None, f"hypotheses that are followed; 1 is greedy (default: 1, {OF_ITS_FOLDER})", least=1, most=1000)
+    length_penalty: float = option(None, f"above 0 favours long translations (default: 1.0, {OF_ITS_FOLDER})")
     batch_size: int = option(64, "sentences at a time", least=1)
     compile: bool = option(False, "make the model faster first, which takes a minute or two: for thousands of sentences")
 
@@ -80,13 +83,16 @@ class TranslateOptions(DecodingOptions):
     input: str = option("-", "file of lines; - is standard input", path=True)
     output: str = option("-", "file to write; - is standard output", path=True)
     max_length: int = option(
-        256, "most tokens of a sentence, and of its translation, which ends at about three times its source's too", least=1
+        None,
+        "most tokens of a sentence, and of its translation, which ends at about three times its source's too "
+        f"(default: 256, {OF_ITS_FOLDER})",
+        least=1,
     )
     nbest: int = option(1, "so many translations of each line, the best first; --beam must be as many at least", least=1)
     scores: bool = option(
         False, "before each translation its score, by which beam search ranks, and its log-probability, with tabs between"
     )
-    format: str | None = option(None, "how to write them (default: as --output ends, else lines)", FORMATS)
+    format: str | None = option(None, "how to write them (default: as --output ends, else lines)", ("lines", *FORMATS))
     attention: str = option("", "PNG to draw the cross-attention of the first sentence to", path=True)
 
 
@@ -95,12 +101,14 @@ class EvaluateOptions(DecodingOptions):
     title = "the test set"
     test: list[str] = option((), "files to test on (default: the test set of the run)", many=True, path=True)
     columns: str = option("", "of source and target in --test (default: those of the run)")
-    max_length: int | None = option(None, "most tokens of a sentence, and of its translation (default: as in training)", least=1)
-    output: str = option("", ".tsv or .jsonl: source, references, translation and scores of every sentence", path=True)
+    max_length: int | None = option(
+        None, f"most tokens of a sentence, and of its translation (default: as in training, {OF_ITS_FOLDER})", least=1
+    )
+    output: str = option("", f"write source, references, translation and scores of every sentence into this {TABLES}", path=True)
     bleu_tokenize: str | None = option(None, "sacrebleu's tokenizer (default: what suits the target language)", TOKENIZE)
 
 
 @dataclass
-class ExportOptions(SavedOptions):
-    title = "export"
+class ExportOptions(RunOptions):
+    title, program = "export", PROGRAM
     out: str = option("", "folder to make, for MarianMTModel and MarianTokenizer of transformers", path=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import tables
 from tasks.commands import checking_input
+from tasks.generation_config import Generation, generation_of
 from tasks.options import UserError, data_of, restored
+from tasks.saved import RunOptions, find_run
 from tasks.translation_options import CorpusOptions, DecodingOptions, EvaluateOptions, ExportOptions, TranslateOptions
+
+LONGEST = 256
+"""Tokens of a sentence, and of its translation, where nobody says."""
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from tasks.data.parallel import Held
@@ -29,49 +34,40 @@ def translate_lines(given: dict[str, Any]) -> None:
     check_translate(options)
     model, tokenizer, folder, precision = load_run(options)
     trained, lines = trained_on(folder), read_input(options.input)
-    form = options.format or form_of(options.output) or "lines"
+    where = "standard input" if options.input == "-" else options.input
+    form = options.format or tables.format_of(options.output, "lines")
     sentences = [spell(clean(line, trained.normalize), trained.data) for line in lines]
+    generation = generation_of(model.config.get("huggingface"), tokenizer)
+    require_beams(options, options.beam or generation.beams)
+    longest = options.max_length or generation.longest or LONGEST
+    room = options.max_length or max(longest, LONGEST)
     for n, ids in enumerate(tokenizer.encode_batch(sentences), start=1):
-        if len(ids) >= options.max_length:
-            raise UserError(f"--max_length: line {n} has {len(ids)} tokens, at most {options.max_length - 1} are allowed")
+        if len(ids) >= room:
+            raise UserError(f"--max_length: {where}, line {n}, {sentences[n - 1][:40]!r}, has {len(ids)} tokens, at most "
+                            f"{room - 1} are allowed")  # fmt: skip
     with precision:
         scored = options.scores or form != "lines"
-        found = translated(model, tokenizer, sentences, options, options.max_length, nbest=options.nbest, scored=scored)
+        more = {"longest": longest, "nbest": options.nbest, "scored": scored}
+        found = translated(model, tokenizer, sentences, options, generation, **more)
         if options.attention and sentences:
             translating.draw_attention(model, tokenizer, sentences[0], found[0][0].text, Path(options.attention))
-    if form == "lines":
-        write_text(options.output, translating.as_lines(found, options.scores))
-    else:
-        write_text(options.output, translating.as_table(translating.as_rows(lines, found), form))
+    with tables.writing(options.output, form) as write:
+        write(translating.as_lines(found, options.scores) if form == "lines" else translating.as_rows(lines, found))
 
 
 def check_translate(options: TranslateOptions) -> None:
     """Errors: `UserError` for what cannot be read or written, or asks for too much, before anything is loaded."""
-    if options.nbest > options.beam:
-        raise UserError(f"--nbest {options.nbest} needs --beam {options.nbest} or more, got {options.beam}")
+    require_beams(options, options.beam or options.nbest)
     if options.input != "-" and (not Path(options.input).exists() or Path(options.input).is_dir()):
         raise UserError(f"--input {options.input} is {'a folder' if Path(options.input).is_dir() else 'not there'}")
-    require_writable("--output", options.output)
-    require_writable("--attention", options.attention, (".png",))
+    tables.require_table("--output", options.output, lines=True)
+    tables.require_writable("--attention", options.attention, [".png"])
 
 
-def require_writable(name: str, path: str, endings: Sequence[str] = ()) -> None:
-    """Errors: `UserError` unless a file of one of these endings can be there; "" and "-" are none."""
-    if path in ("", "-"):
-        return
-    if Path(path).is_dir():
-        raise UserError(f"{name} {path} is a folder: give a file")
-    if endings and Path(path).suffix.lower() not in endings:
-        raise UserError(f"{name} must end in {' or '.join(endings)}, got {path}")
-    folder = Path(path).resolve().parent
-    if not folder.is_dir():
-        raise UserError(f"{name} {path}: the folder {folder} is not there")
-    if not os.access(path if Path(path).exists() else folder, os.W_OK):
-        raise UserError(f"{name} {path} may not be written")
-
-
-def form_of(path: str) -> str:
-    return {".tsv": "tsv", ".jsonl": "jsonl"}.get(Path(path).suffix.lower(), "")
+def require_beams(options: TranslateOptions, beams: int) -> None:
+    """Errors: `UserError` for more translations than hypotheses."""
+    if options.nbest > beams:
+        raise UserError(f"--nbest {options.nbest} needs --beam {options.nbest} or more, got {beams}")
 
 
 def read_input(path: str) -> list[str]:
@@ -79,18 +75,6 @@ def read_input(path: str) -> list[str]:
     from tasks.data.text_files import decoded, lines
 
     return list(decoded(sys.stdin.buffer, "standard input") if path == "-" else lines(Path(path)))
-
-
-def write_text(path: str, text: str) -> None:
-    """As UTF-8, whatever the locale."""
-    from zoo import files
-
-    if path == "-":
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode())
-        sys.stdout.buffer.flush()
-    else:
-        files.write_bytes(Path(path), text.encode())
 
 
 def spell(line: str, data: str) -> str:
@@ -111,13 +95,18 @@ def trained_on(folder: Path) -> CorpusOptions:
 
 
 def load_run(options: DecodingOptions) -> tuple[Any, TextTokenizer, Path, AbstractContextManager[Any]]:
-    """Model, tokenizer and folder of a run, and the context that computes in --precision.
+    """As `load_translator`, the model on --device, and the context that computes in --precision."""
+    from tasks.saved import placed
 
-    Errors: `UserError` where there is none; `DataError` if the two do not match.
-    """
+    model, tokenizer, folder = load_translator(options)
+    model, precision = placed(model, options)
+    return model, tokenizer, folder, precision
+
+
+def load_translator(options: RunOptions) -> tuple[Any, TextTokenizer, Path]:
+    """Model, tokenizer and folder of a run. Errors: `UserError` where there is none; `DataError` if the two do not match."""
     import zoo
     from tasks.data.tokenizer import load_tokenizer
-    from tasks.saved import find_run, placed
 
     folder = find_run(options, "tokenizer.json")
     model: Any = zoo.load(folder)
@@ -127,76 +116,82 @@ def load_run(options: DecodingOptions) -> tuple[Any, TextTokenizer, Path, Abstra
     tokenizer.require_vocab_size(model.embedding.table.num_embeddings)
     if model.config.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
         raise UserError(f"{folder / 'tokenizer.json'} is not the tokenizer that the model was trained with")
-    model, precision = placed(model, options)
-    return model, tokenizer, folder, precision
+    return model, tokenizer, folder
 
 
 def translated(
-    model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], options: DecodingOptions, longest: int, **more: Any
+    model: Any, tokenizer: TextTokenizer, sentences: Sequence[str], options: DecodingOptions, generation: Generation, **more: Any
 ) -> list[list[Hypothesis]]:
-    """As `translating.search`; an empty sentence stays empty, whichever hypothesis."""
+    """As `translating.search`; an empty sentence stays empty, whichever hypothesis. Settings that nobody typed are told."""
     import torch
 
     import zoo
     from tasks.translating import Hypothesis, search
 
+    if options.beam is None and generation.told:
+        print(generation.told, file=sys.stderr)
     if options.compile:
         device = next(model.parameters()).device
         half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         model = zoo.optimize(model, torch.zeros(2, 8, dtype=torch.long, device=device), half)
     full = [n for n, sentence in enumerate(sentences) if sentence]
-    chosen = {"beam": options.beam, "length_penalty": options.length_penalty, "batch_size": options.batch_size}
-    found = search(model, tokenizer, [sentences[n] for n in full], longest=longest, **chosen, **more)
+    decoding = {"beam": options.beam, "length_penalty": options.length_penalty, "batch_size": options.batch_size}
+    found = search(model, tokenizer, [sentences[n] for n in full], generation=generation, **decoding, **more)
     by_line = dict(zip(full, found, strict=True))
     return [by_line.get(n, [Hypothesis("")] * more.get("nbest", 1)) for n in range(len(sentences))]
 
 
 @checking_input()
 def evaluate(given: dict[str, Any]) -> None:
-    from tasks.scores import measure, sentence_scores
-    from tasks.translating import as_table
+    from tasks.scores import corpus_scores, sentence_scores
 
     options = EvaluateOptions(**given)
-    require_writable("--output", options.output, (".tsv", ".jsonl"))
+    tables.require_table("--output", options.output)
+    if options.columns and not options.test:
+        raise UserError("--columns is about --test: give that too")
     model, tokenizer, folder, precision = load_run(options)
     trained = trained_on(folder)
     how = {"data": trained.data, "language": trained.target, "tokenize": options.bleu_tokenize or ""}
-    measure(["a"], [["a"]], **how)  # what cannot be measured is known before it is translated
-    held = test_set(options, trained, tokenizer)
+    corpus_scores(["a"], [["a"]], **how)  # what cannot be measured is known before it is translated
+    held, notes = test_set(options, trained, tokenizer)
+    for note in notes.values():
+        print(note, file=sys.stderr)
     then = data_of(options_of(folder)) or {}
     known = (then.get("test") or then.get("valid") or {}).get("fingerprint")
     if not options.test and known not in (None, held.fingerprint):
         print("the test set is not what it was in training: its pairs have changed", file=sys.stderr)
+    generation = generation_of(model.config.get("huggingface"), tokenizer)
+    longest = options.max_length or generation.longest or trained.max_length
     with precision:
-        longest = options.max_length or trained.max_length
-        found = [best.text for best, *_ in translated(model, tokenizer, held.sources, options, longest)]
-    measured, signature = measure(found, held.references, **how)
-    if options.output:
-        each = sentence_scores(found, held.references, **how)
-        rows = [
-            {"source": source, "references": references, "translation": translation, **scores}
-            for source, references, translation, scores in zip(held.sources, held.references, found, each, strict=True)
-        ]
-        write_text(options.output, as_table(rows, form_of(options.output)))
-    for name, value in measured.items():
-        print(f"{name} {value:.4f}")
-    if held.counts.kept:
-        print(f"test: {held.counts}")
-    print(f"{len(found):,} sentences" + (f", BLEU signature {signature}" if signature else ""))
+        found = [best.text for best, *_ in translated(model, tokenizer, held.sources, options, generation, longest=longest)]
+    measured, signature = corpus_scores(found, held.references, **how)
+    with tables.writing(options.output, widths={"references": max(map(len, held.references))}) as write:
+        if options.output:
+            each = sentence_scores(found, held.references, **how)
+            write(
+                {"source": source, "references": references, "translation": translation, **scores}
+                for source, references, translation, scores in zip(held.sources, held.references, found, each, strict=True)
+            )
+        for name, value in measured.items():
+            print(f"{name} {value:.4f}")
+        if held.counts.kept:
+            print(f"test: {held.counts}")
+        print(f"{len(found):,} sentences" + (f", BLEU signature {signature}" if signature else ""))
 
 
-def test_set(options: EvaluateOptions, trained: CorpusOptions, tokenizer: TextTokenizer) -> Held:
-    """The pairs of --test, cleaned as in training, or the run's own test set."""
+def test_set(options: EvaluateOptions, trained: CorpusOptions, tokenizer: TextTokenizer) -> tuple[Held, dict[str, str]]:
+    """The pairs of --test, cleaned as in training, or the run's own test set; and what is to be told of them."""
     from tasks.data.parallel import Held, fitting, load_test
     from tasks.data.text import read
 
+    notes: dict[str, str] = {}
     if not options.test:
-        return load_test(trained, tokenizer)
-    pairs = read(options.test, trained.source, trained.target, options.columns or trained.columns)
+        return load_test(trained, tokenizer, notes), notes
+    pairs = read(options.test, trained.source, trained.target, options.columns or trained.columns, notes)
     pairs = ((spell(source.strip(), trained.data), target) for source, target in pairs)
     fits = fitting(tokenizer, options.max_length or trained.max_length)
     held = Held.of(pairs, fits, trained.data == "cmudict", trained.normalize)
-    return held.require_some("test")
+    return held.require_some("test"), notes
 
 
 @checking_input()
@@ -206,6 +201,6 @@ def export(given: dict[str, Any]) -> None:
     options = ExportOptions(**given)
     if not options.out:
         raise UserError("--out: give a folder to make")
-    model, tokenizer, folder, _ = load_run(DecodingOptions(**{k: v for k, v in given.items() if k != "out"}))
+    model, tokenizer, folder = load_translator(options)
     names = marian.write(model, tokenizer, Path(options.out))
     print(f"{options.out}: {folder.name} for transformers, {', '.join(names)}")

@@ -19,7 +19,10 @@ CACHE = "" if "TORCHINDUCTOR_CACHE_DIR" in os.environ else tempfile.mkdtemp(pref
 if CACHE:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE
 
-TOGETHER = ("tests/tasks/", "tests/layers/testing/test_plugin.py", "tests/test_readme.py", "tests/test_packaging.py")
+TOGETHER = (
+    "tests/tasks/", "tests/layers/testing/test_plugin.py", "tests/test_readme.py", "tests/test_packaging.py",
+    "tests/zoo/pretrained/test_memory.py",
+)  # fmt: skip
 """Where tests start processes: one after another, by one worker."""
 COMPILED = "tests/zoo/deployment/test_compiled_decoding.py"
 """Whose tests share what took a minute to compile."""

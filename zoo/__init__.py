@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import files, gpt, inception, mobilenet, resnet, transformer, vgg
+from zoo import bert, files, gpt, inception, mobilenet, resnet, transformer, vgg
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
-from zoo.model import ImageModel, Model
+from zoo.model import EncoderDecoder, ImageModel, LanguageModel, Model, without_values
 from zoo.pretrained import containers, preprocess
 from zoo.pretrained.load import Weights, find
 from zoo.pretrained.load import create as create_with
@@ -34,13 +35,19 @@ from zoo.saving import DTYPES, dense_state, plain, saved
 for _room in (decoding, sampling, preprocess):  # their names before there were rooms: `zoo.sampling`
     sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
 
-FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt)
+FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt, bert)
 MODELS: dict[str, Callable[..., Model]] = {name: build for family in FAMILIES for name, build in family.VARIANTS.items()}
 
 
-def names() -> tuple[str, ...]:
-    """Every name that `create` knows."""
-    return tuple(MODELS)
+def names(kind: type[Model] = Model) -> tuple[str, ...]:
+    """Every name that `create` knows, of models of a kind: `ImageModel`, `LanguageModel`, `EncoderDecoder`."""
+    return tuple(name for name in MODELS if issubclass(kind_of(name), kind))
+
+
+def kind_of(name: str) -> type[Model]:
+    """The class of a model, which the function that builds it returns."""
+    build = MODELS[name]
+    return typing.get_type_hints(getattr(build, "func", build)).get("return", Model)
 
 
 def arguments(name: str) -> dict[str, Any]:
@@ -60,16 +67,16 @@ REQUIRED = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
 def create(name: str, *, weights: str | Path | Weights | None = None, **arguments: Any) -> Model:
     """Build a model by name; arguments are those that `zoo.arguments` lists, all of them JSON values.
 
-    weights: None for new ones, a file, or what torchvision or timm publish, as `zoo.pretrained.load` says. The model then has the
-             arguments that they were trained with, where none are given, new output layers for another `num_classes`, and
-             knows its `preprocess`.
+    weights: None for new ones, a file, a folder of Hugging Face's, or what torchvision or timm publish, as `zoo.pretrained.load`
+             says. The model then has the arguments that they were trained with, where they tell them and none are given, new
+             output layers for another `num_classes` or head, and knows its `preprocess`.
     Errors: `ValueError` for an unknown name, with the nearest one, for an argument that the model does not take or accept, and
             for weights that cannot be had or do not fit.
     """
     if weights is None:
         return build(name, **arguments)
     if not isinstance(weights, str | Path | Weights):
-        raise ValueError(f"weights must be a file, torchvision:NAME or timm:NAME, got {weights!r}")
+        raise ValueError(f"weights must be a file, hf:PATH, torchvision:NAME or timm:NAME, got {weights!r}")
     require_arguments(name, arguments)
     found = weights if isinstance(weights, Weights) else find(name, str(weights))
     return create_with(build, name, found, arguments)
@@ -137,16 +144,18 @@ def load(path: str | Path) -> Model:
     dtype = config.pop("dtype", "float32")
     if dtype not in DTYPES:
         raise ValueError(f"{folder / 'config.json'} must give one of {', '.join(DTYPES)} as dtype, got {dtype!r}")
-    model = create(config["model"], **config["arguments"]).to(DTYPES[dtype])
+    with without_values():
+        model = build(config["model"], **config["arguments"]).to(DTYPES[dtype])
     load_state(model, path)
     model.config = config
     return model.eval()
 
 
 def load_state(model: nn.Module, path: str | Path) -> None:
-    """Copy the tensors of a file into the model; nothing is changed unless every name, shape and dtype fits.
+    """Put the tensors of a file into the model, one after another; nothing is changed unless every name, shape and dtype fits.
 
-    Prefixes that all names share, such as torch.compile's, are taken off where the model's names lack them.
+    What the model has on the meta device gets memory of its own. Prefixes that all names share, such as torch.compile's, are
+    taken off where the model's names lack them.
     """
     model, tensors = plain(model), files.read_state(path)
     try:
@@ -156,6 +165,6 @@ def load_state(model: nn.Module, path: str | Path) -> None:
 
 
 __all__ = [
-    "ImageModel", "Model", "Preprocess", "Weights", "arguments", "create", "load", "load_state", "names", "optimize", "save",
-    "save_state",
+    "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create", "kind_of", "load",
+    "load_state", "names", "optimize", "save", "save_state",
 ]  # fmt: skip

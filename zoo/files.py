@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,14 +10,17 @@ import pickle
 import secrets
 import stat
 import struct
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from layers.weights import Stored
 
 PART = ".part"
 """Ending of a file that is still being written."""
@@ -26,7 +30,8 @@ UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.e
 TRAINING = "zooproof-training"
 """Value of "format" in the metadata of a training checkpoint, which holds the model's tensors under the prefix `model.`."""
 BEST, MODEL, INDEX = "best.safetensors", "model.safetensors", "model.safetensors.index.json"
-"""Files that a folder is asked for: the best model of a run, what `zoo.save` writes, and an index of shards."""
+OLD = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files that a folder is asked for: the best model of a run, what `zoo.save` writes, an index of shards, and pickles."""
 
 
 def weights_file(path: str | Path) -> Path:
@@ -44,7 +49,7 @@ def weights_file(path: str | Path) -> Path:
         if not (path / named).is_file():
             raise ValueError(f"{path / 'config.json'} names {named}, which is not there")
         return path / named
-    choices = [path / name for name in (BEST, MODEL, INDEX)]
+    choices = [path / name for name in (BEST, MODEL, INDEX, *OLD)]
     found = next((c for c in choices if c.exists()), None)
     if found is None:
         raise ValueError(f"{path} must hold one of {', '.join(c.name for c in choices)}")
@@ -60,20 +65,24 @@ def saved_file(folder: Path) -> str | None:
     return named if named in (BEST, MODEL) else None
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """A model's tensors, out of what `read_tensors` reads or out of a training checkpoint."""
+def read_state(path: str | Path) -> dict[str, Stored]:
+    """A model's tensors, still in their file or shards, which may be a training checkpoint.
+
+    Errors: those of `read_tensors`.
+    """
     path = weights_file(path)
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, stored)
     if path.suffix != ".safetensors" or read_metadata(path).get("format") != TRAINING:
         return tensors
     return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
 
 
-def read_tensors(path: str | Path, read: Callable[[Path], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, read: Callable[[Path], dict[str, Any]] | None = None) -> dict[str, Any]:
     """All tensors of a `.safetensors` file, of an index of shards (`*.index.json`), or of a folder that holds one of them.
 
-    read: how to read a file or shard, if it may be of another kind.
-    Errors: `ValueError` that names the file if it is missing, damaged, a pickle, or if a shard is missing.
+    read: how to read a file or shard, such as `stored`; by default all of its tensors.
+    Errors: `ValueError` that names the file if it is missing, damaged or a pickle, and for an index whose shards are missing,
+            lie elsewhere, or lack a tensor.
     """
     path, read = weights_file(path), read or read_file
     return read_shards(path, read) if path.name.endswith(".index.json") else read(path)
@@ -89,10 +98,36 @@ def read_file(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+def stored(path: Path) -> dict[str, Stored]:
+    """The tensors of a `.safetensors` file by its header alone. Each is read where it is asked for, into memory of its own.
+
+    A tensor that is mapped would be in memory twice once it is copied, and change or vanish with its file if it is not.
+    """
+    with open_tensors(path) as file:
+        likes = {name: torch.empty_like(file.get_tensor(name), device="meta") for name in file.keys()}  # noqa: SIM118
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        begin = file.tell()
+    return {k: Stored(like, partial(read_at, path, begin + header[k]["data_offsets"][0], like)) for k, like in likes.items()}
+
+
+def read_at(path: Path, offset: int, like: Tensor) -> Tensor:
+    tensor = torch.empty(like.shape, dtype=like.dtype, device="cpu")
+    with path.open("rb") as file:
+        file.seek(offset)
+        read = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    if read != tensor.nbytes:
+        raise ValueError(f"{path} has become shorter while it was read")
+    return tensor
+
+
+def read_shards(index: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
         raise ValueError(f"{index} must have an object 'weight_map' that gives the file of every tensor")
+    for file in set(names.values()):
+        if not (path := PurePath(file)).name or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{index} must name files of its own folder, got {file!r}")
     shards = {file: index.parent / file for file in names.values()}
     if missing := sorted(file for file, path in shards.items() if not path.is_file()):
         raise ValueError(f"{index} names shards that are not there: {', '.join(missing)}")
@@ -152,34 +187,60 @@ def json_bytes(data: Mapping[str, Any]) -> bytes:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to disk, and rename: a crash or a full disk leaves the old file as it was.
+    """A file as `writing` leaves it, of one piece."""
+    with writing(path) as write:
+        write(content)
 
-    A link stays, what it leads to is written; a pipe or a device is written to as it is. A new file has the permissions that the
-    umask leaves, an old one keeps its own.
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Gives `write(content)`, for a content of any number of pieces: `path` holds all of them once the block has ended.
+
+    They are written beside `path`, flushed to disk, and renamed: an error, a crash or a full disk leaves the old file as it was.
+    A link stays, what it leads to is written; to a pipe or a device each piece goes as it comes. A new file has the permissions
+    that the umask leaves, an old one keeps its own.
+    Errors: `OSError` that names `path` if it cannot be written; what the block raises is passed on.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}{PART}"
-    try:
+    with naming(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        if (path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm")) or (path.exists() and not path.is_file()):
-            with path.open("wb") as file:
-                file.write(content)
-            return
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with os.fdopen(handle, "wb") as file:
-            if target.exists():
+        straight = (path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm")) or (path.exists() and not path.is_file())
+        made, flags = (path, os.O_TRUNC) if straight else (temporary, os.O_EXCL)
+        handle = os.open(made, os.O_WRONLY | os.O_CREAT | flags, 0o666)
+
+    def write(content: bytes) -> None:
+        left = memoryview(content)
+        with naming(path):
+            while left:
+                left = left[os.write(handle, left) :]
+
+    try:
+        with naming(path):
+            if not straight and target.exists():
                 os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # such as a full disk, or no such folder: say which file
-            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
+        yield write
+        with naming(path):
+            if not straight:
+                os.fsync(handle)
+                os.replace(temporary, target)
+    except BaseException:
+        if not straight:
+            temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Where the system fails, such as for a full disk, or no such folder: say which file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
 
 
 def remove_parts(folder: Path) -> None:

@@ -34,10 +34,10 @@ from layers.rotary_scaling import SCALINGS, Scaling
 from layers.transformer import EncoderBlock, PreNorm, SandwichNorm
 from layers.weights import WeightMap
 from zoo.generation.decoder_only import Decoding
-from zoo.model import Model
+from zoo.model import LanguageModel
 
 
-class CausalLM(Model):
+class CausalLM(LanguageModel):
     """tokens (b, n) -> logits (b, n, vocab_size) for what follows each token.
 
     blocks:    modules (b, n, dim) -> (b, n, dim) with causal attentions, such as `EncoderBlock`.
@@ -74,7 +74,7 @@ class CausalLM(Model):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         caches: Sequence[Cache] = (),
-        length: int | None = None,
+        length: int | Tensor | None = None,
     ) -> Tensor:
         """tokens (b, n) -> (b, n, dim), ready for `logits`.
 
@@ -124,22 +124,36 @@ class CausalLM(Model):
         """mask: (b, n), True for real tokens, or (b, 1, n, n), True where a token may look. positions: as `hidden`'s."""
         return self.logits(self.hidden(tokens, mask, positions))
 
-    def next_logits(self, tokens: Tensor, caches: Sequence[Cache], length: int | None = None) -> Tensor:
+    def next_logits(self, tokens: Tensor, caches: Sequence[Cache], length: int | Tensor | None = None) -> Tensor:
         """tokens (b, n) after what is in the caches -> logits (b, vocab_size) for the next one."""
         return self.logits(self.hidden(tokens, caches=caches, length=length)[:, -1])
 
-    def new_caches(self, capacity: int) -> list[Cache]:
-        """One a block; of attentions with a window, caches that keep no more than it."""
+    def new_caches(self, capacity: int, spare: int = 0) -> list[Cache]:
+        """One a block; of attentions with a window, caches that keep no more than it, and `spare` tokens to go back by."""
         windows = [next((m.window for m in block.modules() if isinstance(m, MultiHeadAttention)), None) for block in self.decoder]
-        return [Cache(capacity) if size is None or size >= capacity else RollingCache(size) for size in windows]
+        return [Cache(capacity) if size is None or size + spare >= capacity else RollingCache(size + spare) for size in windows]
 
-    def start(self, *, capacity: int) -> Decoding:
-        """Begin to decode rows of up to `capacity` tokens, prompt and padding among them; see `zoo.generation.decoding`."""
+    def start(self, *, capacity: int, spare: int = 0) -> Decoding:
+        """Begin to decode rows of up to `capacity` tokens, prompt and padding among them; see `zoo.generation.decoding`.
+
+        spare: tokens that the decoder may go back by, where attentions have a window.
+        """
+        self.check_start(capacity, spare)
+        return Decoding(self, capacity, spare)
+
+    def check_start(self, capacity: int, spare: int = 0) -> None:
+        """The errors of `start`: `ValueError` that names the argument."""
         require(capacity > 0, "capacity", capacity, "positive")
+        require(spare >= 0, "spare", spare, "zero or more")
         if isinstance(self.positions, LearnedPositions):
             most = self.positions.max_positions
             require(capacity <= most, "capacity", capacity, f"{most} at most, the positions that the model has learned")
-        return Decoding(self, capacity)
+
+    def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module:
+        """A copy for inference whose `start` leads to a compiled step; see `zoo.optimize`."""
+        from zoo.deployment.compiled_causal import optimize_causal  # which imports this module
+
+        return optimize_causal(self, example, dtype)
 
 
 def init_normal(std: float) -> Callable[[nn.Module], None]:
@@ -239,6 +253,8 @@ def llama(
     )
     model.apply(init_normal(0.02))
     model.references = {"huggingface": names_of_llama}
+    if experts is not None:
+        model.references |= {"huggingface_files": names_of_mixtral}
     return model
 
 
@@ -390,7 +406,12 @@ def names_of_gpt2(model: CausalLM) -> WeightMap:
     )
 
 
-def names_of_llama(model: CausalLM) -> WeightMap:
+def names_of_mixtral(model: CausalLM) -> WeightMap:
+    """Our names and those in files of Mixtral's, which hold every expert apart."""
+    return names_of_llama(model, by_expert=True)
+
+
+def names_of_llama(model: CausalLM, by_expert: bool = False) -> WeightMap:
     """Our names and those of transformers' `LlamaForCausalLM`, and of its relatives' classes."""
     first: Any = model.decoder[0]
     sandwich, mixture = isinstance(first.attention, SandwichNorm), isinstance(first.feedforward.sublayer, MixtureOfExperts)
@@ -409,7 +430,13 @@ def names_of_llama(model: CausalLM) -> WeightMap:
         ("norm", "model.norm"),
     ]
     feedforward = "decoder.{i}.feedforward.sublayer"
-    if mixture:
+    if mixture and by_expert:
+        numbers = range(len(first.feedforward.sublayer.gate))
+        rows.append((f"{feedforward}.router", f"{block}.block_sparse_moe.gate"))
+        for ours, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+            names = " ".join(f"{block}.block_sparse_moe.experts.{e}.{theirs}.weight" for e in numbers)
+            rows.append((f"{feedforward}.{ours}", names, "e o i -> e o i"))
+    elif mixture:
         rows += [
             (f"{feedforward}.router", f"{block}.mlp.gate"),
             (f"{feedforward}.gate {feedforward}.up", f"{block}.mlp.experts.gate_up_proj", "gu e o i -> e (gu o) i"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from layers.checks import require, require_axes, require_pixels
 from layers.weights import WeightMap
@@ -70,6 +72,13 @@ class Model(nn.Module):
         """Weight maps by reference: ``model.maps["torchvision"].load(model, theirs.state_dict())``."""
         return Maps(self)
 
+    def adapted(self, tensors: Mapping[str, Any], reference: str) -> dict[str, Any]:
+        """The weights of a model with another head, as `maps[reference]` knows them, or our own names where that is "".
+
+        A family whose models differ in their heads leaves out here what belongs to other heads.
+        """
+        return dict(tensors)
+
     def parts(self) -> dict[str, nn.Module]:
         """What `freeze` takes, in order: each child that has parameters, and of lists each entry: encoder1, encoder2, ..."""
         parts: dict[str, nn.Module] = {}
@@ -100,6 +109,18 @@ class Model(nn.Module):
     def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module | None:
         """What `zoo.optimize` returns, where it is more than a compiled `forward`, such as compiled decoding; else None."""
         return None
+
+
+class LanguageModel(Model):
+    """Abstract: tokens (b, n) -> logits (b, n, vocab_size) for what follows each; ``start(capacity=...)`` begins to decode."""
+
+    embedding: Any
+
+
+class EncoderDecoder(Model):
+    """Abstract: source and target tokens -> logits for what follows each target token; `start` begins to decode a target."""
+
+    embedding: Any
 
 
 class ImageModel(Model):
@@ -183,6 +204,26 @@ class LinearHead(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         return self.output(self.dropout(grid.mean((-2, -1))))
+
+
+DRAW = {nn.init.normal_, Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.add_, Tensor.mul_, Tensor.div_, Tensor.clamp_}
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves out what draws values on the meta device, which has none, and where that would import all of torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in DRAW and (tensor := args[0] if args else kwargs["tensor"]).is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Models that are built under it are on the meta device: they take no time and no memory, until weights are loaded."""
+    with torch.device("meta"), Undrawn():
+        yield
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import files
+from zoo.model import without_values
 from zoo.pretrained.containers import without_infixes
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,7 +44,7 @@ def saved(model: nn.Module, build: Callable[..., nn.Module]) -> tuple[dict[str, 
             "weights with zoo.save_state(model, path), and read them with zoo.load_state into a model composed in the same way"
         )
     state = dense_state(model)
-    with torch.device("meta"):
+    with without_values():
         built = build(config["model"], **config["arguments"])
     if problems := differences(model, built):
         raise ValueError(

@@ -23,10 +23,10 @@ from layers.positions import LearnedPositions, Rotary, Sinusoidal
 from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm
 from layers.weights import WeightMap
 from zoo.generation.encoder_decoder import Caches, Decoding
-from zoo.model import Model
+from zoo.model import EncoderDecoder
 
 
-class Transformer(Model):
+class Transformer(EncoderDecoder):
     """source tokens (b, n), target tokens (b, m) -> logits (b, m, vocab_size) for what follows each target token.
 
     encoder, decoder: blocks (b, n, dim) -> (b, n, dim), such as those of `encoder_block` and `decoder_block`.

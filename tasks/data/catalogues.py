@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from tasks.data import DataError
-from tasks.data.text_files import Pair, optional, reading, require_utf8
+from tasks.data.text_files import Pair, Placed, optional, reading, require_utf8
 
 LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 CODES = {"bpt", "ept", "it", "ph", "ut"}
@@ -40,7 +40,8 @@ def read_gettext(path: Path, source: str | None) -> Iterator[Pair]:
         if message.id and not message.fuzzy:
             ids, strings = ([x] if isinstance(x, str) else list(x or [""]) for x in (message.id, message.string))
             for first, second in dict.fromkeys([(ids[0], strings[0]), (ids[-1], strings[-1])]):
-                yield (second, first) if back else (first, second)
+                texts = (second, first) if back else (first, second)
+                yield texts if message.lineno is None else Placed(*texts, path, "line", message.lineno)
 
 
 def line_of(path: Path, error: UnicodeDecodeError) -> str:
@@ -60,12 +61,12 @@ def read_tmx(path: Path, source: str | None, target: str | None) -> Iterator[Pai
     Errors: `DataError` for what is no XML, and with the languages that there are, if no unit has both.
     """
     found, languages = 0, dict[str, None]()
-    for texts in units(path):
+    for number, texts in enumerate(units(path), 1):
         languages |= dict.fromkeys(texts)
         pair = [text_in(texts, language) for language in (source, target)]
         if pair[0] is not None and pair[1] is not None:
             found += 1
-            yield pair[0], pair[1]
+            yield Placed(pair[0], pair[1], path, "unit", number)
         elif not (source and target):
             break
     if not found:

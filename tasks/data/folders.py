@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.data import DataError
+from tasks.data.families import FAMILIES, role_of
 from tasks.data.tree import Folder, first_few, scan, shown, suffixes
 
-FAMILIES = {"train": ("train", "training"), "valid": ("val", "valid", "validation", "dev"), "test": ("test", "testing", "eval")}
-"""What folders of splits are called, in any case, also with a "set" or "data" at the end."""
 EXPECTED = "expected PATH/train/CLASS/pictures with PATH/val or PATH/test, or PATH/CLASS/pictures"
 
 
@@ -45,11 +44,6 @@ class Layout:
     root: str
     parts: dict[str, Part]
     told: list[str]
-
-
-def role_of(name: str) -> str | None:
-    base = re.sub(r"[-_ ]?(set|data)$", "", name.lower())
-    return next((role for role, family in FAMILIES.items() if base in family), None)
 
 
 def list_classes(root: Path) -> Layout:

@@ -17,7 +17,7 @@ from tasks.data import DataError, fingerprint
 from tasks.data.folders import list_classes
 from tasks.data.image_sets import SETS, ImageSet
 from tasks.data.picture_files import sums_of
-from tasks.data.pictures import UNSPLIT, Decoded, OnDisk, decode_once, half_of_memory, load_splits
+from tasks.data.pictures import UNSPLIT, Decoded, OnDisk, decode_once, half_of_memory, load_role, load_splits
 from tasks.data.tree import shown
 from zoo.pretrained.preprocess import Preprocess, normalise, square
 
@@ -141,7 +141,8 @@ def load_test(
     """What a model is measured on, with the labels that it has for `classes`, those of them that occur, and lines to print.
 
     That is a set's test split; of a folder the test split, else the valid one, else all of its pictures.
-    own: whether the model was trained on this: then its test split is what `load_images` has.
+    own: whether the model was trained on this: then its test split is what `load_images` has, and so is its fingerprint, unless
+         it has changed. Other splits are not decoded, nor looked through for copies, of which training has told.
     Errors: `DataError` as `load_images` has them, and with both lists for classes that the model does not know.
     """
     if (folder := folder_of(source)) is None:
@@ -159,11 +160,12 @@ def load_test(
     names, skipped = [*part.classes], []
     numbers = numbers_of(names, classes, source)  # before anything is decoded
     if own:
-        _, parts, told = load_splits(layout, preprocess, skip_bad, skipped, room)
+        _, decoded, told = load_role(layout, "test", preprocess, skip_bad, skipped, room)
     else:
         parts, streaming = decode_once({"test": part.labelled(names)}, names, preprocess, skip_bad, skipped, room)
+        decoded = parts["test"]
         told = [*layout.told, f"{shown(part.path)}: all of its {part.size:,} pictures count", *streaming]
-    images = images_of(parts["test"], torch.tensor(preprocess.mean), torch.tensor(preprocess.std))
+    images = images_of(decoded, torch.tensor(preprocess.mean), torch.tensor(preprocess.std))
     images.labels = numbers[images.labels]
     return images, names, [*told, *([f"{len(skipped)} unreadable pictures skipped"] if skipped else [])]
 

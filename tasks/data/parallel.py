@@ -1,9 +1,9 @@
-"""Parallel data for `tasks.translation`: where the pairs come from, the tokenizer that both languages share, and the examples."""
+"""Parallel data for `tasks.translation`: the tokenizer that both languages share, examples to train on, texts to measure on."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -11,19 +11,23 @@ from typing import Any
 
 from tasks.data import DataError, fingerprint
 from tasks.data.batching import Example
-from tasks.data.cldr import cldr
-from tasks.data.corpus import Corpus, prepare, prepared_tokenizers, read_meta, tokenised
-from tasks.data.text import Counts, find_splits, nonempty, read, sample
+from tasks.data.corpus import FORMER, Corpus, held_out, prepare, prepared_tokenizers, read_meta, tokenised
+from tasks.data.sources import BUILT_IN, SPLITS, built_in, readers, sources
+from tasks.data.tables import Notes
+from tasks.data.text import Counts, nonempty
 from tasks.data.text_files import Pair
-from tasks.data.text_packages import pronunciations, read_hub
 from tasks.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 
-SPLITS = ("train", "valid", "test")
-HELD_OUT = 1000
-"""Pairs of CLDR, or words of the CMU dictionary, to validate and to test on."""
 TRAINING_LINES = 1_000_000
 """A tokenizer is trained on so many pairs at most."""
 PURPOSE = {"train": "train", "valid": "validate", "test": "test"}
+FILES = "files"
+"""What a prepared folder calls data that came from files."""
+LACKING = {
+    "valid": "valid: none given, so that the test set chooses the best model too, which flatters test_*",
+    "test": "test: none given, so that the validation set is tested on",
+}
+"""What is to be said where one of the two serves as both."""
 
 
 @dataclass
@@ -86,6 +90,7 @@ class ParallelData:
     """None where none was given."""
     tokenizer: TextTokenizer
     counts: dict[str, Counts] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What the data is: tokenizer, and of every split the number of pairs and a fingerprint."""
@@ -102,47 +107,6 @@ def fingerprint_of(examples: Iterable[Example]) -> str:
     return fingerprint(array("I", ids).tobytes() for example in examples for ids in example)
 
 
-def spaced(pairs: Iterable[Pair]) -> Iterable[Pair]:
-    """Words of the CMU dictionary letter by letter, so that one tokenizer of words reads letters and phonemes."""
-    return ((" ".join(word), spoken) for word, spoken in pairs)
-
-
-def sources(options: Any) -> dict[str, Callable[[], Iterable[Pair]]]:
-    """For every split that the options name, a function that begins to read its pairs."""
-    data, languages = options.data, (options.source, options.target)
-    if options.train or options.dataset_path:
-        given = {"train": options.train, "valid": options.valid, "test": options.test}
-        found = given if options.train else find_splits(options.dataset_path, *languages) | {k: v for k, v in given.items() if v}
-        return {split: lambda paths=paths: read(paths, *languages, options.columns) for split, paths in found.items() if paths}
-    if data == "cldr":
-        made = cldr(*languages)
-        return {
-            "train": lambda: islice(made.pairs(options.seed), options.pairs),
-            "valid": lambda: made.distinct(HELD_OUT, options.seed, "valid"),
-            "test": lambda: made.distinct(HELD_OUT, options.seed, "test"),
-        }
-    if data == "cmudict":
-
-        def words(split: str) -> Iterable[Pair]:
-            variants = pronunciations(split).items()
-            return spaced((word, spoken) for word, many in variants for spoken in many)
-
-        return {split: lambda split=split: words(split) for split in SPLITS}
-    if data.startswith("hf:"):
-        return {split: lambda split=split: read_hub(data[3:], split, *languages, options.columns) for split in SPLITS}
-    raise DataError(f"--data must be cldr, cmudict or hf:NAME, got {data!r}; files are given by --train or --dataset_path")
-
-
-def readers(options: Any) -> dict[str, Callable[[], Iterable[Pair]]]:
-    """Those of `sources`, the training pairs no more than --max_examples, drawn once."""
-    found = sources(options)
-    if options.max_examples is not None:
-        full = (pair for pair in found["train"]() if pair[0].strip() and pair[1].strip())
-        drawn = sample(full, options.max_examples, options.seed)
-        found["train"] = lambda: drawn
-    return found
-
-
 def fitting(tokenizer: TextTokenizer, longest: int) -> Callable[[Pair], bool]:
     """Whether both sides of a pair have fewer than `longest` tokens, as in `tokenised`."""
     return lambda pair: max(len(tokenizer.encode(pair[0])), len(tokenizer.target.encode(pair[1]))) < longest
@@ -156,16 +120,24 @@ def load_parallel(options: Any, tokenizer: TextTokenizer | None = None) -> Paral
     """
     if options.prepared:
         return load_prepared(options, tokenizer)
-    found, form, counts = readers(options), options.normalize, Counts()
-    if "valid" not in found:
-        raise DataError("there is nothing to validate on: give --valid, or valid files in --dataset_path")
+    notes, form, counts = Notes(), options.normalize, Counts()
+    found = readers(options, notes)
     tokenizer = tokenizer or make_tokenizer(options, found["train"])
     held = {split: load_held(options, tokenizer, split, found) for split in SPLITS[1:] if split in found}  # sooner than train
-    train = list(tokenised(found["train"](), tokenizer, tokenizer.target, options.max_length, counts, form))
+    rows = tokenised(found["train"](), tokenizer, tokenizer.target, options.max_length, counts, form)
+    train = [example for _, example in rows]
     if not train:
         raise DataError(f"no pairs are left to train on: {counts}")
+    return with_held(train, held, tokenizer, counts, notes)
+
+
+def with_held(
+    train: Sequence[Example], held: dict[str, Held], tokenizer: TextTokenizer, counts: Counts, notes: Notes
+) -> ParallelData:
+    """All of it together: where valid or test is missing, the other serves as both, and that is told."""
     told = {"train": counts, **{split: one.counts for split, one in held.items()}}
-    return ParallelData(train, held["valid"], held.get("test"), tokenizer, told)
+    notes |= {split: words for split, words in LACKING.items() if split not in held}
+    return ParallelData(train, held.get("valid") or held["test"], held.get("test"), tokenizer, told, notes)
 
 
 def load_held(options: Any, tokenizer: TextTokenizer, split: str, found: dict[str, Callable[[], Iterable[Pair]]]) -> Held:
@@ -174,20 +146,17 @@ def load_held(options: Any, tokenizer: TextTokenizer, split: str, found: dict[st
     return Held.of(found[split](), fits, together, options.normalize).require_some(PURPOSE[split])
 
 
-def load_test(options: Any, tokenizer: TextTokenizer) -> Held:
-    """What the options name to test on, else to validate on."""
+def load_test(options: Any, tokenizer: TextTokenizer, notes: Notes) -> Held:
+    """What the options name to test on, else to validate on, which `notes` then tell."""
     if options.prepared:
-        found = load_prepared(options)
-        return found.test or found.valid
-    found = sources(options)
+        data = load_prepared(options)
+        notes |= {about: note for about, note in data.notes.items() if about != "valid"}
+        return data.test or data.valid
+    found = sources(options, notes)
     if not found.keys() & {"valid", "test"}:
         raise DataError("there is nothing to test on: give --test")
+    notes |= {} if "test" in found else {"test": LACKING["test"]}
     return load_held(options, tokenizer, "test" if "test" in found else "valid", found)
-
-
-def built_in(options: Any) -> bool:
-    """Whether the data is one of ours, in which a source has several right translations."""
-    return options.data in ("cldr", "cmudict") and not (options.train or options.dataset_path)
 
 
 def make_tokenizer(options: Any, reader: Callable[[], Iterable[Pair]]) -> TextTokenizer:
@@ -200,27 +169,34 @@ def make_tokenizer(options: Any, reader: Callable[[], Iterable[Pair]]) -> TextTo
     return train_tokenizer(chain.from_iterable(pairs), level, size)
 
 
-def prepare_folder(options: Any, folder: Path) -> dict[str, Counts]:
-    """Tokenise every split into a folder for --prepared."""
-    found = readers(options)
+def prepare_folder(options: Any, folder: Path, notes: Notes) -> dict[str, Counts]:
+    """Write every split into a folder for --prepared."""
+    found = readers(options, notes)
     tokenizer = make_tokenizer(options, found["train"])
     pairs, about = {split: reader() for split, reader in found.items()}, {"source": options.source, "target": options.target}
+    about["data"] = FILES if options.train or options.dataset_path else options.data
     return prepare(folder, pairs, tokenizer, tokenizer.target, options.max_length, options.normalize, about)
+
+
+def prepared_from(meta: Mapping[str, Any], given: str) -> str:
+    """What the data of a prepared folder was, as --data says it, or `FILES`; older folders leave it to --data."""
+    return meta.get("data") or (given if given == "cmudict" else FILES)
 
 
 def load_prepared(options: Any, tokenizer: TextTokenizer | None = None) -> ParallelData:
     """A folder that `prepare` has left. Errors: `DataError` if a model's tokenizer did not write it."""
     folder = Path(options.prepared)
-    splits = read_meta(folder)["splits"]
-    own, other = prepared_tokenizers(folder)
+    meta = read_meta(folder)
+    own, _ = prepared_tokenizers(folder)
     if tokenizer is not None and tokenizer.fingerprint != own.fingerprint:
         raise DataError(f"{folder} was prepared with another tokenizer than the model's: prepare it with --tokenizer of that")
     train = Corpus(folder, "train", options.max_examples, options.seed)
-    held, together = {}, options.data == "cmudict"
-    for split in (split for split in SPLITS[1:] if split == "valid" or split in splits):
-        corpus = Corpus(folder, split)
-        pairs = ((own.decode(corpus[n][0]), other.decode(corpus[n][1])) for n in range(len(corpus)))
-        held[split] = Held.of(pairs, together=together).require_some(PURPOSE[split])
-        held[split].counts = corpus.counts
-    counts = {"train": train.counts, **{split: one.counts for split, one in held.items()}}
-    return ParallelData(train, held["valid"], held.get("test"), tokenizer or own.require("bos", "eos"), counts)
+    held, together = {}, prepared_from(meta, options.data) in BUILT_IN
+    for split in (split for split in SPLITS[1:] if split in meta["splits"]):
+        held[split] = Held.of(held_out(folder, split), together=together).require_some(PURPOSE[split])
+        held[split].counts = Counts(**meta["splits"][split])
+    if not held:
+        raise DataError(f"{folder} has nothing to validate on, only {', '.join(meta['splits'])}")
+    older = f"{folder} is of an older version: what is measured on is what its tokens say; prepare it again to have the texts"
+    notes = {str(folder): older} if meta["format"] == FORMER else {}
+    return with_held(train, held, tokenizer or own.require("bos", "eos"), train.counts, notes)

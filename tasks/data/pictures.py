@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tasks.data import DataError
-from tasks.data.folders import FAMILIES, Layout, list_classes
+from tasks.data.families import FAMILIES
+from tasks.data.folders import Layout, list_classes
 from tasks.data.picture_files import Budget, digest_of, quiet, read_image, sums_of
 from tasks.data.splitting import split_80_10_10
 from tasks.data.tree import shown
@@ -190,11 +191,42 @@ def load_splits(
     classes, files, told = folder_files(layout)
     found, streaming = decode_once(files, classes, reader, skip_bad, skipped, room)
     if "all" in found:
-        where = next(part.path for role, part in layout.parts.items() if role in ("train", "all"))
-        found = split_up(found["all"], classes, shown(where))
-        sizes = ", ".join(f"{len(part.labels):,} {role}" for role, part in found.items())
-        told = [f"{shown(where)} is split by what the pictures are: {sizes}; copies stay together"]
+        whole = found["all"]
+        rows, told = split_rows(layout, whole.digests, whole.labels.tolist(), classes)
+        found = split_up(whole, rows)
     return classes, found, [*layout.told, *told, *copies(found), *streaming]
+
+
+def load_role(
+    layout: Layout, role: str, reader: Preprocess, skip_bad: bool, skipped: list[str], room: int | None = None
+) -> tuple[list[str], Decoded, list[str]]:
+    """One of the splits that `load_splits` has, where no other is needed: only its pictures are decoded.
+
+    What has no splits is split by the digests of all files. With `skip_bad` all are decoded even so: the split leaves unreadable
+    ones out.
+    """
+    classes, files, told = folder_files(layout)
+    if "all" in files and skip_bad:
+        classes, found, told = load_splits(layout, reader, skip_bad, skipped, room)
+        return classes, found[role], told
+    if "all" in files:
+        (paths, labels), digests = files["all"], {}
+        in_threads(lambda n: digests.setdefault(n, digest_of(paths[n])), len(paths))
+        rows, told = split_rows(layout, [digests[n] for n in range(len(paths))], labels, classes)
+        files = {role: ([paths[n] for n in rows[role]], [labels[n] for n in rows[role]])}
+    found, streaming = decode_once({role: files[role]}, classes, reader, skip_bad, skipped, room)
+    return classes, found[role], [*layout.told, *told, *streaming]
+
+
+def split_rows(
+    layout: Layout, digests: Sequence[bytes], labels: Sequence[int], classes: Sequence[str]
+) -> tuple[dict[str, list[int]], list[str]]:
+    """By `split_80_10_10`, which pictures of a folder without splits are in which; what is to be said of it."""
+    where = next(shown(part.path) for role, part in layout.parts.items() if role in ("train", "all"))
+    roles = split_80_10_10(digests, labels, classes, where)
+    rows = {role: [n for n, one in enumerate(roles) if one == role] for role in FAMILIES}
+    sizes = ", ".join(f"{len(part):,} {role}" for role, part in rows.items())
+    return rows, [f"{where} is split by what the pictures are: {sizes}; copies stay together"]
 
 
 def half_of_memory() -> int:
@@ -205,13 +237,10 @@ def half_of_memory() -> int:
     return found // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def split_up(found: Decoded, classes: Sequence[str], where: str) -> dict[str, Decoded]:
-    """What has no splits, by `split_80_10_10`; pixels in memory are put in order where they are."""
-    roles = split_80_10_10(found.digests, found.labels.tolist(), classes, where)
-    rows = {role: [n for n, one in enumerate(roles) if one == role] for role in FAMILIES}
-    order = [n for part in rows.values() for n in part]
+def split_up(found: Decoded, rows: dict[str, list[int]]) -> dict[str, Decoded]:
+    """The pictures of each split; pixels in memory are put in order where they are."""
     if isinstance(found.pixels, Tensor):
-        reorder(found.pixels, order)
+        reorder(found.pixels, [n for part in rows.values() for n in part])
     parts, start = {}, 0
     for role, chosen in rows.items():
         paths, end = [found.paths[n] for n in chosen], start + len(chosen)
@@ -252,7 +281,10 @@ UNSPLIT = {
 def load_folder(
     root: Path, size: int, skip_bad: bool, skipped: list[str]
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str], str]:
-    """Pixels and labels of a folder's train and test pictures, the classes, and the augmentation that suits them."""
+    """For scripts that look into a folder without a run, which is why nothing here calls it.
+
+    Pixels (n, 3, size, size) and labels (n,) of the train and of the test pictures, the classes, and the augmentation that suits.
+    """
     classes, found, _ = load_splits(list_classes(root), Preprocess(size, (0.0,) * 3, (1.0,) * 3), skip_bad, skipped)
     train, test = ((found[role].pixels, found[role].labels) for role in ("train", "test"))
     return train, test, classes, "flip"

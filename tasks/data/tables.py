@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data import DataError
-from tasks.data.text_files import Pair, lines
+from tasks.data.text_files import Pair, Placed, lines
 
 Row = tuple[int, list[str]]
 """Number of a line, from 1, and what stands in its columns."""
+Notes = dict[str, str]
+"""What is to be told of the data, a line for each file or split that it is about: files are read several times."""
 
 
 def chosen(columns: str) -> list[str]:
@@ -48,29 +50,35 @@ def csv_rows(path: Path) -> Iterator[Row]:
         yield reader.line_num, row
 
 
-def read_table(path: Path, rows: Iterable[Row], source: str | None, target: str | None, columns: str = "") -> Iterator[Pair]:
+def read_table(
+    path: Path, rows: Iterable[Row], source: str | None, target: str | None, columns: str = "", notes: Notes | None = None
+) -> Iterator[Pair]:
     """Pairs of two columns; a blank line is a pair of empty texts.
 
     columns: "2,4" by number, from 1; "German,English" by what the first line calls them. Without it, those that the first line
              calls as the languages (de, German or Deutsch), or source and target; else the first two columns of every line.
+    notes:   gets a line where there are more columns, and nothing has told which ones to take.
     Errors:  `DataError` that names the line if it lacks a column, and lists the columns if there is none of that name.
     """
     names, places = chosen(columns), None
+    notes = {} if notes is None else notes
     for number, row in rows:
         if places is None:
             places, header = layout([cell.strip() for cell in row], names, likely(source, target), path)
             if header:
                 names = names or [row[place] for place in places]
                 continue
+        if not names and any(cell.strip() for cell in row[2:]):
+            notes.setdefault(str(path), f"{path}, line {number}: {len(row)} columns, 1,2 are taken: --columns chooses others")
         if not any(cell.strip() for cell in row):
-            yield "", ""
+            yield Placed("", "", path, "line", number)
         elif len(row) <= max(places):
             between = "a tab" if ".tsv" in path.suffixes else "a comma"
             lacking = f"no column {max(places) + 1}, it has {len(row)}"
             both = f"source and target must stand in two columns with {between} between"
             raise DataError(f"{path}, line {number}: {lacking if names else both}")
         else:
-            yield row[places[0]], row[places[1]]
+            yield Placed(row[places[0]], row[places[1]], path, "line", number)
 
 
 def likely(source: str | None, target: str | None) -> list[tuple[set[str], set[str]]]:
@@ -120,7 +128,7 @@ def read_jsonl(path: Path, source: str | None, target: str | None, columns: str 
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-            yield pair_of(row, names, f"{path}, line {number}")
+            yield Placed(*pair_of(row, names, f"{path}, line {number}"), path, "line", number)
 
 
 def pair_of(row: Any, names: Sequence[tuple[str, str]], where: str) -> Pair:

@@ -15,27 +15,33 @@ import heapq
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks.data import DataError, seed_of
 from tasks.data.catalogues import read_gettext, read_tmx
-from tasks.data.tables import csv_rows, read_jsonl, read_table, tsv_rows
-from tasks.data.text_files import Pair, count_lines, lines
+from tasks.data.families import FAMILIES, role_of, role_of_start
+from tasks.data.tables import Notes, csv_rows, read_jsonl, read_table, tsv_rows
+from tasks.data.text_files import Pair, Placed, count_lines, lines
 
 TABLES = {".tsv": tsv_rows, ".csv": csv_rows}
 SINGLE = (*TABLES, ".jsonl", ".json", ".tmx", ".po", ".mo")
 """Endings of files that hold both sides."""
 ENDINGS = ".tsv, .csv, .jsonl, .tmx, .po or .mo"
-ALIASES = {"train": ("train",), "valid": ("valid", "val", "validation", "dev"), "test": ("test",)}
 Item = TypeVar("Item")
 
 
-def read(paths: Sequence[str | Path], source: str | None = None, target: str | None = None, columns: str = "") -> Iterator[Pair]:
+def read(
+    paths: Sequence[str | Path],
+    source: str | None = None,
+    target: str | None = None,
+    columns: str = "",
+    notes: Notes | None = None,
+) -> Iterator[Pair]:
     """Pairs from two line files, or from one file of both sides; `source` and `target` are languages, None where unknown.
 
-    columns: which ones of .tsv, .csv and .jsonl, as `tables.read_table` says; others have none.
+    columns, notes: as `tables.read_table` says, of .tsv and .csv; .jsonl has columns too, others have none.
     Errors, before the first pair: a missing file, an unknown ending, line files of unequal length.
     """
     files = [Path(path) for path in paths]
@@ -48,10 +54,11 @@ def read(paths: Sequence[str | Path], source: str | None = None, target: str | N
             raise DataError(
                 f"{files[0]} has {counts[0]} lines and {files[1]} has {counts[1]}: line by line they must belong together"
             )
-        return zip(lines(files[0]), lines(files[1]), strict=True)
+        name, both = f"{files[0]} and {files[1]}", zip(lines(files[0]), lines(files[1]), strict=True)
+        return (Placed(*texts, name, "line", number) for number, texts in enumerate(both, 1))
     kind = ending(files[0]) if len(files) == 1 else ""
     if kind in TABLES:
-        return read_table(files[0], TABLES[kind](files[0]), source, target, columns)
+        return read_table(files[0], TABLES[kind](files[0]), source, target, columns, notes)
     if kind in (".jsonl", ".json"):
         return read_jsonl(files[0], source, target, columns)
     if kind == ".tmx":
@@ -73,29 +80,28 @@ def languages_of(paths: Sequence[str | Path]) -> tuple[str | None, str | None]:
 
 
 def find_splits(folder: str | Path, source: str | None = None, target: str | None = None) -> dict[str, list[Path]]:
-    """The files of a prepared folder for `read`: of train, and of valid and test where there are any.
+    """The files of a folder for `read`: of train, and of valid and test where there are any.
 
-    A name starts with train, valid (or val, validation, dev) or test and ends in a language or an ending that `read` knows:
-    train.de and train.en, val.jsonl, test_2016_flickr.de.gz. Errors: `DataError` where files are missing or there is a choice.
+    A name starts with one that `families` has and ends in a language or an ending that `read` knows: train.de and train.en,
+    val.jsonl, test_2016_flickr.de.gz. Errors: `DataError` where files are missing or there is a choice.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
     languages = (source, target) if source and target else ()
+    stems: dict[str, dict[str, dict[str, Path]]] = {split: {} for split in FAMILIES}
+    for path in sorted(folder.iterdir()):
+        stem, _, last = path.name.removesuffix(".gz").rpartition(".")
+        if (split := role_of_start(stem)) and (last in languages or f".{last}" in SINGLE):
+            stems[split].setdefault(stem if last in languages else path.name, {})[last] = path
     found: dict[str, list[Path]] = {}
-    for split, aliases in ALIASES.items():
-        stems: dict[str, dict[str, Path]] = {}
-        for path in sorted(folder.iterdir()):
-            stem, _, last = path.name.removesuffix(".gz").rpartition(".")
-            if re.match(rf"({'|'.join(aliases)})(?![a-z])", stem) and (last in languages or f".{last}" in SINGLE):
-                stems.setdefault(stem if last in languages else path.name, {})[last] = path
-        for stem, files in stems.items():
-            if lacking := [x for x in languages if x not in files and not {*SINGLE} & {f".{e}" for e in files}]:
-                raise DataError(f"{folder} has {next(iter(files.values())).name} but no {stem}.{lacking[0]}")
-        exact = {stem: files for stem, files in stems.items() if stem.partition(".")[0] in aliases} or stems
+    for split, all_of in stems.items():
+        exact = {stem: files for stem, files in all_of.items() if role_of(stem.partition(".")[0])} or all_of
         if len(exact) > 1:
             raise DataError(f"{folder} has several files for {split}, leave one: {', '.join(exact)}")
-        for files in exact.values():
+        for stem, files in exact.items():
+            if lacking := [x for x in languages if x not in files and not {*SINGLE} & {f".{e}" for e in files}]:
+                raise DataError(f"{folder} has {next(iter(files.values())).name} but no {stem}.{lacking[0]}")
             found[split] = [files[x] for x in languages] if languages and languages[0] in files else list(files.values())
     if "train" not in found:
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
@@ -116,6 +122,10 @@ class Counts:
     kept: int = 0
     empty: int = 0
     long: int = 0
+    longest: int = field(default=0, compare=False)
+    """Tokens of the longest side that was kept, `eos` included."""
+    where: str = field(default="", compare=False)
+    """File and line of the first pair that has it, where they are known."""
 
     def __str__(self) -> str:
         return f"{self.kept:,} pairs; skipped {self.empty:,} with an empty side and {self.long:,} over-long ones"
@@ -129,10 +139,10 @@ def clean(text: str, form: str = "none") -> str:
 
 def nonempty(pairs: Iterable[Pair], counts: Counts, form: str = "none") -> Iterator[Pair]:
     """Clean ones, without pairs of which a side is empty, which are counted."""
-    for source, target in pairs:
-        source, target = clean(source, form), clean(target, form)
+    for pair in pairs:
+        source, target = clean(pair[0], form), clean(pair[1], form)
         if source and target:
-            yield source, target
+            yield Placed(source, target, *pair.place) if isinstance(pair, Placed) else (source, target)
         else:
             counts.empty += 1
 

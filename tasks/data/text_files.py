@@ -17,6 +17,24 @@ from tasks.data import DataError
 
 Pair = tuple[str, str]
 """Source and target."""
+
+
+class Placed(tuple[str, str]):
+    """A pair that knows where it stands, such as ("corpus.tsv", "line", 7); any other pair does not."""
+
+    place: tuple[str, str, int]
+
+    def __new__(cls, source: str, target: str, *place: Any) -> Placed:
+        pair = super().__new__(cls, (source, target))
+        pair.place = place  # type: ignore
+        return pair
+
+
+def where(pair: Pair) -> str:
+    """File and line, nothing where they are not known."""
+    return "{}, {} {}".format(*pair.place) if isinstance(pair, Placed) else ""
+
+
 MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",

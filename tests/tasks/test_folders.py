@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.folders import FAMILIES, list_classes, role_of
+from tasks.data.families import FAMILIES, role_of
+from tasks.data.folders import list_classes
 from tasks.data.splitting import split_80_10_10
 from tasks.data.tree import scan
 

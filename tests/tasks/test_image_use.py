@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
@@ -15,9 +17,10 @@ from PIL import Image
 from torch import nn
 
 import zoo
+from tasks import image_classification, translation
+from tasks.data import DataError
 from tasks.image_classification import main
 from tasks.image_evaluation import same_source
-from tasks.tables import write_table
 from zoo import files
 
 
@@ -147,7 +150,7 @@ def test_an_evaluation_saves_what_was_said(animals, tmp_path, capsys):
         "cpu",
     ]
     expected = said_by(zoo.load(animals / "model"), animals / "x")
-    for name in ("a.csv", "b.jsonl"):
+    for name in ("a.csv", "a.tsv", "b.jsonl"):
         assert main([*use, "--output", str(tmp_path / name), "--all", "--per_class"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines[-4:]] == ["class", "ant", "bee", "cow"]
@@ -166,6 +169,11 @@ def test_an_evaluation_saves_what_was_said(animals, tmp_path, capsys):
     assert [(row[0], row[2], float(row[5])) for row in table] == [
         (r["file"], r["class"], r["probabilities"]["bee"]) for r in rows
     ]
+    assert [line.split("\t") for line in (tmp_path / "a.tsv").read_text().splitlines()] == [header, *table]
+    assert main([*use, "--output", "-", "--all"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == (tmp_path / "b.jsonl").read_text()
+    assert "on 12 images" in captured.err
 
 
 def test_predict_takes_folders_in_batches_and_tells_the_same(animals, tmp_path, capsys):
@@ -187,12 +195,15 @@ def test_predict_takes_folders_in_batches_and_tells_the_same(animals, tmp_path, 
     assert all(line.count("%") == 1 for line in capsys.readouterr().out.splitlines())
     assert main([*use, "--top", "1", "--all"]) == 0
     assert capsys.readouterr().out == texts[0]
-    for name, more in (("a.csv", ["--top", "2"]), ("b.jsonl", ["--all", "--top", "1"])):
+    for name, more in (("a.csv", ["--top", "2"]), ("a.tsv", ["--top", "2"]), ("b.jsonl", ["--all", "--top", "1"])):
         assert main([*use, "--output", str(tmp_path / name), *more]) == 0
         assert capsys.readouterr().out == f"{tmp_path / name}: 13 pictures\n"
+    assert main([*use, "--output", "-", "--all", "--top", "1"]) == 0
+    assert capsys.readouterr() == ((tmp_path / "b.jsonl").read_text(), "")
     with (tmp_path / "a.csv").open(newline="") as file:
         header, *table = csv.reader(file)
     assert header == ["file", "class", "probability", "class_2", "probability_2"]
+    assert [line.split("\t") for line in (tmp_path / "a.tsv").read_text().splitlines()] == [header, *table]
     rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
     assert [row["file"] for row in rows] == [row[0] for row in table] == [first, *expected]
     assert [row["class"] for row in rows] == [row[1] for row in table]
@@ -233,6 +244,33 @@ def test_predict_holds_one_batch_of_pictures(animals, capsys, monkeypatch):
     assert sizes == seen == [5, 5, 2]
 
 
+def test_predict_writes_each_batch_before_the_next(animals, tmp_path, capsys, monkeypatch):
+    """So that no answer is kept: into a pipe, and into a file, of which nothing stays where a later batch is refused."""
+    from tasks.data import pictures
+
+    os.mkfifo(tmp_path / "pipe")
+    reader, decode = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK), pictures.decode
+    read, written, last = [], [], sorted(map(str, (animals / "x").rglob("*.png")))[10:]
+
+    def watched(paths, *rest):
+        with contextlib.suppress(BlockingIOError):  # there is nothing yet
+            read.append(os.read(reader, 9999).count(b"\n"))
+        written.append([path.read_text().count("\n") for path in tmp_path.glob(".*")])
+        if [*paths] == last:
+            raise DataError("no picture")
+        return decode(paths, *rest)
+
+    monkeypatch.setattr(pictures, "decode", watched)
+    use = ["predict", "--init", str(animals / "model"), "--image", str(animals / "x"), "--batch_size", "5", "--output"]
+    assert main([*use, str(tmp_path / "pipe")]) == 2
+    assert (read, written) == ([5, 5], [[], [], []])
+    written.clear()
+    assert main([*use, str(tmp_path / "x.jsonl")]) == 2
+    assert written == [[0], [5], [10]]
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    os.close(reader)
+
+
 @pytest.fixture
 def no_state():
     """accelerate's shared state knows the precision of the first run in a process."""
@@ -243,10 +281,10 @@ def no_state():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "train"])
+@pytest.mark.parametrize("command", ["predict", "explain", "evaluate", "train"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_everything_runs_in_the_precision(animals, no_state, pictures, tmp_path, capsys, monkeypatch, command, precision):
-    """What the convolutions put out: of the commands, and of the test at the end of training."""
+    """What the convolutions put out: of the commands, of what `predict` draws, and of the test at the end of training."""
     dtypes, load = [], zoo.load
 
     def hooked(path):
@@ -256,12 +294,23 @@ def test_everything_runs_in_the_precision(animals, no_state, pictures, tmp_path,
 
     monkeypatch.setattr(zoo, "load", hooked)
     use = {
-        "predict": ["predict", "--init", animals / "model", "--image", animals / "x"],
+        "predict": (words := ["predict", "--init", animals / "model", "--image", animals / "x"]),
+        "explain": [*words, "--explain", tmp_path / "why.png", "--features", tmp_path / "features.png"],
         "evaluate": ["evaluate", "--init", animals / "model", "--data", f"folder:{animals / 'x'}"],
         "train": [*small(pictures, tmp_path), "--model", "resnet20", "--epochs", "1"],
     }[command]
     assert main([*map(str, use), "--device", "cpu", "--precision", precision]) == 0
     assert {*dtypes} == {({"fp32": torch.float32, "bf16": torch.bfloat16}[precision], "cpu")}
+    assert command != "explain" or len(dtypes) == 4  # one of what is answered, two of what is explained, one of the features
+
+
+def test_who_does_not_compute_takes_no_device():
+    """An option is there if it has an effect: the commands of the test above, and of its like for translation."""
+    offered = {
+        name: {n for n, c in module.COMMANDS.items() if {"device", "precision"} & {f.name for f in fields(c.options)}}
+        for name, module in {"images": image_classification, "text": translation}.items()
+    }
+    assert offered == {"images": {"train", "evaluate", "predict"}, "text": {"train", "evaluate", "translate"}}
 
 
 def test_exports_tell_their_classes(animals, tmp_path, capsys):
@@ -293,12 +342,3 @@ def test_init_matches_classes_by_name(pictures, tmp_path, capsys, known):
     assert ("a new output layer, for the weights know other classes: day, night" in said) == ("day" in known)
     assert ("in the order of these classes" in said) == (known == ["light", "dark"])
     assert ("the output layer is kept, for the classes are the same" in said) == (known == ["dark", "light"])
-
-
-def test_tables_hold_any_text(tmp_path):
-    rows = [{"file": 'a,"b"\n.png', "p": {"é;": 0.5, "\u4e2d": 1e-30}}, {"file": "=1+1", "p": {"é;": 0.25, "\u4e2d": 1.0}}]
-    write_table(str(tmp_path / "x.jsonl"), rows)
-    assert [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()] == rows
-    write_table(str(tmp_path / "x.csv"), rows)
-    with (tmp_path / "x.csv").open(newline="") as file:
-        assert [*csv.reader(file)] == [["file", "p.é;", "p.\u4e2d"], ['a,"b"\n.png', "0.5", "1e-30"], ["=1+1", "0.25", "1.0"]]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 import torch
 from command import complaint, one_line
-from transformers import MarianConfig, MarianMTModel, MarianTokenizer
+from published import PAIRS, WORDS, make, ours, theirs
 
 import zoo
 from tasks import marian
@@ -23,55 +21,7 @@ from zoo.transformer import names_of_marian
 
 pytestmark = pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses", "ignore:.*resume_download:FutureWarning")
 
-WORDS = {
-    "eins": "one", "zwei": "two", "drei": "three", "vier": "four", "fünf": "five", "rot": "red", "grün": "green", "blau": "blue",
-    "Hund": "dog", "Katze": "cat", "Maus": "mouse", "und": "and", "groß": "big", "klein": "small",
-}  # fmt: skip
-PAIRS = [(f"{a} {b} {c}", f"{WORDS[a]} {WORDS[b]} {WORDS[c]}")
-         for n, a in enumerate(WORDS) for b in list(WORDS)[n % 3 :: 4] for c in list(WORDS)[n % 5 :: 5]]  # fmt: skip
 TEXTS = ["eins zwei drei", "ein großer Hund", "", " Katze  und Maus ", "🙂 fünf", ">>fr<< eins", "<unk> </s>", "x" * 30]
-
-
-def pieces(texts: list[str]) -> bytes:
-    """A small model of SentencePiece."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=60, character_coverage=1.0, minloglevel=2,
-        hard_vocab_limit=False,
-    )  # fmt: skip
-    return model.getvalue()
-
-
-def make(folder: Path, **changed: Any) -> Path:
-    """A folder as `save_pretrained` leaves it: random weights, a bias that ends sentences now and then."""
-    (folder / "made").mkdir(parents=True)
-    models = {"source": pieces([a for a, _ in PAIRS]), "target": pieces([b for _, b in PAIRS])}
-    known = dict.fromkeys(["</s>", "<unk>", ">>fr<<"])
-    for side, content in models.items():
-        (folder / "made" / f"{side}.spm").write_bytes(content)
-        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-        known |= dict.fromkeys(processor.id_to_piece(n) for n in range(3, len(processor)) if n % 7)  # some are not in it
-    vocabulary = {piece: n for n, piece in enumerate([*known, "<pad>"])}
-    (folder / "made" / "vocab.json").write_text(json.dumps(vocabulary))
-    made = {side: str(folder / "made" / f"{side}.spm") for side in models}
-    tokenizer = MarianTokenizer(made["source"], made["target"], str(folder / "made" / "vocab.json"))
-    size, pad = len(vocabulary), vocabulary["<pad>"]
-    config = MarianConfig(
-        vocab_size=size, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=24, decoder_ffn_dim=24, activation_function="swish", scale_embedding=True, max_position_embeddings=64,
-        pad_token_id=pad, eos_token_id=0, decoder_start_token_id=pad, forced_eos_token_id=0, dropout=0.0, **changed,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = MarianMTModel(config)
-    model.generation_config.bad_words_ids = [[pad]]
-    for name, p in model.named_parameters():
-        if "embed_positions" not in name:
-            torch.nn.init.normal_(p, 1.0 if name.endswith("norm.weight") else 0.0, 0.4 if "shared" in name else 0.3)
-    torch.nn.init.normal_(model.final_logits_bias, std=0.1)
-    model.final_logits_bias[0, [0, pad]] = torch.tensor([1.0, 6.0])  # without bad_words_ids padding would come
-    model.save_pretrained(folder / "hf")
-    tokenizer.save_pretrained(folder / "hf")
-    return folder / "hf"
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +30,8 @@ def folder(tmp_path_factory) -> Path:
         return make(tmp_path_factory.mktemp("marian"))
 
 
-def ours(folder: Path) -> tuple[Any, Any]:
-    published = marian.read(folder)
-    model = zoo.create(marian.FORM, **published.arguments)
-    published.load(model)
-    return model.eval(), published.tokenizer
-
-
-def theirs(folder: Path) -> tuple[Any, Any]:
-    return MarianMTModel.from_pretrained(folder).eval(), MarianTokenizer.from_pretrained(folder)
-
-
 def translations(model: Any, tokenizer: Any, texts: list[str], beams: int, longest: int) -> list[str]:
-    """By `generate`, in one batch."""
+    """By `generate`, in one batch; nothing forced."""
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     options = dict(max_new_tokens=longest, max_length=None, num_beams=beams, forced_eos_token_id=None)
     with torch.no_grad():
@@ -150,9 +89,13 @@ def test_a_run_trains_on_and_gives_the_folder_back(folder, tmp_path, capsys):
     copy.mkdir()
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
+    settings = files.read_json(copy / "generation_config.json") | {"num_beams": 3, "max_length": 15, "length_penalty": 0.6}
+    files.write_json(copy / "generation_config.json", settings)
     options = write_corpus(tmp_path)
     start = [*options, "--init", f"hf:{copy}", "--epochs", "1", "--lr", "0.001", "--batch_tokens", "200", "--max_length", "30"]
     assert main(["train", *start]) == 0, capsys.readouterr().err
+    told = "decoding as generation_config.json says: num_beams 3, length_penalty 0.6, max_length 15, forced_eos_token_id 0, bad_"
+    assert capsys.readouterr().out.count(told) == 1
     for path in copy.iterdir():
         path.unlink()  # a run that goes on needs it no more
     run, use = tmp_path / "runs" / "tuned", ["--runs_dir", str(tmp_path / "runs"), "--name", "tuned"]
@@ -161,25 +104,42 @@ def test_a_run_trains_on_and_gives_the_folder_back(folder, tmp_path, capsys):
     assert config["languages"] == ["de", "en"]
     assert config["arguments"]["activation"] == "silu"
 
-    texts, lines = [source for source, _ in PAIRS[1::40]], tmp_path / "in"
+    texts, lines = [*(source for source, _ in PAIRS[1::40]), " ".join(WORDS)], tmp_path / "in"
     lines.write_text("".join(f"{text}\n" for text in texts))
-    for beams in ("1", "4"):
-        where = ["--input", str(lines), "--output", str(tmp_path / f"out{beams}"), "--beam", beams, "--max_length", "20"]
-        assert main(["translate", *use, *where]) == 0, capsys.readouterr().err
+    ways: dict[str, tuple[list[str], dict[str, int]]] = {
+        "own": ([], {}), "several": (["--nbest", "2"], {}), "greedy": (["--beam", "1"], {"num_beams": 1}),
+        "beams": (["--beam", "4", "--max_length", "40"], {"num_beams": 4, "max_length": 41}),
+        "long": (["--length_penalty", "2"], {"length_penalty": 2}),
+    }  # fmt: skip
+    for name, (words, _) in ways.items():
+        capsys.readouterr()
+        assert main(["translate", *use, "--input", str(lines), "--output", str(tmp_path / name), *words]) == 0
+        assert (told in capsys.readouterr().err) == ("--beam" not in words)
     assert main(["evaluate", *use]) == 0, capsys.readouterr().err
+    found, summary = capsys.readouterr(), files.read_json(run / "summary.json")
+    assert f"bleu {summary['test_bleu']:.4f}" in found.out
+    assert told in found.err
+    assert summary["test_bleu"] == summary["best_valid_bleu"]
     assert main(["export", *use, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
 
     reference, tokenizer = theirs(tmp_path / "out")
     before, after = (files.read_tensors(x)["model.shared.weight"] for x in (folder, tmp_path / "out"))
     assert not torch.equal(before, after)
-    weights = names_of_marian(zoo.load(run), 64).export(zoo.load(run))
+    weights = names_of_marian(zoo.load(run), 128).export(zoo.load(run))
     assert all(torch.equal(x, weights[name]) for name, x in reference.state_dict().items() if "positions" not in name)
-    for beams in (1, 4):
-        expected = translations(reference, tokenizer, texts, beams, 20)
-        assert (tmp_path / f"out{beams}").read_text().splitlines() == expected
+    batch, different = tokenizer(texts, return_tensors="pt", padding=True), set()
+    for name, (words, changed) in ways.items():
+        with torch.no_grad():
+            expected = tokenizer.batch_decode(reference.generate(**batch, **changed), skip_special_tokens=True)
+        assert (tmp_path / name).read_text().splitlines()[:: 2 if "--nbest" in words else 1] == expected
+        if name == "own":
+            assert [row["translation"] for row in json.loads((run / "examples.json").read_text())] == expected[:-1]
+        different.add(tuple(expected))
+    assert len(different) > 2
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in folder.iterdir()}
     for name in ("vocab.json", "tokenizer_config.json", "config.json"):
         assert files.read_json(tmp_path / "out" / name) == files.read_json(folder / name)
+    assert files.read_json(tmp_path / "out" / "generation_config.json") == settings
     again = ours(tmp_path / "out")[1]
     assert again.fingerprint == load_tokenizer(run).fingerprint == config["tokenizer"]
     assert "exists already" in one_line(capsys, main, "export", *use, "--out", tmp_path / "out")
@@ -199,7 +159,17 @@ def test_a_tokenizer_json_will_do(folder, tmp_path, capsys):
     inner.save(str(published / "tokenizer.json"))
     for name in ("config.json", "model.safetensors"):
         (published / name).write_bytes((folder / name).read_bytes())
-    options = [*write_corpus(tmp_path), "--init", f"hf:{published}", "--epochs", "1", "--batch_tokens", "200"]
+    options = [
+        *write_corpus(tmp_path),
+        "--init",
+        f"hf:{published}",
+        "--epochs",
+        "1",
+        "--batch_tokens",
+        "200",
+        "--max_length",
+        "20",
+    ]
     assert main(["train", *options]) == 0, capsys.readouterr().err
     run = tmp_path / "runs" / "tuned"
     assert files.read_json(run / "config.json")["start"] == size - 1 != load_tokenizer(run).bos
@@ -214,7 +184,7 @@ def test_a_tokenizer_json_will_do(folder, tmp_path, capsys):
 def test_a_prepared_folder_of_its_tokens(folder, tmp_path, capsys):
     """The same training as from the text."""
     options = write_corpus(tmp_path)
-    more = ["--init", f"hf:{folder}", "--epochs", "1", "--batch_tokens", "200"]
+    more = ["--init", f"hf:{folder}", "--epochs", "1", "--batch_tokens", "200", "--max_length", "30"]
     assert main(["prepare", *options[:6], "--tokenizer", str(folder), "--out", str(tmp_path / "prepared")]) == 0
     assert main(["train", *options, *more]) == 0, capsys.readouterr().err
     prepared = [*options[6:-1], "prepared", "--prepared", str(tmp_path / "prepared")]

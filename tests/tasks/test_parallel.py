@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from command import one_line
+from command import complaint, one_line
 
 import zoo
 from tasks import translation
@@ -170,9 +170,28 @@ def test_a_pair_that_no_batch_holds_is_shown(corpus, tmp_path, capsys):
         "25",
     ]
     error = one_line(capsys, main, "train", *given)
-    assert "pair 26 to train on, 'eins zwei drei vier fünf sechs', has 31 tokens, more than the 25 of a whole batch" in error
+    where = f"({long[0]} and {long[1]}, line 26)"
+    assert f"pair 26 to train on {where}, 'eins zwei drei vier fünf sechs', has 31 tokens, more than the 25 of a whole" in error
     assert "raise --batch_tokens to 31, or skip such pairs by --max_length 25" in error
     assert main(["train", *given, "--max_length", "25"]) == 0
+
+
+@pytest.mark.parametrize("more", [{}, dict(max_examples=2)])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_long_pair_is_named_by_its_line(tmp_path, prepared, more):
+    """Whatever was skipped before it, and of a sample; but not of a sample of a prepared folder, which has no lines."""
+    path = tmp_path / "a.tsv"
+    path.write_text("source\ttarget\n\t\na\tb\n\na long one that comes first\tx\na long one that comes later\ty\n")
+    given = dict(train=[str(path)], valid=[str(path)], level="char", max_length=50)
+    if prepared:
+        words = ["--train", str(path), "--valid", str(path), "--level", "char", "--max_length", "50"]
+        assert main(["prepare", *words, "--out", str(tmp_path / "p")]) == 0
+        given = dict(prepared=str(tmp_path / "p"))
+    found = complaint(task, **given, **more, batch_tokens=20)
+    line = 5 if "first" in found else 6
+    place = "" if prepared and more else f" ({path}, line {line})"
+    assert found.startswith(f"pair {line - 3} to train on{place}, " if not more else "pair ")
+    assert f"to train on{place}, 'a long one that comes {'first' if line == 5 else 'later'}', has 28 tokens, more than" in found
 
 
 def test_without_a_test_set_that_is_told_once(runs, corpus, tmp_path, capsys):
@@ -258,7 +277,7 @@ def test_a_run_from_before_there_were_forms(runs, corpus, tmp_path):
     work, _ = begin(chosen, tmp_path / "a")
     assert work.options.normalize == "none"
     chosen.normalize = "none"
-    assert load_test(chosen, work.tokenizer).fingerprint == work.data.valid.fingerprint
+    assert load_test(chosen, work.tokenizer, {}).fingerprint == work.data.valid.fingerprint
 
 
 # ---------------------------------------------------------------------------------------------------------------- --init

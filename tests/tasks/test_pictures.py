@@ -18,8 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tasks.data import pictures
 from tasks.data.images import load_images, load_test, read_pictures
-from tasks.data.pictures import OnDisk, reorder
+from tasks.data.pictures import OnDisk, load_folder, reorder
 from tasks.options import UserError
 from zoo.pretrained.preprocess import Preprocess
 
@@ -108,6 +109,44 @@ def test_copies_in_two_splits_are_told(tmp_path):
     data = load_images(f"folder:{tmp_path}", NOWHERE, image_size=4)
     assert f"2 pictures stand in two splits as copies, such as {tmp_path / 'test' / 'ant' / 'again.png'}" in data.told[-1]
     assert [len(split) for split in data.splits.values()] == [6, 4, 4]
+
+
+def test_a_folder_is_loaded_without_a_run(tmp_path):
+    write_levels(tmp_path / "train", {"ant": 2, "bee": 3})
+    write_levels(tmp_path / "test", {"ant": 1, "bee": 2}, start=200)
+    (tmp_path / "train" / "ant" / "00.png").write_bytes(b"no picture")
+    train, test, classes, augment = load_folder(tmp_path, 4, True, skipped := [])
+    assert [x.shape for x in (*train, *test)] == [(4, 3, 4, 4), (4,), (3, 3, 4, 4), (3,)]
+    assert train[0][:, 0, 0, 0].tolist() == [1, 2, 3, 4]
+    assert (classes, augment, len(skipped)) == (["ant", "bee"], "flip", 1)
+
+
+@pytest.mark.parametrize("layout", [["train", "test"], ["train", "val"], ["train", "val", "test"], ["train"], ["."]])
+@pytest.mark.parametrize("bad", ["", "train", "test"])
+def test_the_test_split_alone_is_that_of_training(tmp_path, monkeypatch, layout, bad):
+    """To the fingerprint, copies and unreadable pictures included, and no other picture is decoded for it.
+
+    With --skip_bad a folder without splits is an exception.
+    """
+    for start, inside in enumerate(layout):
+        root = write_levels(tmp_path / inside, {"ant": 9, "bee": 12}, start=100 * start)
+        shutil.copy(root / "ant" / "02.png", root / "ant" / "copy.png")
+    data = load_images(source := f"folder:{tmp_path}", NOWHERE, image_size=4)
+    if bad:
+        Path(data.splits[bad].names[1]).write_bytes(b"no picture")
+        data = load_images(source, NOWHERE, image_size=4, skip_bad=True)
+    read, decoded = pictures.read_pixels, []
+    monkeypatch.setattr(pictures, "read_pixels", lambda path, *rest: decoded.append(path) or read(path, *rest))
+    test, classes, told = load_test(source, NOWHERE, data.preprocess(), data.classes, bool(bad), own=True)
+    assert (test.fingerprint, [*test.names], classes) == (data.test.fingerprint, data.test.names, data.classes)
+    assert torch.equal(test.pixels, data.test.pixels)
+    assert torch.equal(test.labels, data.test.labels)
+    whole = bool(bad) and len(layout) == 1
+    unread = {path for split in data.splits.values() for path in split.names if path not in test.names}
+    assert {*decoded} >= {*test.names}
+    assert {*decoded}.isdisjoint(unread) != whole
+    assert ("1 unreadable pictures skipped" in told) == (whole or bad == "test")
+    assert [line for line in data.told if "is split by" in line] == [line for line in told if "is split by" in line]
 
 
 def test_folders_default_to_224(tmp_path):

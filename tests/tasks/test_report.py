@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from command import one_line
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -239,6 +240,10 @@ def test_the_command_makes_pages(run, tmp_path, capsys):
             == f"error: {wrong} is no run's folder: it has no options.json, metrics.jsonl or summary.json\n"
         )
     assert not (tmp_path / "index.html").exists()
+    assert "the folder of a run is needed" in one_line(capsys, report.main)
+    assert "--all is unknown" in one_line(capsys, report.main, run, "--all")
+    assert report.main(["--help"]) == 0
+    assert "index.html" in capsys.readouterr().out
 
 
 def test_a_real_run_leaves_its_page(finished):

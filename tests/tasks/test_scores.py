@@ -9,7 +9,7 @@ from command import complaint
 from tasks import scores as module
 from tasks.data.parallel import Held
 from tasks.data.text import Counts
-from tasks.scores import bleu_tokenizer, measure, scores, sentence_scores
+from tasks.scores import bleu_tokenizer, corpus_scores, scores, sentence_scores
 
 CHINESE = ["从文件菜单中选择打开命令。", "关闭函数向导并保存文件。", "请输入列的宽度。"]
 JAPANESE = ["東京都交通局の地図を保存", "開く"]
@@ -35,7 +35,7 @@ def expected(language: str, mecab: bool) -> str:
 def test_the_tokenizer_suits_the_language(mecab, language):
     """As it is called, in any of its codes, and where nobody says it, as it is written."""
     right = expected(language, mecab)
-    longer = [code for code, short in module.CODES.items() if short == language]
+    longer = [code for code, short in module.TWO_LETTERS.items() if short == language]
     for name in (language, f"{language}_XX", f"{language}-Latn", language.upper(), *longer, f"{longer[0]}_Hans"):
         assert bleu_tokenizer(name) == right, name
     assert bleu_tokenizer(None, [[text] for text in TEXTS[language]]) == right
@@ -53,7 +53,7 @@ def test_other_languages_are_split_at_spaces(mecab):
 def test_bleu_and_its_signature_are_sacrebleus(tokenize):
     """One object computes and signs."""
     found = [text[:4] + "错" + text[5:] for text in CHINESE] * 5
-    measured, signature = measure(found, [[text] for text in CHINESE] * 5, language="zh_Hans", tokenize=tokenize)
+    measured, signature = corpus_scores(found, [[text] for text in CHINESE] * 5, language="zh_Hans", tokenize=tokenize)
     same = sacrebleu.corpus_bleu(found, [CHINESE * 5], tokenize=tokenize or "zh")
     assert measured["bleu"] == same.score
     assert f"tok:{tokenize or 'zh'}|" in signature
@@ -65,7 +65,7 @@ def test_bleu_and_its_signature_are_sacrebleus(tokenize):
 def test_a_missing_mecab_is_told(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     for language in ("ja", "ko"):
-        message = complaint(measure, ["a"], [["a"]], tokenize=f"{language}-mecab")
+        message = complaint(corpus_scores, ["a"], [["a"]], tokenize=f"{language}-mecab")
         assert message.startswith(
             f'--bleu_tokenize {language}-mecab needs packages that are not installed: pip install "sacrebleu['
         )

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tasks.data import DataError
 from tasks.data.tables import chosen
-from tasks.data.text import read
+from tasks.data.text import Counts, nonempty, read
+from tasks.data.text_files import where
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=6)
 
@@ -220,6 +221,49 @@ def test_damage_of_any_kind_is_one_line(tmp_path, kind, packed, edits, columns, 
         found = str(error).splitlines()[1:]
         assert not found
     assert all(isinstance(text, str) for text in found)
+
+
+# ------------------------------------------------------------------------------------------------- what is told of the pairs
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".csv", ".tsv.gz", ".csv.gz"])
+@pytest.mark.parametrize(
+    ("rows", "languages", "columns", "note"),
+    [
+        (TATOEBA, ("de", "en"), "", "line 1: 4 columns, 1,2 are taken: --columns chooses others"),
+        ([["a", "b"], ["a", "b", "c"], *TATOEBA], (None, None), "", "line 2: 3 columns, 1,2 are taken: --columns chooses others"),
+        ([["", "", ""], ["a", "b", "x"]], (None, None), "", "line 2: 3 columns, 1,2 are taken: --columns chooses others"),
+        (TATOEBA, ("de", "en"), "1,2", ""),
+        (TATOEBA, ("de", "en"), "2,4", ""),
+        ([["id", "de", "en"], ["1", "a", "b"]], ("de", "en"), "", ""),
+        ([["id", "source", "target"], ["1", "a", "b"]], (None, None), "", ""),
+        ([["a", "b"], ["", ""], ["a", "b", "", " "]], (None, None), "", ""),
+    ],
+)
+def test_columns_that_are_left_out_are_told(tmp_path, ending, rows, languages, columns, note):
+    """Once a file, however often it is read; not where they were chosen, by a header or by number."""
+    path, notes = write(tmp_path / f"a{ending}", table(rows, ending)), {}
+    for _ in range(2):
+        list(read([path], *languages, columns, notes))
+    assert notes == ({str(path): f"{path}, {note}"} if note else {})
+
+
+def test_pairs_know_where_they_stand(tmp_path):
+    """File and line, of every kind of file that has lines, whatever is skipped before; and they stay equal to other pairs."""
+    po = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=utf-8\\n"\n\nmsgid "a"\nmsgstr ""\n\nmsgid "b"\nmsgstr "c"\n'
+    for name, text, place in (
+        ("a.tsv", "source\ttarget\n\n\tx\n b\tc \n", "line 4"), ("a.csv", '"a\n",\n\n b,c \n', "line 4"),
+        ("a.jsonl", '\n{"source": "", "target": "x"}\n\n{"source": "b ", "target": "c"}\n', "line 4"), ("a.po", po, "line 8"),
+        ("a.tmx", TMX.format(encoding="utf-8", space="").replace("alt", " b").replace("old", "c "), "unit 4"),
+    ):  # fmt: skip
+        path = write(tmp_path / name, text)
+        found = [*nonempty(read([path], *(("de", "en") if name == "a.tmx" else (None, None))), Counts())][-1]
+        assert found == ("b", "c")
+        assert where(found) == f"{path}, {place}"
+    sides = [write(tmp_path / f"a.{side}", f"\n{text}\n") for side, text in (("de", "b"), ("en", "c"))]
+    (found,) = nonempty(read(sides), Counts())
+    assert (found, where(found)) == (("b", "c"), f"{sides[0]} and {sides[1]}, line 2")
+    assert where(("b", "c")) == ""
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,15 @@ def test_a_folders_files_are_found(tmp_path: Path, valid: str):
     assert find_splits(str(tmp_path), "en", "fr")["train"] == [tmp_path / "train.en.gz", tmp_path / "train.fr.gz"]
 
 
+@pytest.mark.parametrize("train", ["train", "Train", "training", "trainset", "train_data"])
+@pytest.mark.parametrize("test", ["test", "TEST", "testing", "test-set", "eval", "testset_2016", "test2016"])
+def test_files_go_by_the_families_of_split_names(tmp_path: Path, train: str, test: str):
+    """Those that folders of pictures go by, and other names that begin with one."""
+    for name in (train, test, "trainer", "contest", "evaluation", "device"):
+        write(tmp_path / f"{name}.tsv", ["x"])
+    assert find_splits(tmp_path) == {"train": [tmp_path / f"{train}.tsv"], "test": [tmp_path / f"{test}.tsv"]}
+
+
 @pytest.mark.parametrize("ending", ["tsv", "jsonl", "po", "mo", "jsonl.gz"])
 def test_a_folder_of_single_files(tmp_path: Path, ending: str):
     write(tmp_path / f"train.{ending}", ["x"])
@@ -234,10 +243,11 @@ def test_folders_that_lack_something(tmp_path: Path):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The package datasets without its network: one data set, and a list of what was asked for."""
+    """The package datasets without its network: some data sets, and a list of what was asked for."""
     asked: list[tuple[str, str | None]] = []
     rows = [{"translation": {"de": a, "en": b}} for a, b in PAIRS]
-    sets = {"wmt14": {"train": rows, "validation": rows[:1]}, "bentrevett/multi30k": {"train": [{"de": "a", "en": "b"}]}}
+    plain = {"train": [{"de": "a", "en": "b"}], "test": []}
+    sets = {"wmt14": {"train": rows, "validation": rows[:1]}, "bentrevett/multi30k": plain}
 
     def load_dataset(name: str, config: str | None = None) -> dict:
         asked.append((name, config))
@@ -248,19 +258,39 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module = ModuleType("datasets")
     module.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
-    return SimpleNamespace(asked=asked)
+    return SimpleNamespace(asked=asked, sets=sets)
 
 
 def test_the_hub(hub: SimpleNamespace):
-    assert list(read_hub("wmt14/de-en", "train", "de", "en")) == PAIRS
-    assert list(read_hub("wmt14/de-en", "valid", "en", "de")) == [(PAIRS[0][1], PAIRS[0][0])]
-    assert list(read_hub("bentrevett/multi30k", columns="en,de")) == [("b", "a")]
+    found = read_hub("wmt14/de-en", "de", "en")
+    assert found.keys() == {"train", "valid"}
+    assert list(found["train"]()) == list(found["train"]()) == PAIRS
+    assert list(read_hub("wmt14/de-en", "en", "de")["valid"]()) == [(PAIRS[0][1], PAIRS[0][0])]
+    assert list(read_hub("bentrevett/multi30k", columns="en,de")["train"]()) == [("b", "a")]
     assert hub.asked == [("wmt14", "de-en"), ("wmt14", "de-en"), ("bentrevett/multi30k", None)]
-    assert complaint(read_hub, "wmt14/de-en", "test") == "hf:wmt14/de-en has no split test, only train, validation"
-    assert "hf:wmt14/de-en, row 0: expected texts 'de' and 'fr'" in complaint(read_hub, "wmt14/de-en", "train", "de", "fr")
+    refused = "hf:wmt14/de-en, row 0: expected texts 'de' and 'fr'"
+    assert refused in complaint(read_hub("wmt14/de-en", "de", "fr")["train"])
     message = complaint(read_hub, "some/body/de-en")
     assert message == "hf:some/body/de-en is not in the cache and could not be fetched (Couldn't reach the Hub)"
     assert hub.asked[-1] == ("some/body", "de-en")
+
+
+@pytest.mark.parametrize(
+    ("splits", "right"),
+    [
+        ("train validation test", "train validation test"), ("test train", "train - test"), ("train dev", "train dev -"),
+        ("Training val_set testing", "Training val_set testing"), ("train dev validation eval test", "train validation test"),
+        ("train validation_matched", "has no split valid or test, only train, validation_matched"),
+        ("train", "has no split valid or test, only train"), ("validation test", "has no split train, only validation, test"),
+    ],
+)  # fmt: skip
+def test_splits_of_the_hub_by_the_families_of_their_names(hub: SimpleNamespace, splits: str, right: str):
+    hub.sets["a/b"] = {name: [{"source": name, "target": "x"}] for name in splits.split()}
+    if right.startswith("has"):
+        assert complaint(read_hub, "a/b") == f"hf:a/b {right}"
+        return
+    found = {split: next(iter(begin()))[0] for split, begin in read_hub("a/b").items()}
+    assert [found.get(split, "-") for split in ("train", "valid", "test")] == right.split()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import resource
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from layers.weights import same_bits
 from zoo import files
 
 
@@ -27,6 +29,30 @@ def test_round_trip_keeps_bits_and_shared_tensors(tmp_path):
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[k], tensors[k]) and read[k].dtype == tensors[k].dtype for k in tensors)
     assert files.read_metadata(tmp_path / "x.safetensors") == {"step": "3"}
+
+
+DTYPES = ("bool", "uint8", "int16", "int64", "float16", "bfloat16", "float32", "float64", "float8_e5m2")
+
+
+def test_tensors_are_read_where_they_are_asked_for(tmp_path):
+    """By the header alone until then, and each into memory of its own: the file may change afterwards."""
+    path = tmp_path / "x.safetensors"
+    raw = torch.randint(256, (48,), dtype=torch.uint8)
+    tensors = {name: raw.bool() if name == "bool" else raw.view(getattr(torch, name)).reshape(2, -1) for name in DTYPES}
+    tensors |= {"count": torch.tensor(7), "none": torch.empty(0, 3), "strided": torch.randn(4, 3).T}
+    files.write_tensors(path, tensors, {"note": "-" * 21})
+    found = files.stored(path)
+    assert {k: (x.like.shape, x.like.dtype, x.like.is_meta) for k, x in found.items()} == {
+        k: (x.shape, x.dtype, True) for k, x in tensors.items()
+    }
+    read = {name: x.read() for name, x in found.items()}
+    path.write_bytes(bytes(path.stat().st_size))
+    for name, x in tensors.items():
+        assert same_bits(read[name], x), name
+        assert read[name].untyped_storage().nbytes() == x.nbytes
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x\.safetensors has become shorter while it was read"):
+        found["float32"].read()
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "disguised.safetensors"])
@@ -68,6 +94,28 @@ def test_an_index_that_names_no_shard_is_refused(tmp_path, file):
         files.read_tensors(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["../x.safetensors", "{outside}/x.safetensors", "part/../../x.safetensors", "", "."])
+def test_an_index_that_names_a_file_outside_of_its_folder_is_refused(tmp_path, file):
+    (folder := tmp_path / "model" / "part").mkdir(parents=True)
+    files.write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(1)})
+    files.write_tensors(folder / "x.safetensors", {"b": torch.ones(1)})
+    index = {"weight_map": {"a": (file := file.format(outside=tmp_path)), "b": "part/x.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"index\.json must name files of its own folder, got '{re.escape(file)}'$"):
+        files.read_tensors(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"b": "part/x.safetensors"}}))
+    assert files.read_tensors(tmp_path / "model")["b"].tolist() == [1.0]
+
+
+def test_a_shard_may_be_a_link(tmp_path):
+    """As Hugging Face's cache has them: every file of a model leads to another folder."""
+    files.write_tensors(tmp_path / "blob", {"a": torch.ones(1)})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "m-1.safetensors").symlink_to(tmp_path / "blob")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "m-1.safetensors"}}))
+    assert files.read_tensors(tmp_path / "model")["a"].tolist() == [1.0]
+
+
 @pytest.mark.parametrize("keep", [0, 5, 40, 0.5, 0.99])
 def test_a_truncated_file_is_named(tmp_path, keep):
     path = tmp_path / "x.safetensors"
@@ -87,6 +135,10 @@ def test_shards(tmp_path):
     index["weight_map"]["c"] = "m-2.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="do not hold: c"):
+        files.read_tensors(tmp_path)
+    content = (tmp_path / "m-2.safetensors").read_bytes()
+    (tmp_path / "m-2.safetensors").write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"m-2\.safetensors is truncated or damaged"):
         files.read_tensors(tmp_path)
     (tmp_path / "m-2.safetensors").unlink()
     with pytest.raises(ValueError, match=r"not there: m-2\.safetensors"):
@@ -185,9 +237,74 @@ def test_permissions_are_the_umasks_or_the_old_ones(tmp_path):
 
 
 def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path):
-    for path in (tmp_path / "nowhere" / "a.txt", tmp_path, Path("/dev/full"), tmp_path / ("é" * 200)):
+    (tmp_path / "file").touch()
+    nowhere = (tmp_path / "nowhere" / "a.txt", tmp_path / "file" / "a.txt")
+    for path in (*nowhere, tmp_path, Path("/dev/full"), tmp_path / ("é" * 200)):
         with pytest.raises(OSError, match="cannot be written") as caught:
             files.write_bytes(path, b"new")
         assert caught.value.filename == str(path)
         assert files.PART not in str(caught.value)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+# -------------------------------------------------------------------------------------------------------------- in pieces
+
+
+def write_all(path, pieces):
+    """Until one of them is an error."""
+    with files.writing(path) as write:
+        for piece in pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            write(piece)
+
+
+def test_pieces_are_on_the_disk_as_they_come_and_the_file_at_the_end(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    with files.writing(path) as write:
+        for n in range(3):
+            write(b"new")
+            (part,) = tmp_path.glob(f".*{files.PART}")
+            assert part.read_bytes() == b"new" * (n + 1)
+            assert stat.S_IMODE(part.stat().st_mode) == 0o600
+            assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"newnewnew"
+    assert [one.name for one in tmp_path.iterdir()] == ["x"]
+
+
+def test_pieces_go_straight_through_a_pipe(tmp_path):
+    """Each one before the next is made."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with files.writing(tmp_path / "pipe") as write:
+            for piece in (b"one", b"two"):
+                write(piece)
+                assert os.read(reader, 100) == piece
+    finally:
+        os.close(reader)
+    assert [one.name for one in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a reason"), OSError(5, "of another file", "other"), KeyboardInterrupt()])
+def test_what_stops_between_two_pieces_leaves_the_old_file_and_is_told_as_it_is(tmp_path, error):
+    (tmp_path / "old").write_bytes(b"old")
+    for name in ("old", "new"):
+        with pytest.raises(type(error)) as caught:
+            write_all(tmp_path / name, [b"new", error])
+        assert caught.value is error
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("old", b"old")]
+
+
+def test_a_disk_that_fills_between_two_pieces_is_named(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="cannot be written: File too large") as caught:
+            write_all(tmp_path / "x", [bytes(1000)] * 9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / "x")
     assert not list(tmp_path.iterdir())

@@ -27,13 +27,15 @@ Program = Callable[[list[Any]], list[Tensor]]
 def compiled(program: nn.Module, *arguments: Any) -> Program:
     """The program as machine code, for tensors (b, n, ...) and (b, heads, n, head_dim) with any b and n but 1.
 
+    What has a single row here is for single rows.
+
     What it takes and gives are lists, all else of the structure flattened. It does not look at strides: all tensors that it gets
     must be contiguous.
     """
     arguments = tree_map(torch.Tensor.contiguous, arguments)
     sizes = tree_map(lambda x: {n: Dim.DYNAMIC for n in (0, 2 if x.ndim == 4 else 1) if n < x.ndim and x.shape[n] > 1}, arguments)
     exported = export(program, arguments, dynamic_shapes=sizes, strict=False)
-    if has_templates(next(program.parameters())):
+    if has_templates(next(program.parameters()), rows=arguments[0].shape[0]):
         # there may be no template for some product, which torch 2.9 tells by the second; and `tiles` reaches into inductor
         failures = (torch._dynamo.exc.BackendCompilerFailed, torch._inductor.exc.LoweringException, ImportError)
         try:
@@ -57,11 +59,14 @@ def packaged(exported: ExportedProgram, **options: Any) -> Program:
     return lambda tensors: loaded.loader.run(tensors)  # `loaded` itself takes Python 0.2 ms to sort arguments
 
 
-def has_templates(weight: Tensor) -> bool:
-    """Whether inductor's own matrix products, its templates, are preferred; before torch 2.9 such programs did not compile."""
+def has_templates(weight: Tensor, rows: int) -> bool:
+    """Whether inductor's own matrix products, its templates, are preferred; before torch 2.9 such programs did not compile.
+
+    On a CPU with AVX-512 they are for a single row, where they read weights faster than oneDNN.
+    """
     recent = torch.__version__ >= "2.9"  # compared as a version, of which 2.15 is a later one
-    measured = weight.is_cpu and weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return recent and measured
+    kinds = {"AVX2", "AVX512"} if rows == 1 else {"AVX2"}
+    return recent and weight.is_cpu and weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() in kinds
 
 
 def tiles() -> AbstractContextManager[Any]:

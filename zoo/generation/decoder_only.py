@@ -19,8 +19,8 @@ class Decoding(Past):
     capacity: the most tokens of a row, its prompt and the padding of that among them.
     """
 
-    def __init__(self, model: CausalLM, capacity: int) -> None:
-        super().__init__(model.embedding.table.num_embeddings, model.new_caches(capacity), rows=None)
+    def __init__(self, model: CausalLM, capacity: int, spare: int = 0) -> None:
+        super().__init__(model.embedding.table.num_embeddings, model.new_caches(capacity, spare), rows=None)
         self.model, self.capacity = model, capacity
 
     @torch.no_grad()

@@ -9,8 +9,8 @@ Arguments that all have in common:
     max_new_tokens: the most that are added to a prompt.
     stop:           the token that ends a row, or several such tokens.
     prompt_mask:    (b, n), False for padding on the left of the prompt; it takes a decoder that knows what a mask is.
-    repetition_penalty: that of `Repetition`. Beam search penalises log-probabilities, not logits.
-    forbidden:      tokens that never come. Beam search leaves the log-probabilities of the others as they are.
+    rules:          the arguments of `Constraints`: repetition_penalty, no_repeat_ngram, forbidden_sequences, forbidden and
+                    min_new_tokens. Beam search applies them to log-probabilities, not to logits.
 
 Errors: `ValueError` that names the argument; and for logits that are NaN or leave no token possible. Where logits are +inf, these
 tokens, equally likely, are all that is possible.
@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layers.checks import require, require_axes
-from zoo.generation.sampling import Repetition, Sampler, require_possible
+from zoo.generation.constraints import Constraints
+from zoo.generation.sampling import Sampler, require_possible
 
 
 class Decoder(Protocol):
@@ -62,10 +63,9 @@ def stream(
     max_new_tokens: int,
     stop: int | Sequence[int] = (),
     pad: int = 0,
-    repetition_penalty: float = 1.0,
     prompt_mask: Tensor | None = None,
-    forbidden: Sequence[int] = (),
     choose: Callable[[Tensor, int], Tensor] = likeliest,
+    **rules: Any,
 ) -> Iterator[Tensor]:
     """Yields the next tokens (b,), step by step, until all rows have stopped; rows that have stopped get `pad`.
 
@@ -73,8 +73,8 @@ def stream(
     """
     stop = as_tokens(stop)
     check(decoder, prompt, max_new_tokens, stop, pad, prompt_mask)
-    repetition = Repetition(repetition_penalty, prompt_mask)
-    return steps(decoder, prompt, max_new_tokens, stop, pad, prompt_mask, repetition, forbidden, choose)
+    constraints = Constraints(**rules, stop=stop, mask=prompt_mask)
+    return steps(decoder, prompt, max_new_tokens, stop, pad, prompt_mask, constraints, choose)
 
 
 @torch.no_grad()
@@ -85,8 +85,7 @@ def steps(
     stop: Sequence[int],
     pad: int,
     mask: Tensor | None,
-    repetition: Repetition,
-    forbidden: Sequence[int],
+    constraints: Constraints,
     choose: Callable[[Tensor, int], Tensor],
 ) -> Iterator[Tensor]:
     """The loop of `stream`, whose arguments are checked before the first step is asked for."""
@@ -96,13 +95,13 @@ def steps(
         logits = decoder(tokens) if mask is None or step > 0 else decoder(tokens, mask=mask)
         if step == 0:
             check_logits(logits, len(tokens), stop, pad)
-        logits = without(logits, forbidden)
+        logits = constraints(logits, tokens)
         try:
-            chosen = choose(repetition(logits, tokens), step)
+            chosen = choose(logits, step)
         except (ValueError, RuntimeError):  # what comes after a row's end does not count, NaN neither
             if not bool(stopped.any()):
                 raise
-            chosen = choose(repetition(logits.masked_fill(stopped[:, None], 0.0), tokens), step)
+            chosen = choose(logits.masked_fill(stopped[:, None], 0.0), step)
         if stop:
             chosen = chosen.masked_fill(stopped, pad)
             stopped = stopped | torch.isin(chosen, stops)
@@ -125,11 +124,15 @@ def sample(
     top_k: int | None = None,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    typical: float = 1.0,
+    top_n_sigma: float | None = None,
     seed: int | Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """(b, t): drawn as `Sampler` says, seeds included. Other options: those of `stream`, but for `choose`."""
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    sampler = Sampler(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical=typical, top_n_sigma=top_n_sigma, seed=seed
+    )
     return torch.stack(list(stream(decoder, prompt, choose=sampler, **options)), 1)
 
 
@@ -154,9 +157,8 @@ def beam(
     nbest: int = 1,
     stop: int | Sequence[int] = (),
     pad: int = 0,
-    repetition_penalty: float = 1.0,
     prompt_mask: Tensor | None = None,
-    forbidden: Sequence[int] = (),
+    **rules: Any,
 ) -> Hypotheses:
     """The best hypotheses of each row, finished by a stop token, which counts as one of its tokens, or by the last step.
 
@@ -172,7 +174,7 @@ def beam(
     require(0 < nbest <= beams, "nbest", nbest, f"positive and at most the {beams} beams")
     require(early_stopping in (True, False, "never"), "early_stopping", early_stopping, 'True, False or "never"')
     require(abs(length_penalty) < float("inf"), "length_penalty", length_penalty, "finite")
-    repetition, b = Repetition(repetition_penalty, prompt_mask), len(prompt)
+    constraints, b = Constraints(**rules, stop=stop, mask=prompt_mask), len(prompt)
     stops = torch.tensor(sorted(set(stop)), dtype=torch.long, device=prompt.device)
     candidates = (1 + len(stops)) * beams  # at least `beams` of which go on
 
@@ -190,7 +192,7 @@ def beam(
         if length > 1:
             logits = decoder(tokens)
         live = (scores > float("-inf")) & ~done[:, None]
-        gains = without(repetition(log_probabilities(logits, scores.dtype, live.flatten()), tokens), forbidden)
+        gains = constraints(log_probabilities(logits, scores.dtype, live.flatten()), tokens)
         totals = gains.unflatten(0, (b, width)).add_(scores[:, :, None]).flatten(1)
         totals, chosen = largest(totals, candidates)
         parents, chosen = chosen // logits.shape[1], chosen % logits.shape[1]
@@ -218,7 +220,7 @@ def beam(
                 break
         rows = (first_rows * width + parents).flatten()
         decoder.select(rows)
-        repetition.select(rows)
+        constraints.select(rows)
         running, tokens, width = longer(running, parents, chosen), chosen.reshape(-1, 1), beams
 
     finished = finished[:, :nbest]
@@ -240,11 +242,6 @@ def log_probabilities(logits: Tensor, dtype: torch.dtype, live: Tensor) -> Tenso
     nan = logits.isnan().any(-1, keepdim=True)
     require(not bool((nan[:, 0] & live).any()), "logits of the decoder", "NaN", "numbers")
     return result.masked_fill(nan | result[:, :1].isnan(), float("-inf"))
-
-
-def without(values: Tensor, forbidden: Sequence[int]) -> Tensor:
-    """(rows, vocab_size), -inf for the forbidden tokens."""
-    return values.index_fill(1, torch.tensor(forbidden, device=values.device), float("-inf")) if forbidden else values
 
 
 def longer(histories: Tensor, parents: Tensor, chosen: Tensor) -> Tensor:

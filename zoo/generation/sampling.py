@@ -1,7 +1,8 @@
-"""What happens to logits before a token is drawn: temperature, top-k, top-p, min-p, repetition penalty; and seeds for each row.
+"""What happens to logits before a token is drawn: temperature, filters, repetition penalty; and seeds for each row.
 
 A filter takes weights (b, vocab_size), not negative and of any sum, and returns them with 0 for the tokens that it drops.
-`Sampler` has the order of Hugging Face's `generate`: temperature, top-k, top-p, min-p, each on what the one before it left.
+`Sampler` has the order of Hugging Face's `generate`: temperature, top-k, top-p, min-p, typical, each on what the one before it
+left; top-n-sigma, which `generate` lacks, comes before all of them, for it looks at logits.
 """
 
 from __future__ import annotations
@@ -42,6 +43,33 @@ def keep_top_p(weights: Tensor, p: float) -> Tensor:
 def keep_min_p(weights: Tensor, p: float) -> Tensor:
     """Those at least p times as likely as the likeliest. Nguyen et al., 2024 (arXiv 2407.01082)."""
     return weights.where(weights >= p * weights.amax(-1, keepdim=True), 0)
+
+
+def keep_typical(weights: Tensor, mass: float) -> Tensor:
+    """The fewest tokens whose share of the sum reaches the mass, those first whose surprise is nearest to the expected one.
+
+    Meister et al., "Locally Typical Sampling", 2022 (arXiv 2202.00666).
+    """
+    p = weights / weights.sum(-1, keepdim=True)
+    surprise = -p.log()
+    expected = torch.special.entr(p).sum(-1, keepdim=True)
+    order = (surprise - expected).abs().argsort(dim=-1, stable=True)  # impossible tokens last
+    sorted_weights = weights.gather(-1, order)
+    before = F.pad((sorted_weights / weights.sum(-1, keepdim=True)).cumsum(-1)[:, :-1], (1, 0))
+    return torch.zeros_like(weights).scatter(-1, order, sorted_weights * (before < mass))
+
+
+def within_sigmas(logits: Tensor, n: float) -> Tensor:
+    """Logits, -inf where they are more than n standard deviations, of the possible ones, below the largest.
+
+    Tang et al., "Top-n-sigma", 2024 (arXiv 2411.07641): the temperature does not change which tokens stay.
+    """
+    possible = logits > float("-inf")
+    count = possible.sum(-1, keepdim=True)
+    mean = logits.where(possible, 0.0).sum(-1, keepdim=True) / count
+    variance = (logits - mean).where(possible, 0.0).square().sum(-1, keepdim=True) / count
+    kept = logits >= logits.amax(-1, keepdim=True) - n * variance.sqrt()
+    return logits.where(kept, float("-inf"))
 
 
 class Repetition:
@@ -106,7 +134,7 @@ class Sampler:
     Where logits are +inf, these tokens are drawn, each as often. Errors: `ValueError` for NaN, and where all are -inf.
 
     temperature: divides the logits; below 1 sharpens, above 1 flattens.
-    top_k, top_p, min_p: filters; None, 1 and 0 leave all tokens.
+    top_k, top_p, min_p, typical, top_n_sigma: filters; None, 1, 0, 1 and None leave all tokens.
     seed: every row has a generator of its own, so that the other rows do not change what it draws. An integer stands for
           ``row_seeds(seed, b)``, which a tensor (b,) gives directly; None draws one from torch's global generator.
     """
@@ -118,12 +146,16 @@ class Sampler:
         top_k: int | None = None,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        typical: float = 1.0,
+        top_n_sigma: float | None = None,
         seed: int | Tensor | None = None,
     ) -> None:
         require(0 < temperature < float("inf"), "temperature", temperature, "positive and finite (0 would be `greedy`)")
         require(top_k is None or top_k > 0, "top_k", top_k, "positive, or None for all tokens")
         require(0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1")
         require(0 <= min_p <= 1, "min_p", min_p, "from 0 to 1")
+        require(0 < typical <= 1, "typical", typical, "above 0 and at most 1")
+        require(top_n_sigma is None or 0 < top_n_sigma < float("inf"), "top_n_sigma", top_n_sigma, "positive and finite, or None")
         if isinstance(seed, Tensor):
             require_axes(seed, "seed", "batch")
             require(seed.dtype == torch.long, "seed", seed.dtype, "an integer or of dtype torch.int64")
@@ -131,7 +163,8 @@ class Sampler:
             seed = int(torch.randint(2**63 - 1, ()))
         else:
             row_seeds(seed, 0)
-        self.temperature, self.top_k, self.top_p, self.min_p, self.seed = temperature, top_k, top_p, min_p, seed
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+        self.typical, self.top_n_sigma, self.seed = typical, top_n_sigma, seed
         self.seeds: Tensor | None = None
 
     def weights(self, logits: Tensor) -> Tensor:
@@ -139,18 +172,26 @@ class Sampler:
         logits = logits.double()
         top = logits.amax(-1, keepdim=True)
         require_possible(top)
+        if self.top_n_sigma is not None and bool(top.isfinite().all()):
+            logits = within_sigmas(logits, self.top_n_sigma)
         below = (logits - top).where(logits < top, 0.0)  # inf - inf is NaN
         weights = (below / self.temperature).softmax(-1)
         if self.top_k is not None:
             weights = keep_top_k(weights, self.top_k)
         if self.top_p < 1:
             weights = keep_top_p(weights, self.top_p)
-        return keep_min_p(weights, self.min_p) if self.min_p > 0 else weights
+        if self.min_p > 0:
+            weights = keep_min_p(weights, self.min_p)
+        return keep_typical(weights, self.typical) if self.typical < 1 else weights
 
-    def __call__(self, logits: Tensor, step: int) -> Tensor:
+    def seeds_for(self, logits: Tensor) -> Tensor:
+        """(b,): the seed of each row of logits (b, vocab_size)."""
         if self.seeds is None or len(self.seeds) != len(logits):
             seeds = self.seed if isinstance(self.seed, Tensor) else row_seeds(self.seed, len(logits))
             require(len(seeds) == len(logits), "seed", tuple(seeds.shape), f"of length {len(logits)}, one for each row")
             self.seeds = seeds.to(logits.device)
-        mass = self.weights(logits).cumsum(-1)
-        return torch.searchsorted(mass, uniform(self.seeds, step)[:, None] * mass[:, -1:], right=True)[:, 0]
+        return self.seeds
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        seeds, mass = self.seeds_for(logits), self.weights(logits).cumsum(-1)
+        return torch.searchsorted(mass, uniform(seeds, step)[:, None] * mass[:, -1:], right=True)[:, 0]

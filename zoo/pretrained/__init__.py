@@ -1,1 +1,2 @@
-"""Others' trained weights: `load` finds and loads them, `containers` unpacks files, `preprocess` prepares pictures."""
+"""Others' trained weights: `load` finds and loads them, `containers` unpacks files, `huggingface` reads configurations,
+`preprocess` prepares pictures."""

@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from zoo import files
 
+T = TypeVar("T")
+"""A tensor, or one that is still in its file."""
 STATES = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "params", "weights")
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema", "average", "teacher")
 """Keys under which checkpoints keep a model's state, and an average of it."""
@@ -43,8 +45,9 @@ def read_pickle(path: Path, key: str = "") -> dict[str, Tensor]:
     return state_of(found, path, key)
 
 
-def read_any(path: Path) -> dict[str, Tensor]:
-    return read_pickle(path) if path.suffix in files.PICKLES else files.read_file(path)
+def read_any(path: Path) -> dict[str, Any]:
+    """A pickle's tensors; of a safetensors file they are still there."""
+    return read_pickle(path) if path.suffix in files.PICKLES else files.stored(path)
 
 
 def harmless() -> list[Any]:
@@ -83,7 +86,7 @@ def state_of(found: Any, path: Path, key: str = "") -> dict[str, Tensor]:
     raise ValueError(f"{path} holds no state under {key!r}" + (f", but under {'.'.join(trail)}" if trail else ""))
 
 
-def beginning_with(key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def beginning_with(key: str, tensors: Mapping[str, T]) -> dict[str, T]:
     """The tensors whose names begin with `key` and a dot, without that."""
     return {name.removeprefix(f"{key}."): x for name, x in tensors.items() if name.startswith(f"{key}.")}
 
@@ -101,7 +104,7 @@ def holds_state(found: Any) -> bool:
     return any(holds_state(found[key]) for key in STATES + AVERAGES if key in found)
 
 
-def unwrapped(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def unwrapped(tensors: Mapping[str, T]) -> Iterator[dict[str, T]]:
     """The tensors under their names, then without each first part that all names share: "module.", "model." and the like."""
     tensors = {without_infixes(name): tensor for name, tensor in tensors.items()}
     yield tensors
@@ -118,13 +121,13 @@ def without_infixes(name: str) -> str:
     return name
 
 
-def found_names(tensors: Mapping[str, Tensor]) -> str:
+def found_names(tensors: Mapping[str, Any]) -> str:
     """For an error: what the names begin with, and the first of them."""
     first = collections.Counter(name.partition(".")[0] for name in tensors)
     beginnings = ", ".join(f"'{part}' ({count})" for part, count in first.most_common(5))
     return f"its {len(tensors)} names begin with {beginnings}, such as {', '.join(list(tensors)[:3])}"
 
 
-def fitting(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+def fitting(tensors: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
     """The tensors without what others' wrappers put before or into their names, as most of `names` have it."""
     return max(unwrapped(tensors), key=lambda found: len(found.keys() & set(names)))

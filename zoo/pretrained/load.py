@@ -1,5 +1,6 @@
 """Weights that somebody has trained: what torchvision or timm publish, or a file. ``zoo.create(name, weights=...)`` loads them.
 
+    "hf:path/to/folder"             a folder or file in the names of Hugging Face's transformers, in one file or in shards
     "torchvision:IMAGENET1K_V2"     a name out of `torchvision.models.get_model_weights`, or DEFAULT
     "timm:resnet50.a1_in1k"         a name out of `timm.list_pretrained()`
     "path/to/resnet50-11ad3fa6.pth" a file (.safetensors, or a state dict of `torch.save`) or folder, in our names or theirs
@@ -7,24 +8,29 @@
 
 Prefixes such as `module.` and `_orig_mod.` are taken off, and the state is found within a checkpoint. Weights go in through the
 model's weight map, which finds every name that does not fit. What comes by timm's name is tried out too, for two of its nets may
-share all names and shapes and compute different things. Another `num_classes` gets new output layers.
+share all names and shapes and compute different things. Another `num_classes` gets new output layers, and so does another head of
+a model of tokens. The arguments of the model are those of a config.json beside the weights, ours or one that `huggingface` reads,
+where they are not given.
+
+A model is built without memory; then the tensors of safetensors files are read into it one after another. So loading takes
+little more memory than the weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layers.weights import WeightMap
+from layers.weights import Source, Stored, WeightMap, headers
 from zoo import files
 from zoo.files import first_line
-from zoo.model import ImageModel
+from zoo.model import ImageModel, Model, without_values
 from zoo.pretrained import containers
 from zoo.pretrained.preprocess import Preprocess
 
@@ -36,7 +42,7 @@ class Weights:
     """What `find` has found."""
 
     source: str
-    tensors: Mapping[str, Tensor]
+    tensors: Source
     arguments: dict[str, Any] = field(default_factory=dict)
     """Of the model that they were trained in, by name, where they are not the default ones."""
     about: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +63,8 @@ def find(name: str, source: str) -> Weights:
         return of_torchvision(name, source, rest)
     if kind == "timm":
         return of_timm(name, source, rest)
+    if kind == "hf":
+        return replace(of_file(name, rest), source=source, naming="huggingface")
     return of_file(name, source)
 
 
@@ -125,25 +133,40 @@ def of_timm(name: str, source: str, timm_name: str) -> Weights:
 def of_file(name: str, source: str) -> Weights:
     where, _, key = source.rpartition("#") if "#" in source and not Path(source).exists() else (source, "", "")
     path = files.weights_file(where)
-    entry = next((e for e in published(name).values() if e.url.endswith(f"/{path.name}")), None)
-    if entry is not None:
-        require_hash(path)
-        return Weights(source, containers.read_pickle(path), *described(entry), "torchvision")
     if path.suffix in files.PICKLES:
+        entry = next((e for e in published(name).values() if e.url.endswith(f"/{path.name}")), None)
+        if entry is not None:
+            require_hash(path)
+            return Weights(source, containers.read_pickle(path), *described(entry), "torchvision")
         return Weights(source, containers.read_pickle(path, key))
     tensors = files.read_tensors(path, containers.read_any) if path.suffix == ".json" else files.read_state(path)
     if key:
         whole, tensors = tensors, containers.beginning_with(key, tensors)
         if not tensors:
             raise ValueError(f"{path} holds no tensor whose name begins with {key!r}: {containers.found_names(whole)}")
-    if (path.parent / "config.json").exists():
-        config = files.read_json(path.parent / "config.json")
-        if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):  # else it is not ours
-            if config["model"] != name:
-                raise ValueError(f"{path} holds weights of another architecture, {config['model']}, not of {name}")
-            about = {key: config[key] for key in ("preprocess", "classes") if key in config}
-            return Weights(source, tensors, config["arguments"], about)
-    return Weights(source, tensors)
+    config = files.read_json(path.parent / "config.json") if (path.parent / "config.json").exists() else {}
+    names, arguments = trained_as(config, path.parent) or ([name], {})
+    if name not in names:
+        raise ValueError(f"{path} holds weights of another architecture, {', '.join(names)}, not of {name}")
+    about = {key: config[key] for key in ("preprocess", "classes") if key in config}
+    return Weights(source, tensors, arguments, about)
+
+
+def trained_as(config: Mapping[str, Any], folder: Path) -> tuple[list[str], dict[str, Any]] | None:
+    """Names that fit, and arguments, of a config.json of ours or of Hugging Face's; None where it does not tell them."""
+    import zoo
+    from zoo.pretrained import huggingface
+
+    if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):
+        return [config["model"]], config["arguments"]
+    try:
+        found = huggingface.read(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    if found is None:
+        return None
+    build, arguments = found
+    return [name for name, made in zoo.MODELS.items() if getattr(made, "func", made) is build], arguments
 
 
 def require_hash(path: Path) -> None:
@@ -163,66 +186,111 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
 
     Errors: `ValueError` that lists what does not fit.
     """
-    arguments = {k: v for k, v in weights.arguments.items() if k != "num_classes"} | arguments
-    with torch.device("meta"):
-        bare = build(name, **arguments)
-    if not isinstance(bare, ImageModel):
-        raise ValueError(f"weights must be None for {name}, which is no image model; use its weight maps, got {weights.source!r}")
+    given, arguments = arguments, {k: v for k, v in weights.arguments.items() if k != "num_classes"} | arguments
+    bare = on_meta(build, name, arguments)
+    if type(bare).adapted is not Model.adapted:
+        return with_head(build, name, weights, given)
     tensors, naming = fitting(bare, weights)
-    output = maps_of(bare)[naming].to_ours(tensors, strict=False).get(f"{bare.output_layers[0]}.weight")
-    if output is None:
-        lacking = f"no name of theirs stands for {bare.output_layers[0]}.weight"
-        raise ValueError(f"weights {weights.source!r} do not fit {name}: {lacking}; {containers.found_names(weights.tensors)}")
-    arguments.setdefault("num_classes", len(output))
-    trained_in = arguments | {"num_classes": len(output)}
-    if bare.auxiliary or "auxiliary" in arguments:
-        trained_in["auxiliary"] = any(key.startswith("auxiliary.") or "aux" in key.lower() for key in tensors)
-        arguments.setdefault("auxiliary", trained_in["auxiliary"])
-    donor = build(name, **trained_in)
+    trained_in, about = dict(arguments), dict(weights.about)
+    if isinstance(bare, ImageModel):
+        classes, auxiliary = heads(bare, naming, tensors, weights.source)
+        trained_in |= {"num_classes": classes}
+        if bare.auxiliary or "auxiliary" in arguments:
+            trained_in |= {"auxiliary": auxiliary}
+        arguments = trained_in | arguments
+        if arguments["num_classes"] != classes:
+            about.pop("classes", None)
+    model = on_meta(build, name, trained_in)
+    mapping = maps_of(model)[naming]
     counters = {f"{k.rpartition('.')[0]}.num_batches_tracked" for k in tensors if k.endswith(".running_mean")}
-    missing = {k: torch.tensor(0) for k in counters - tensors.keys()}  # torch has them since 0.4.1
+    tensors |= {k: torch.tensor(0) for k in counters - tensors.keys()}  # torch has them since 0.4.1
+    new = {} if trained_in == arguments else new_entries(build(name, **arguments), model)
     try:
-        maps_of(donor)[naming].load(donor, {**tensors, **missing})
+        mapping.load(model, tensors)
     except ValueError as error:
         raise ValueError(f"weights {weights.source!r} do not fit {name}: {error}") from error
     if weights.reference is not None:
-        require_same(donor, weights)
-    model = donor if trained_in == arguments else with_weights_of(donor, build(name, **arguments))
-    about = dict(weights.about)
-    if arguments["num_classes"] != len(output):
-        about.pop("classes", None)
+        require_same(model, weights)
+    if trained_in != arguments:
+        state, model = model.state_dict(), on_meta(build, name, arguments)
+        model.load_state_dict({key: new.get(key, state.get(key)) for key in model.state_dict()}, assign=True)
     model.config |= about
     return model
 
 
-def maps_of(model: ImageModel) -> dict[str, WeightMap]:
+def on_meta(build: Build, name: str, arguments: Mapping[str, Any]) -> Any:
+    with without_values():
+        return build(name, **arguments)
+
+
+def heads(model: ImageModel, naming: str, tensors: Source, source: str) -> tuple[int, bool]:
+    """The number of classes that the weights are for, and whether they have auxiliary heads."""
+    layer = f"{model.output_layers[0]}.weight"
+    output = maps_of(model)[naming].to_ours(headers(tensors), strict=False).get(layer)
+    if output is None:
+        lacking = f"no name of theirs stands for {layer}"
+        raise ValueError(f"weights {source!r} do not fit {model.config['model']}: {lacking}; {containers.found_names(tensors)}")
+    return len(output), any(key.startswith("auxiliary.") or "aux" in key.lower() for key in tensors)
+
+
+def with_head(build: Build, name: str, weights: Weights, given: dict[str, Any]) -> Any:
+    """A model of tokens, whose head may be another than that of the weights.
+
+    All but the head must be there. A head with an output layer takes what there is of it; the rest of it is new, and so is an
+    output layer for another number of classes.
+    """
+    head = weights.arguments.get("head")
+    other = given.get("head", head) != head
+    arguments = {k: v for k, v in weights.arguments.items() if not (other and k == "num_classes")} | given
+    bare = on_meta(build, name, arguments)
+    tensors, naming = fitting(bare, weights)
+    tensors = {k: x.read() if isinstance(x, Stored) else x for k, x in tensors.items()}
+    if other and "head" in weights.arguments:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("head.")}
+    outputs = {f"{layer}.{kind}" for layer in bare.output_layers for kind in ("weight", "bias")}
+    try:
+        found = maps_of(bare)[naming].to_ours(tensors, like=bare.state_dict())
+        count = next((len(found[key]) for key in outputs & found.keys()), None)
+        if count not in (None, *(len(bare.state_dict()[key]) for key in outputs)):
+            arguments = {"num_classes": count} | arguments
+        model = build(name, **arguments)
+        state = model.state_dict()
+        new = {k: x for k, x in state.items() if outputs and k.startswith("head.") and k not in found}
+        new |= {k: state[k] for k in outputs & found.keys() if found[k].shape != state[k].shape}
+        WeightMap(("", "")).load(model, found | new)
+    except ValueError as error:
+        raise ValueError(f"weights {weights.source!r} do not fit {name}: {error}") from error
+    model.config |= {k: v for k, v in weights.about.items() if k != "classes" or not outputs & new.keys()}
+    return model
+
+
+def maps_of(model: Model) -> dict[str, WeightMap]:
     """The model's maps, and under "" that of its own names."""
     return {"": WeightMap(("", "")), **model.maps}
 
 
-def fitting(model: ImageModel, weights: Weights) -> tuple[dict[str, Tensor], str]:
+def fitting(model: Model, weights: Weights) -> tuple[dict[str, Tensor | Stored], str]:
     """The tensors without prefixes of wrappers, and the naming, the weights' or any, that knows most of their names."""
-    state, maps, best = model.state_dict().keys(), maps_of(model), -1
+    state, best = model.state_dict().keys(), -1
+    maps = maps_of(model)
+    if weights.naming:  # and what begins so, such as the names in files where they differ
+        maps = {weights.naming: model.maps[weights.naming]} | {k: x for k, x in maps.items() if k.startswith(weights.naming)}
     found = dict(weights.tensors), ""
     for tensors in containers.unwrapped(weights.tensors):
-        for naming in [weights.naming] if weights.naming else maps:
-            known = len(maps[naming].to_ours(tensors, strict=False).keys() & state)
+        for naming, mapping in maps.items():
+            adapted = model.adapted(tensors, naming)
+            known = len(mapping.to_ours(headers(adapted), strict=False).keys() & state)
             if known > best:
-                found, best = (tensors, naming), known
+                found, best = (adapted, naming), known
             if known == len(state):
                 return found
     return found
 
 
-def with_weights_of(donor: ImageModel, model: ImageModel) -> ImageModel:
-    """`model` with all that `donor` has, except output layers of another size, and what only one of the two has."""
-    theirs, own = donor.state_dict(), model.state_dict()
-    outputs = {f"{layer}.{kind}" for layer in model.output_layers for kind in ("weight", "bias")}
-    with torch.no_grad():
-        for key in own.keys() & theirs.keys():
-            if key not in outputs or theirs[key].shape == own[key].shape:
-                own[key].copy_(theirs[key])
-    return model
+def new_entries(model: Model, trained: Model) -> dict[str, Tensor]:
+    """What the trained one lacks or has of another size: output layers."""
+    known = {key: x.shape for key, x in trained.state_dict().items()}
+    return {key: x for key, x in model.state_dict().items() if known.get(key) != x.shape}
 
 
 def require_same(model: ImageModel, weights: Weights) -> None:

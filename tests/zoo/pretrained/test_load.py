@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
+import transformers
 from torch import nn
 
 import zoo
@@ -177,6 +178,104 @@ def test_a_run_or_a_saved_model(tmp_path):
         assert torch.equal(again.stages[2][2].body[1].conv.weight, model.stages[2][2].body[1].conv.weight)
 
 
+MARIAN = dict(
+    vocab_size=23, dim=8, heads=2, hidden_dim=12, layers=2, dropout=0.0, padding=0, interleaved=False, activation="silu",
+    bias=True,
+)  # fmt: skip
+
+
+def marian(dtype=torch.float32):
+    torch.manual_seed(0)
+    config = transformers.MarianConfig(
+        vocab_size=23, d_model=8, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=12, decoder_ffn_dim=12, activation_function="swish", scale_embedding=True, max_position_embeddings=16,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, dropout=0.0,
+    )  # fmt: skip
+    model = transformers.MarianMTModel(config).eval()
+    nn.init.normal_(model.final_logits_bias)
+    return model.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_folder_of_hugging_faces(tmp_path, dtype):
+    """Of a language model, in shards and in one file; its tied table is there once, and in bfloat16 it is widened."""
+    theirs = marian(dtype)
+    theirs.save_pretrained(tmp_path / "whole")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="2KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    assert not files.read_tensors(tmp_path / "shards").keys() >= {"model.shared.weight", "lm_head.weight"}
+    state = {k: x.float() for k, x in theirs.state_dict().items() if "embed_positions" not in k}  # tables that are rounded too
+    source, target = torch.randint(1, 23, (2, 5)), torch.randint(1, 23, (2, 4))
+    for weights in (
+        f"hf:{tmp_path}/whole",
+        f"hf:{tmp_path}/shards",
+        tmp_path / "shards",
+        f"hf:{tmp_path}/whole/model.safetensors",
+    ):
+        model = zoo.create("transformer_base", weights=weights, **MARIAN).eval()
+        assert model.config == {"model": "transformer_base", "arguments": MARIAN}
+        exported = model.maps["huggingface"].export(model)
+        assert all(torch.equal(exported[k], x) for k, x in state.items())
+        with torch.no_grad():
+            ours, expected = model(source, target), theirs(input_ids=source, decoder_input_ids=target).logits
+        if dtype == torch.float32:
+            torch.testing.assert_close(ours, expected)
+
+
+def test_an_image_classifier_of_hugging_faces(tmp_path):
+    """In a pickle, as it used to be; another number of classes gets a new output layer."""
+    model = zoo.create("resnet18", num_classes=3)
+    torch.save(model.maps["huggingface"].export(model), tmp_path / "pytorch_model.bin")
+    whole = zoo.create("resnet18", weights=f"hf:{tmp_path}")
+    assert all(torch.equal(x, model.state_dict()[k]) for k, x in whole.state_dict().items())
+    other = zoo.create("resnet18", weights=f"hf:{tmp_path}", num_classes=4)
+    assert other.head.output.out_features == 4
+    assert torch.equal(other.stem[0].conv.weight, model.stem[0].conv.weight)
+    with pytest.raises(ValueError, match="is a pickle"):
+        zoo.load_state(model, tmp_path)
+
+
+def test_what_does_not_fit_of_hugging_faces_is_said(tmp_path, monkeypatch):
+    theirs = marian()
+    theirs.save_pretrained(tmp_path, max_shard_size="4KB")
+    source, read = f"hf:{tmp_path}", files.read_at
+    monkeypatch.setattr(files, "read_at", lambda *args: pytest.fail("a tensor is read"))
+    with pytest.raises(ValueError, match="of another architecture, transformer_base, transformer_big, not of vgg11"):
+        zoo.create("vgg11", weights=source)
+    config = files.read_json(tmp_path / "config.json")
+    files.write_json(tmp_path / "config.json", config | {"scale_embedding": False})
+    with pytest.raises(ValueError, match=r"config\.json: scale_embedding must be True for our Transformer, got False"):
+        zoo.create("transformer_base", weights=source, **MARIAN)
+    files.write_json(tmp_path / "config.json", config | {"model_type": "unheard_of"})  # the arguments have to be given
+    with pytest.raises(ValueError, match=r"transformer_base: .*vocab_size"):
+        zoo.create("transformer_base", weights=source)
+    with pytest.raises(ValueError, match="vgg11 has no twin in huggingface, it has torchvision, timm"):
+        zoo.create("vgg11", weights=source)
+    with pytest.raises(ValueError, match="transformer_small has no twin in huggingface, it has none"):
+        zoo.create("transformer_small", weights=source, vocab_size=23)
+    for changes, message in (
+        (dict(hidden_dim=16), r"do not fit transformer_base: .*wrong shape: .*up\.bias \(12,\) for \(16,\)"),
+        (dict(layers=3), r"do not fit transformer_base: .*missing: decoder\.2\."),
+        (dict(layers=1), r"do not fit transformer_base: .*not in the module: decoder\.1\."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            zoo.create("transformer_base", weights=source, **MARIAN | changes)
+    index = files.read_json(tmp_path / files.INDEX)
+    last = max(index["weight_map"].values())
+    files.write_json(tmp_path / files.INDEX, {"weight_map": index["weight_map"] | {"x": last}})
+    with pytest.raises(ValueError, match=r"index\.json names tensors that their shards do not hold: x$"):
+        zoo.create("transformer_base", weights=source, **MARIAN)
+    files.write_json(tmp_path / files.INDEX, index)
+    (tmp_path / last).rename(tmp_path / "kept")
+    with pytest.raises(ValueError, match=rf"index\.json names shards that are not there: {last}$"):
+        zoo.create("transformer_base", weights=source, **MARIAN)
+    (tmp_path / "kept").rename(tmp_path / last)
+    with pytest.raises(ValueError, match=r"nowhere is not there: a file of weights or a folder"):
+        zoo.create("transformer_base", weights="hf:nowhere", **MARIAN)
+    monkeypatch.setattr(files, "read_at", read)
+    zoo.create("transformer_base", weights=source, **MARIAN)
+
+
 def test_what_cannot_be_had_is_said(cache, monkeypatch):
     with pytest.raises(ValueError, match=r"could not be fetched from https://\S+/resnet18-f37072fd.pth \(no network\).*its path"):
         zoo.create("resnet18", weights="torchvision:IMAGENET1K_V1")
@@ -191,7 +290,7 @@ def test_what_cannot_be_had_is_said(cache, monkeypatch):
         zoo.create("resnet18", weights="torchvision:IMAGENET1K_V1")
     with pytest.raises(ValueError, match=r"IMAGENET1K_V1, DEFAULT for vgg16, got"):  # the other entry has no classifier
         zoo.create("vgg16", weights="torchvision:IMAGENET1K_FEATURES")
-    with pytest.raises(ValueError, match="weights must be a file, torchvision:NAME or timm:NAME, got 7"):
+    with pytest.raises(ValueError, match="weights must be a file, hf:PATH, torchvision:NAME or timm:NAME, got 7"):
         zoo.create("resnet18", weights=7)
     with pytest.raises(ValueError, match="is not there: a file of weights"):
         zoo.create("resnet18", weights="torchvison:DEFAULT")
@@ -199,8 +298,17 @@ def test_what_cannot_be_had_is_said(cache, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(cache))
     with pytest.raises(ValueError, match=r"could not be fetched \(.*give its path"):
         zoo.create("resnet18", weights="timm:resnet18.fb_swsl_ig1b_ft_in1k")
-    with pytest.raises(ValueError, match="which is no image model"):
-        load.create(zoo.build, "transformer_base", load.Weights("x", {}), {"vocab_size": 9})
+
+
+def test_a_transformer_takes_the_weights_of_a_folder(tmp_path):
+    """And its arguments, vocabulary and sizes, unless they are given, and are others."""
+    saved = zoo.create("transformer_small", vocab_size=19, dim=8, heads=2, hidden_dim=12, layers=1)
+    zoo.save(saved, tmp_path)
+    model = zoo.create("transformer_small", weights=tmp_path)
+    assert model.config == saved.config
+    assert all(torch.equal(x, saved.state_dict()[name]) for name, x in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"wrong shape: embedding\.table\.weight \(19, 8\) for \(20, 8\)"):
+        zoo.create("transformer_small", weights=tmp_path, vocab_size=20)
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):

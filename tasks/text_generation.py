@@ -1,0 +1,221 @@
+"""Train and use a language model: ``python -m tasks.text_generation`` learns to write Python from Python's standard library."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks import commands
+from tasks.commands import Command
+from tasks.language_modelling import foretell, generate, total
+from tasks.options import EngineOptions, Options, UserError, did_you_mean, option
+from tasks.saved import placed
+from tasks.task import Metric, Split, Task
+from tasks.text_generation_use import PROGRAM, TEXTS, EvaluateOptions, GenerateOptions, evaluate, write
+
+if TYPE_CHECKING:  # torch takes seconds to import, --help should not
+    from torch import Tensor, nn
+
+    from tasks.data.documents import Documents
+    from tasks.data.tokenizer import TextTokenizer
+    from tasks.engine import Run
+
+
+@dataclass
+class DocumentOptions(Options):
+    title = "data"
+    data: str = option("stdlib", "stdlib (Python's own standard library) or hf:NAME")
+    train: list[str] = option((), f"{TEXTS}, in place of --data", many=True, path=True)
+    valid: list[str] = option((), "the same, to choose the best model by (default: a part of --train)", many=True, path=True)
+    test: list[str] = option((), "the same, to measure at the end (default: a part of --train)", many=True, path=True)
+    normalize: str = option("none", "Unicode normal form of all text", ("nfc", "nfkc", "none"))
+    tokenizer: str = option("", "tokenizer.json to use (default: one is trained)", path=True)
+    level: str = option("bpe", "what a trained tokenizer's tokens are", ("bpe", "unigram", "char"))
+    vocab_size: int = option(2048, "tokens of a trained tokenizer, at most", least=260, most=10_000_000)
+    seed: int = option(0, "of initial weights, order, dropout and samples", least=0)
+
+
+@dataclass
+class TrainOptions(EngineOptions, DocumentOptions):
+    title, program = "text generation", PROGRAM
+    model: str = option("llama_small", "a language model of zoo.names()")
+    context: int = option(256, "tokens that the model sees", least=2)
+    stride: int = option(None, "tokens that are foretold at a time at the end (default: half of the context)", least=1)
+    epochs: int = option(5, "parts of the training text, or passes over it", least=1)
+    epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 1,500, else all)", least=1)
+    batch_size: int = option(8, "contexts in an optimizer step", least=1)
+    lr: float = option(0.004, "peak learning rate", above=0)
+    warmup: float = option(0.2, "epochs in which the learning rate rises from zero", least=0)
+    clip: float = option(1.0, "largest gradient norm; 0 is off", least=0)
+    weight_decay: float = option(0.1, "on matrices only", least=0)
+    dropout: float | None = option(None, "in the model (default: the model's own)", least=0, below=1)
+    layers: int | None = option(None, "of the model (default: its own)", least=1)
+    dim: int | None = option(None, "of the model (default: its own)", least=1)
+    sample: str = option("def ", "what the samples begin with that are written while it learns")
+
+    def __post_init__(self) -> None:
+        if self.epoch_windows is None and self.data == "stdlib" and not self.train:
+            self.epoch_windows = 1500
+        self.stride = self.stride or max(1, self.context // 2)
+        super().__post_init__()
+        if self.stride > self.context:
+            raise UserError(f"--stride must be at most --context, {self.context}, got {self.stride}")
+
+
+class TextGeneration(Task):
+    """Cross entropy over all tokens, bits per byte; samples after every epoch."""
+
+    unit = "contexts"
+    primary = Metric("bits_per_byte", lower_is_better=True)
+
+    def __init__(self, data: Documents, tokenizer: TextTokenizer, options: TrainOptions) -> None:
+        import torch
+
+        from tasks.data.windows import IGNORED, Windows, collate, joined, strided
+
+        self.data, self.tokenizer, self.options, self.ignored = data, tokenizer, options, IGNORED
+        ids = {name: tokenizer.encode_batch([document.text for document in split]) for name, split in data.splits()}
+        sizes = {name: sum(len(document.text.encode()) for document in split) for name, split in data.splits()}
+        self.bytes_per_token = {name: size / sum(len(row) + 1 for row in ids[name]) for name, size in sizes.items()}
+        text = joined(ids["train"], tokenizer.eos)
+        windows = Windows(text, min(options.context, len(text) - 1), options.seed, options.epoch_windows)
+        valid = strided(ids["valid"], tokenizer.eos, options.context, options.context)
+        self.train = Split(
+            windows.size, lambda epoch: windows.batches(epoch, options.batch_size), lambda n, epoch: windows.batch(n)
+        )
+        self.valid = Split(
+            len(valid),
+            lambda epoch: torch.arange(len(valid)).split(2 * options.batch_size),
+            lambda n, epoch: collate([valid[i] for i in n.tolist()], tokenizer.pad),
+        )
+        self.identity = {"tokenizer": tokenizer.fingerprint, "normalize": options.normalize, **data.identity()}
+        part = windows.size * options.epochs / windows.per_round
+        self.told = [
+            *data.told(),
+            f"{tokenizer.vocab_size} tokens, {self.bytes_per_token['test']:.2f} bytes of the test texts each; "
+            f"{options.epochs} epochs of {windows.size:,} contexts are {part:.2f} passes over {len(text):,} tokens",
+        ]
+
+    def units(self, batch: Any) -> int:
+        return int((batch[1] != self.ignored).sum())
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        import math
+
+        from torch.nn import functional as F
+
+        tokens, labels = batch
+        logits, labels = model(tokens).float().flatten(0, 1), labels.flatten()
+        loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=self.ignored)
+        per_byte = self.bytes_per_token["train" if model.training else "valid"] * math.log(2)
+        return loss, {"bits_per_byte": loss.detach() / per_byte}
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Writes a sample."""
+        if commands.first_process():
+            print("  ...", self.written(model, 60).replace("\n", "\n      "), flush=True)
+        return {}
+
+    def written(self, model: Any, tokens: int) -> str:
+        """A sample, the same every time."""
+        from zoo.generation.sampling import Sampler
+
+        options = self.options
+        sampler = Sampler(temperature=0.8, top_p=0.95, seed=options.seed)
+        pieces = generate(model, self.tokenizer, options.sample, context=options.context, max_new_tokens=tokens, choose=sampler)
+        return options.sample + "".join(pieces)
+
+    def keep(self, folder: Path) -> None:
+        self.tokenizer.save(folder / "tokenizer.json")
+
+    def report(self, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+        """Measure the best model on the test texts, beside compressors; samples, curves."""
+        import zoo
+        from tasks import plots, report
+        from tasks.data.documents import compressors
+
+        options: Any = self.options
+        model, precision = placed(zoo.load(run.folder / "best.safetensors"), options)
+        with precision:
+            found = total(list(foretell(model, self.tokenizer, self.data.test, context=options.context, stride=options.stride)))
+            samples = [self.written(model, 200)]
+        for note in plots.curves(run.history, run.folder / "curves.png", self.primary):
+            print(note)
+        report.write_examples(run.folder, [{"sample": text} for text in samples])
+        print(samples[0])
+        others = compressors(self.data.train, self.data.test)
+        told = ", ".join(f"{name} {bits:.3f}" for name, bits in others.items())
+        print(
+            f"test {found.bits_per_byte:.3f} bits per byte ({told}); perplexity {found.perplexity:.2f}, {found.tokens:,} tokens"
+        )
+        print(f"{summary['seconds']:.1f} s of training; see {run.folder}")
+        return {"test_bits_per_byte": found.bits_per_byte, "test_perplexity": found.perplexity, "compressors": others}
+
+
+def train(given: dict[str, Any]) -> None:
+    from tasks import runs
+
+    runs.train(TrainOptions, given, default_name, begin)
+
+
+def default_name(options: TrainOptions) -> str:
+    data = Path((options.train or [options.data.removeprefix("hf:")])[0])
+    return f"{options.model}-{data.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def begin(options: TrainOptions, folder: Path) -> tuple[TextGeneration, nn.Module]:
+    """Task and model. Errors: `UserError` and `ValueError` for whatever is wrong with options and data."""
+    import torch
+
+    import zoo
+    from tasks.data.documents import load
+    from tasks.data.tokenizer import load_tokenizer, train_tokenizer
+
+    require_language_model(options.model)
+    data = load(options.data, options.train, options.valid, options.test, options.normalize)
+    if options.tokenizer or (folder / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(options.tokenizer or folder / "tokenizer.json").with_padding().require("eos")
+    else:
+        tokenizer = train_tokenizer((document.text for document in data.train), options.level, options.vocab_size)
+    torch.manual_seed(options.seed)
+    wanted = {"dropout": options.dropout, "layers": options.layers, "dim": options.dim}
+    arguments: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    if "max_positions" in zoo.arguments(options.model):
+        arguments["max_positions"] = options.context
+    model = zoo.create(options.model, vocab_size=tokenizer.vocab_size, **arguments)
+    model.config |= {"tokenizer": tokenizer.fingerprint, "context": options.context}
+    return TextGeneration(data, tokenizer, options), model
+
+
+def require_language_model(name: str) -> None:
+    """Errors: `UserError` for a model that does not go on from tokens alone, with the nearest one."""
+    import zoo
+
+    known = zoo.names(zoo.LanguageModel)
+    if name not in known:
+        raise UserError(f"--model {name} is no language model{did_you_mean(name, known)}; there are {', '.join(known)}")
+
+
+COMMANDS = {
+    "train": Command(
+        TrainOptions, "train a language model, leave a run in RUNS_DIR/NAME", train, "--train book.txt --name own", "--train {}"
+    ),
+    "generate": Command(
+        GenerateOptions, "go on from a prompt", write, '--name own --prompt "def main(" --temperature 0.7', "--prompt {}"
+    ),
+    "evaluate": Command(
+        EvaluateOptions, "measure a saved model in bits per byte", evaluate, "--name own --output bits.csv", "--name {}"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return commands.main(PROGRAM, COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

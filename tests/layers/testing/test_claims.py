@@ -1,0 +1,135 @@
+"""For every property that only some blocks have: one that must fail it, and one that must pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from broken_blocks import IgnoresInput, Sound, check, contract
+from hypothesis import strategies as st
+from torch import nn
+
+from layers.testing import (
+    cache_consistent,
+    causal,
+    initial_distribution,
+    padding_invariant,
+    permutation_equivariant,
+    shift_equivariant,
+)
+
+
+class Prefix(Sound):
+    def mix(self, x):
+        return super().mix(x).cumsum(1)
+
+
+class Suffix(Sound):
+    def mix(self, x):
+        return super().mix(x).flip(1).cumsum(1).flip(1)
+
+
+class Stepping(Sound):
+    def mix(self, x):
+        return super().mix(x) + torch.arange(x.shape[1], device=x.device).to(x)[:, None]
+
+
+class MaskedMean(Sound):
+    """Every position less the mean of those that the mask shows."""
+
+    def visible(self, x, mask):
+        return x.masked_fill(~mask[:, 0, 0, :, None], 0)
+
+    def forward(self, x, mask):
+        shown = self.visible(x, mask).sum(1, keepdim=True) / mask.sum(-1)
+        return self.mix(x - shown)
+
+
+class MultipliesByMask(MaskedMean):
+    """0 * NaN is NaN."""
+
+    def visible(self, x, mask):
+        return x * mask[:, 0, 0, :, None]
+
+
+class IgnoresMask(MaskedMean):
+    def visible(self, x, mask):
+        return x
+
+
+class HidesEverything(MaskedMean):
+    def visible(self, x, mask):
+        return torch.zeros_like(x)
+
+
+class ReachesLeft(MaskedMean):
+    """Right padding does not matter, left padding does."""
+
+    def forward(self, x, mask):
+        return super().forward(x, mask) + torch.arange(x.shape[1]).to(x)[:, None]
+
+
+class Total(list):
+    """What has been summed up so far."""
+
+
+class RunningSum(Prefix):
+    def forward(self, x, cache=None):
+        y = super().forward(x)
+        if cache is None:
+            return y
+        y = y + sum(cache)
+        cache[:] = [y[:, -1:]]
+        return y
+
+
+class ForgetsCache(RunningSum):
+    def forward(self, x, cache=None):
+        return super().forward(x)
+
+
+class KeepsLastPiece(RunningSum):
+    def forward(self, x, cache=None):
+        y = super().forward(x, None)
+        if cache is not None:
+            y, cache[:] = y + sum(cache), [y[:, -1:]]
+        return y
+
+
+class NeedsNoCache(Sound):
+    def forward(self, x, cache=None):
+        return super().forward(x)
+
+
+class WideStart(Sound):
+    def __init__(self, dim):
+        super().__init__(dim)
+        nn.init.normal_(self.linear.weight, std=2 * dim**-0.5)
+
+
+HOLDS = {
+    "causal": (causal("x", "time", 1), Prefix, Suffix),
+    "causal, two-sided": (causal("x", "time", 1), Prefix, IgnoresInput),
+    "permutation": (permutation_equivariant("x", "time", 1), Sound, Prefix),
+    "shift": (shift_equivariant("x", "time", 1, lambda a: 1, lambda a: 0), Sound, Stepping),
+    "padding": (padding_invariant("x", "time", 1), MaskedMean, IgnoresMask),
+    "padding, poison": (padding_invariant("x", "time", 1), MaskedMean, MultipliesByMask),
+    "padding, two-sided": (padding_invariant("x", "time", 1), MaskedMean, HidesEverything),
+    "padding, left": (padding_invariant("x", "time", 1), MaskedMean, ReachesLeft),
+    "cache": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, ForgetsCache),
+    "cache, all pieces": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, KeepsLastPiece),
+    "cache, two-sided": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, NeedsNoCache),
+    "initial": (
+        initial_distribution(linear__weight=lambda a, p: (0.0, (1 / (3 * a.dim)) ** 0.5)),
+        Sound,
+        WideStart,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOLDS)
+def test_claims(name):
+    claim, good, bad = HOLDS[name]
+    wide = dict(arguments=dict(dim=st.integers(8, 12))) if name == "initial" else {}
+    check(claim.name, contract(good, holds=[claim], **wide))
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(claim.name, contract(bad, holds=[claim], **wide))
