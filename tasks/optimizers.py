@@ -61,7 +61,8 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> torch.optim.Opti
     groups = parameter_groups(model, options.weight_decay) if options.layer_decay == 1 else layer_groups(model, options)
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True, fused=True)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer](groups, lr=options.lr, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
+    return kind(groups, lr=options.lr, betas=(0.9, options.beta2), fused=True)
 
 
 @torch.no_grad()

@@ -42,14 +42,15 @@ class DocumentOptions(Options):
 @dataclass
 class TrainOptions(EngineOptions, DocumentOptions):
     title, program = "text generation", PROGRAM
-    model: str = option("llama_small", "a language model of zoo.names()")
+    model: str = option("gpt_small", "a language model of zoo.names()")
     context: int = option(256, "tokens that the model sees", least=2)
     stride: int = option(None, "tokens that are foretold at a time at the end (default: half of the context)", least=1)
     epochs: int = option(5, "parts of the training text, or passes over it", least=1)
     epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 1,500, else all)", least=1)
-    batch_size: int = option(8, "contexts in an optimizer step", least=1)
-    lr: float = option(0.004, "peak learning rate", above=0)
-    warmup: float = option(0.2, "epochs in which the learning rate rises from zero", least=0)
+    batch_size: int = option(1, "contexts in an optimizer step", least=1)
+    lr: float = option(0.002, "peak learning rate", above=0)
+    beta2: float = option(0.99, "decay of the mean of squared gradients", least=0, below=1)
+    warmup: float = option(0.1, "epochs in which the learning rate rises from zero", least=0)
     clip: float = option(1.0, "largest gradient norm; 0 is off", least=0)
     weight_decay: float = option(0.1, "on matrices only", least=0)
     dropout: float | None = option(None, "in the model (default: the model's own)", least=0, below=1)
@@ -89,7 +90,7 @@ class TextGeneration(Task):
         )
         self.valid = Split(
             len(valid),
-            lambda epoch: torch.arange(len(valid)).split(2 * options.batch_size),
+            lambda epoch: torch.arange(len(valid)).split(max(16, options.batch_size)),
             lambda n, epoch: collate([valid[i] for i in n.tolist()], tokenizer.pad),
         )
         self.identity = {"tokenizer": tokenizer.fingerprint, "normalize": options.normalize, **data.identity()}
