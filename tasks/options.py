@@ -157,9 +157,7 @@ class EngineOptions(Options):
         choices=("cosine", "step", "rsqrt", "constant"),
     )
     warmup: float = option(1.0, "epochs in which the learning rate rises from zero", least=0)
-    beta2: float = option(
-        0.999, "decay of the mean of squared gradients, for adam and adamw; less for short runs", least=0, below=1
-    )
+    beta2: float = option(0.999, "decay of adam's and adamw's mean of squared gradients", least=0, below=1)
     weight_decay: float = option(
         None,
         "on matrices and kernels only, not on norms and biases (default: 0.05 for adamw, 0 for adam, 0.0005 for sgd)",
