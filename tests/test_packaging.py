@@ -28,6 +28,7 @@ MAY_IMPORT = {
         "safetensors",
         "torchvision",
         "timm",
+        "transformers",
         "PIL",
     },  # the last three when they are needed
 }

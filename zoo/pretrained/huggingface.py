@@ -239,11 +239,14 @@ def read(config: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]
 def to_huggingface(model: Model) -> Any:
     """Their native model with our weights, in our dtype, in evaluation.
 
-    Errors: `ValueError` for a model that `zoo.create` did not build, or that none of their classes is.
+    Errors: `ValueError` for a model that `zoo.create` did not build, or that none of their classes is, or without `transformers`.
     """
-    import transformers
-
     import zoo
+
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError("to_huggingface needs the package transformers: pip install transformers") from error
 
     name, given = model.config.get("model"), model.config.get("arguments", {})
     if name is None:
