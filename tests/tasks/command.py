@@ -23,8 +23,8 @@ def programs() -> dict[str, Any]:
 
 def small(pictures: Path, runs: Path, name: str = "a") -> list[str]:
     """13 images in steps of 6, 6 and 1, each in two micro-batches."""
-    return f"""--data folder:{pictures} --image_size 32 --batch_size 6 --accumulate 2 --device cpu --optimizer sgd --lr 0.01
-               --runs_dir {runs} --name {name}""".split()
+    return f"""--data folder:{pictures} --image_size 32 --model resnet20 --batch_size 6 --accumulate 2 --device cpu
+               --optimizer sgd --lr 0.01 --runs_dir {runs} --name {name}""".split()
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

@@ -47,7 +47,7 @@ def test_a_truncated_image_is_named_or_skipped_and_counted(make_pictures, tmp_pa
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        (["--image_size", "16"], "--image_size must be 32 or more"),
+        (["--model", "vgg11_bn", "--image_size", "16"], "--image_size must be 32 or more"),
         (["--model", "vgg11_bm"], "--model vgg11_bm is unknown, did you mean vgg11_bn"),
         (["--batch_size", "0"], "--batch_size"),
         (["--epochs", "0"], "--epochs"),

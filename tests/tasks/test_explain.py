@@ -8,11 +8,9 @@ from torch import nn
 
 import zoo
 from tasks.explain import class_activation, first_filters, strongest
-from tasks.image_classification import sized
+from tasks.image_classification import image_models, sized
 from zoo.model import LinearHead
 from zoo.vgg import VGG
-
-IMAGE_MODELS = zoo.names(zoo.ImageModel)
 
 
 def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -78,7 +76,7 @@ def test_a_map_does_not_hang_on_its_companions_and_leaves_the_model_alone(small)
         class_activation(small.train(), batch)
 
 
-@pytest.mark.parametrize("name", IMAGE_MODELS)
+@pytest.mark.parametrize("name", image_models())
 def test_every_image_model_is_explained(name):
     """At 32 pixels, or the least that it takes: `features` and `head` are the model, and its maps are finite."""
     model = zoo.create(name, num_classes=3, **sized(name, 32)).eval()

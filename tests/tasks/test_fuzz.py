@@ -61,10 +61,7 @@ def here(pictures, tmp_path_factory) -> Path:
             (folder / "corpus" / f"{split}.{language}").write_text(words)
     (folder / "lines").write_text("eins\n\nzwei drei\n")
     with contextlib.redirect_stdout(io.StringIO()):
-        assert (
-            image_classification.main([*small(folder / "pictures", folder / "runs", "image"), "--model=resnet20", "--epochs=1"])
-            == 0
-        )
+        assert image_classification.main([*small(folder / "pictures", folder / "runs", "image"), "--epochs=1"]) == 0
         assert translation.main([*plain(folder, "text", "train"), "--name", "text", "--epochs", "1"]) == 0
     return folder
 

@@ -83,7 +83,7 @@ def test_digits_need_fewer_epochs():
 def test_a_run_that_streams_is_that_of_memory_to_the_bit(pictures, tmp_path, capsys, monkeypatch):
     from tasks.data import pictures as loading
 
-    options = ["--model", "resnet20", "--epochs", "2", "--augment", "crop", "--cutmix", "1"]
+    options = ["--epochs", "2", "--augment", "crop", "--cutmix", "1"]
     assert main([*small(pictures, tmp_path), *options]) == 0
     assert "read from disk" not in capsys.readouterr().out
     monkeypatch.setattr(loading, "LARGEST", 1)

@@ -103,7 +103,7 @@ def test_one_split_alone_counts_as_a_whole(animals, tmp_path, capsys, inside):
 def test_the_test_split_of_the_run_is_that_of_training(make_pictures, tmp_path, capsys):
     """Of a folder without splits: not the pictures that the model has seen, under any spelling of the path."""
     root = make_pictures(tmp_path / "x", {"dark": 12, "light": 11})
-    assert main([*small(root, tmp_path / "runs"), "--epochs", "1", "--model", "resnet20"]) == 0
+    assert main([*small(root, tmp_path / "runs"), "--epochs", "1"]) == 0
     summary = files.read_json(tmp_path / "runs" / "a" / "summary.json")
     use = ["evaluate", "--runs_dir", str(tmp_path / "runs"), "--device", "cpu"]
     capsys.readouterr()
@@ -297,7 +297,7 @@ def test_everything_runs_in_the_precision(animals, no_state, pictures, tmp_path,
         "predict": (words := ["predict", "--init", animals / "model", "--image", animals / "x"]),
         "explain": [*words, "--explain", tmp_path / "why.png", "--features", tmp_path / "features.png"],
         "evaluate": ["evaluate", "--init", animals / "model", "--data", f"folder:{animals / 'x'}"],
-        "train": [*small(pictures, tmp_path), "--model", "resnet20", "--epochs", "1"],
+        "train": [*small(pictures, tmp_path), "--epochs", "1"],
     }[command]
     assert main([*map(str, use), "--device", "cpu", "--precision", precision]) == 0
     assert {*dtypes} == {({"fp32": torch.float32, "bf16": torch.bfloat16}[precision], "cpu")}
@@ -332,7 +332,7 @@ def test_init_matches_classes_by_name(pictures, tmp_path, capsys, known):
     donor.config |= {"classes": known, "preprocess": zoo.Preprocess(32, (0.5,) * 3, (0.25,) * 3).config()}
     zoo.save(donor, tmp_path / "donor")
     use = [*small(pictures, tmp_path / "runs"), "--epochs", "1", "--lr", "1e-12", "--warmup", "0", "--weight_decay", "0"]
-    assert main([*use, "--model", "resnet20", "--init", str(tmp_path / "donor")]) == 0
+    assert main([*use, "--init", str(tmp_path / "donor")]) == 0
     said, new = capsys.readouterr().out, zoo.load(tmp_path / "runs" / "a")
     assert new.config["classes"] == ["dark", "light"]
     rows = [known.index(name) for name in ("dark", "light")] if "dark" in known else []

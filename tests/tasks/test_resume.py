@@ -35,7 +35,7 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 SEED = 0
 """Of the blows and delays: the same ones in every run of the tests."""
-HARD = ["--model=resnet20", "--epochs=2", "--augment=affine", "--dropout=0.5", "--ema=0.9", "--clip=5", "--checkpoint_every=2"]
+HARD = ["--epochs=2", "--augment=affine", "--dropout=0.5", "--ema=0.9", "--clip=5", "--checkpoint_every=2"]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_two_processes_give_the_metrics_of_one(pictures, tmp_path, launch, pytho
 
     A small learning rate: a step that is large on two images makes rounding errors grow, and `test_engine` has float64 for that.
     """
-    options = ["--model=resnet20", "--epochs=1", "--ema=0.9", "--lr=1e-4", "--warmup=0"]
+    options = ["--epochs=1", "--ema=0.9", "--lr=1e-4", "--warmup=0"]
     done = launch(*small(pictures, tmp_path, "one"), *options)
     assert done.returncode == 0, done.stderr
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tasks.image_classification")
@@ -128,7 +128,7 @@ def test_a_resumed_run_refuses_other_data(stopped, make_pictures, tmp_path, caps
 @pytest.mark.processes
 def test_a_full_disk_keeps_the_old_checkpoint(pictures, tmp_path, launch, capsys):
     """A limit on the size of files stands for the disk; it comes in the second epoch."""
-    options = [*small(pictures, tmp_path), "--model=resnet20", "--epochs=2"]
+    options = [*small(pictures, tmp_path), "--epochs=2"]
     done = launch(*options, blow=("disk", 5))
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -34,7 +34,7 @@ def killed(pictures, tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "train_epoch", dies)
-        assert main([*small(tmp_path / "x", tmp_path / "runs"), "--model", "resnet20", "--epochs", "2"]) == 130
+        assert main([*small(tmp_path / "x", tmp_path / "runs"), "--epochs", "2"]) == 130
     assert "--name a --resume goes on" in capsys.readouterr().err
     return tmp_path
 
@@ -186,7 +186,7 @@ def test_an_older_run_without_its_data_goes_on(finished, tmp_path):
 
 @pytest.mark.processes
 def test_two_ranks_without_a_name_share_one_folder(pictures, tmp_path, launch):
-    done = launch(*small(pictures, tmp_path)[:-2], "--model=resnet20", "--epochs=1", ranks=2)
+    done = launch(*small(pictures, tmp_path)[:-2], "--epochs=1", ranks=2)
     assert done.returncode == 0, done.stderr
     (made,) = tmp_path.iterdir()
     assert (made / "summary.json").exists()

@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 import zoo
 from tasks.data.parallel import Held, ParallelData
 from tasks.data.tokenizer import SPELLINGS, load_tokenizer, train_tokenizer
 from tasks.translation import TrainOptions, Translation, main, scores, translate
 from zoo import files
+from zoo.deployment import compiled_decoding
 
 TASK = "tasks.translation"
 PAIRS = [("eins", "one"), ("zwei", "two"), ("drei", "three"), ("eins zwei", "one two"), ("zwei drei", "two three")]
@@ -170,21 +172,23 @@ def test_lines_in_lines_out(runs, tmp_path, capsys, monkeypatch):
     assert picture.stat().st_size > 1000
 
 
-@pytest.mark.slow
-def test_a_compiled_model_writes_the_same_lines(runs, tmp_path, capsys):
-    """One of one layer, for it compiles sooner."""
-    tokenizer = load_tokenizer(runs / "a")
-    torch.manual_seed(0)
-    model = zoo.create("transformer_small", vocab_size=tokenizer.vocab_size, dim=16, heads=2, hidden_dim=32, layers=1)
-    model.config["tokenizer"] = tokenizer.fingerprint
-    zoo.save(model, tmp_path / "run")
-    tokenizer.save(tmp_path / "run" / "tokenizer.json")
-    (tmp_path / "lines").write_text("eins\n\nzwei drei\n")
+def test_a_compiled_model_writes_the_same_lines(runs, capsys, monkeypatch):
+    """But for the compiler: what it makes of a translator is held against the model by `test_compiled_decoding`."""
+    programs = []
+
+    def eager(program, *arguments):
+        programs.append(program)
+        structure = tree_structure(arguments)
+        return lambda tensors: tree_leaves(program(*tree_unflatten(tensors, structure)))
+
+    monkeypatch.setattr(compiled_decoding, "compiled", eager)
+    (runs / "some").write_text("eins\n\nzwei drei\n")
     found = []
     for more in ([], ["--compile"]):
-        options = ["translate", "--name", "run", "--runs_dir", tmp_path, "--max_length", 12, "--input", tmp_path / "lines", *more]
-        assert main([str(a) for a in options]) == 0
+        assert not programs
+        assert main(["translate", "--name=a", f"--runs_dir={runs}", "--max_length=12", f"--input={runs / 'some'}", *more]) == 0
         found.append(capsys.readouterr().out)
+    assert programs
     assert found[0] == found[1]
     assert found[0].count("\n") == 3
 

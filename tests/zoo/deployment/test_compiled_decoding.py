@@ -30,6 +30,7 @@ def models() -> tuple[Transformer, Transformer, list[int], set]:
     torch.manual_seed(0)
     model = build(VOCABULARY, dim=80, heads=2, hidden_dim=200, layers=2, dropout=0.3)
     model.positions = LearnedPositions(LONGEST, 80)
+    model.encoder = model.encoder[:1]  # which compiles sooner; of the decoder's two, each has its own past
     products, tiles = [], set()
     importlib.import_module("torch._inductor.lowering")  # first, for these modules import each other
     from torch._inductor.codegen import cpp_gemm_template
@@ -89,7 +90,7 @@ def test_an_optimized_transformer_decodes_as_the_model(models):
 def test_inductor_writes_the_products(models):
     """An option that has no effect would still give the right numbers."""
     of_a_step = 2 * len(["query, key and value", "output", "query of the memory", "output", "up", "down"]) + len(["logits"])
-    at_least = 2 * len(["query, key and value", "output", "up", "down"]) + len(["keys and values of the memory"])
+    at_least = len(["query, key and value", "output", "up", "down"]) + len(["keys and values of the memory"])
     if has_templates(torch.zeros(1), rows=2):
         assert models[2][0] >= at_least  # as many more as inductor does not join
         assert models[2][1:] == [of_a_step]
@@ -122,16 +123,13 @@ class Scaled(torch.nn.Module):
 
 
 def test_a_product_without_a_template_is_compiled_too():
-    model, source = build(VOCABULARY, dim=16, heads=2, hidden_dim=24, layers=1).eval(), torch.randint(VOCABULARY, (3, 4))
-    model.decoder[0].feedforward.sublayer = Scaled()
-    told = (
-        pytest.warns(match="the step of a Transformer goes without") if has_templates(torch.zeros(1), rows=2) else nullcontext()
-    )
+    block = Scaled().eval().requires_grad_(False)
+    templates = has_templates(torch.zeros(1), rows=2)
+    told = pytest.warns(match="the scaled of a Transformer goes without") if templates else nullcontext()
     with told:
-        fast = zoo.optimize(model, source)
-    theirs, ours = (m.start(source, capacity=2) for m in (model, fast))
-    new = torch.ones(3, 1, dtype=torch.long)
-    torch.testing.assert_close(ours(new), theirs(new))
+        program = inductor.compiled(block, torch.randn(3, 4, 16))
+    x = torch.randn(5, 2, 16)
+    torch.testing.assert_close(program([x])[0], block(x))
 
 
 def test_an_optimized_transformer_can_be_copied(models):
