@@ -64,6 +64,7 @@ experts = Contract(
             single_precision="transformers 5.23 mixtral/modeling_mixtral.py:107, the router's probabilities in float32",
         ),
     ],
+    without={"batch_rows": "an expert's product rounds by how many tokens it has; below, rows see nothing of each other"},
     invalid=[
         (dict(dim=0), "dim"), (dict(hidden_dim=0), "hidden_dim"), (dict(experts=0), "experts"), (dict(active=0), "active"),
         (dict(active=5), "active"),
@@ -78,3 +79,15 @@ def test_both_ways_to_compute_are_equal(tokens):
     block = MixtureOfExperts(3, 5, 6, 2).double()
     x = torch.randn(tokens, 3, dtype=torch.float64)
     torch.testing.assert_close(block(x), block.all_experts(x, *block.route(x)))
+
+
+def test_a_row_sees_no_other():
+    """To rounding: the other rows decide how many tokens an expert has, and so how its products round."""
+    torch.manual_seed(0)
+    block, x = MixtureOfExperts(4, 6, 3, 2).double(), torch.randn(5, 7, 4, dtype=torch.float64)
+    whole = block(x)
+    for row in range(5):
+        torch.testing.assert_close(block(x[row]), whole[row], rtol=1e-13, atol=1e-14)
+        other = torch.randn_like(x)
+        other[row] = x[row]
+        torch.testing.assert_close(block(other)[row], whole[row], rtol=1e-13, atol=1e-14)

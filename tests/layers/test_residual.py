@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 from hypothesis import strategies as st
+from processors import narrowest
 from timm.layers import BlurPool2d as TimmBlurPool
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv as TimmSeparable
 from timm.models._efficientnet_blocks import InvertedResidual as TimmInverted
@@ -27,7 +28,7 @@ NOTHING_TO_LEARN = dict.fromkeys(("weights", "parameters_used", "per_sample_grad
 
 
 def images(a, smallest=1):
-    sizes = dict(height=st.integers(smallest, 11), width=st.integers(smallest, 11))
+    sizes = dict(height=st.integers(smallest, 11), width=st.integers(max(smallest, narrowest()), 11))
     return dict(images=tensor("batch channels height width", channels=a.in_channels, **sizes))
 
 
@@ -182,7 +183,12 @@ blur_pool = Contract(
     BlurPool,
     arguments=dict(channels=st.integers(1, 4), stride=st.sampled_from([1, 2, 3])),
     inputs=lambda a: dict(
-        images=tensor("batch channels height width", channels=a.channels, height=st.integers(2, 11), width=st.integers(2, 11))
+        images=tensor(
+            "batch channels height width",
+            channels=a.channels,
+            height=st.integers(2, 11),
+            width=st.integers(max(2, narrowest()), 11),
+        )
     ),
     outputs=lambda a, s: ("batch", a.channels, (s.height - 1) // a.stride + 1, (s.width - 1) // a.stride + 1),
     twins=[

@@ -181,22 +181,31 @@ def option(name):
     return lambda a: RELATIVES[a._kind].get(name, OPTIONS[name])
 
 
-llama_model = Contract(
-    llama,
-    arguments=sizes | grouped | dict(_kind=st.sampled_from(list(RELATIVES))) | {name: option(name) for name in OPTIONS},
-    twins=[
-        Twin("huggingface", lambda a: theirs(a._kind, a), lambda a: llama(**a.passed()).maps["huggingface"], call_theirs),
-    ],
-    invalid=[
-        (dict(heads=0), "heads"),
-        (dict(kv_heads=3), "kv_heads"),
-        (dict(scaling={"factor": 2.0}), "scaling"),
-        (dict(scaling={"kind": "yarn"}), "original_length"),
-        (dict(window=0), "window"),
-    ],
-    name="Llama",
-    without=FREE,
-    **shapes,
+def relatives(kinds, name, **without):
+    return Contract(
+        llama,
+        arguments=sizes | grouped | dict(_kind=st.sampled_from(kinds)) | {name: option(name) for name in OPTIONS},
+        twins=[
+            Twin("huggingface", lambda a: theirs(a._kind, a), lambda a: llama(**a.passed()).maps["huggingface"], call_theirs),
+        ],
+        invalid=[
+            (dict(heads=0), "heads"),
+            (dict(kv_heads=3), "kv_heads"),
+            (dict(scaling={"factor": 2.0}), "scaling"),
+            (dict(scaling={"kind": "yarn"}), "original_length"),
+            (dict(window=0), "window"),
+        ],
+        name=name,
+        without=FREE | without,
+        **shapes,
+    )
+
+
+llama_model = relatives(["llama", "qwen3", "mistral"], "Llama")
+mixtral_model = relatives(
+    ["mixtral"],
+    "Mixtral",
+    batch_rows="an expert's product rounds by how many tokens it has; see the contract of MixtureOfExperts",
 )
 
 GEMMAS = dict(
