@@ -200,7 +200,7 @@ VARIANTS: dict[str, Callable[..., Model]] = {
 
 
 def names_of_torch(model: RecurrentLM) -> WeightMap:
-    """Our names and those of PyTorch's example `word_language_model`, with a `projection` before its `decoder` if there is one."""
+    """Our names and those of PyTorch's example `word_language_model`; a `projection` comes before its `decoder`."""
     network = [(ours, f"rnn.{theirs}") for ours, theirs in rows("recurrent.cells", "")]
     if model.output is not None:
         return WeightMap(*network, ("embedding.table.weight", "encoder.weight"), ("output", "decoder"))

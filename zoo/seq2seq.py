@@ -10,6 +10,7 @@ where the papers have three. Proven against the papers' formulas, written out ov
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,9 @@ class Seq2Seq(EncoderDecoder):
         require(0 <= dropout < 1, "dropout", dropout, "a probability below 1")
         require(encoder.directions == 2, "encoder", f"{encoder.directions} direction", "of both directions")
         width = decoder.attention.memory_dim
-        require(width == encoder.output_dim, "memory_dim of the decoder", width, f"{encoder.output_dim}, what the encoder puts out")
+        require(
+            width == encoder.output_dim, "memory_dim of the decoder", width, f"{encoder.output_dim}, what the encoder puts out"
+        )
         self.embedding, self.encoder, self.decoder, self.dropout = embedding, encoder, decoder, nn.Dropout(dropout)
         self.bias = nn.Parameter(torch.zeros(embedding.table.num_embeddings))
 
@@ -121,9 +124,7 @@ class AttentionDecoder(nn.Module):
         """x (b, m, dim), what steps have left (b, m, d) -> (b, m, dim), of all steps at once."""
         raise NotImplementedError
 
-    def forward(
-        self, x: Tensor, memory: Remembered, state: State, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, State]:
+    def forward(self, x: Tensor, memory: Remembered, state: State, mask: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
         """-> output (b, m, dim), weights (b, m, n), the state after the last real token. mask: (b, m), True for real tokens."""
         require(x.shape[1] > 0, "target", tuple(x.shape[:2]), "of one token a row at least")
         seen, weights = [], []
@@ -133,6 +134,11 @@ class AttentionDecoder(nn.Module):
             seen.append(own)
             weights.append(weight)
         return self.readout(x, torch.stack(seen, 1)), torch.stack(weights, 1), state
+
+    def advance(self, layer: int, x: Tensor, state: State) -> State:
+        """A cell's step, without the checks of its call: many of them would take longer than a small step."""
+        cell: Any = self.cells[layer]
+        return cell.step(cell.input(x), state)
 
     def look(self, query: Tensor, memory: Remembered) -> tuple[Tensor, Tensor]:
         """query (b, d) -> context (b, memory_dim), weights (b, n)."""
@@ -162,7 +168,7 @@ class BahdanauDecoder(AttentionDecoder):
 
     def step(self, x: Tensor, memory: Remembered, state: State) -> tuple[Tensor, Tensor, State]:
         context, weights = self.look(state[0], memory)
-        state = self.cells[0](torch.cat([x, context], -1), state)
+        state = self.advance(0, torch.cat([x, context], -1), state)
         return torch.cat([state[0], context], -1), weights, state
 
     def readout(self, x: Tensor, seen: Tensor) -> Tensor:
@@ -190,9 +196,9 @@ class LuongDecoder(AttentionDecoder):
     def step(self, x: Tensor, memory: Remembered, state: State) -> tuple[Tensor, Tensor, State]:
         fed, *before = state
         x, after = torch.cat([x, fed], -1), []
-        for n, cell in enumerate(self.cells):
+        for n in range(len(self.cells)):
             x = F.dropout(x, self.dropout, self.training) if n else x
-            after.append(cell(x, tuple(part[:, n] for part in before)))
+            after.append(self.advance(n, x, tuple(part[:, n] for part in before)))
             x = after[-1][0]
         context, weights = self.look(x, memory)
         fed = self.output(torch.cat([context, x], -1)).tanh()
