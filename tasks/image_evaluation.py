@@ -38,9 +38,10 @@ class EvaluateOptions(DataOptions, UseOptions, SavedOptions):
 
 @checking_input()
 def evaluate(given: dict[str, Any]) -> None:
+    from tasks.class_scores import by_class_lines, scores
     from tasks.data.images import load_test
     from tasks.data.tree import shown
-    from tasks.image_scores import measure, scores, table
+    from tasks.image_scores import measure
 
     options = EvaluateOptions(**given)
     tables.require_table("--output", options.output)
@@ -68,7 +69,7 @@ def evaluate(given: dict[str, Any]) -> None:
         of = "" if len(found) == len(classes) else f", which have {len(found)} of the model's {len(classes)} classes"
         print(f"{path}: test {said} on {len(images):,} images of {source}{of}")
         if options.per_class:
-            print(*table(measured, classes), sep="\n")
+            print(*by_class_lines(measured, classes, "images"), sep="\n")
         names = [shown(name) for name in images.names] or [*range(len(images))]
         true = [classes[label] for label in images.labels.tolist()]
         rows = answers(names, measured.logs.exp(), classes, 1, options.all)

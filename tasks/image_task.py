@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 import zoo
 from tasks import plots
+from tasks.class_scores import scores
 from tasks.data import epoch_order
 from tasks.data.augment import Augmented
 from tasks.data.images import ImageData, Images
 from tasks.data.pictures import OnDisk
-from tasks.image_scores import measure, scores
+from tasks.image_scores import measure
 from tasks.saved import placed
 from tasks.task import Metric, Split, Task
 

@@ -1,7 +1,7 @@
 """What tasks that read texts share: the model and its tokenizer, new ones or somebody's, and texts as rows of tokens.
 
-A row is ``cls text sep``, of two texts ``cls first sep second sep``, as BERT reads them, with token types 0 and 1. RoBERTa has two
-``sep`` between them. A text that is too long loses its end; of two the longer one does.
+A row is ``cls text sep``, of two texts ``cls first sep second sep``, as BERT reads them, with token types 0 and 1. RoBERTa has
+two ``sep`` between them. A text that is too long loses its end; of two the longer one does.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def begin(options: Any, folder: Path, texts: Iterable[str], head: str, **argumen
     place, weights = (None, None) if kept else place_of(options, folder)
     known = kept or (read_json(place / "config.json") if place and (place / "config.json").is_file() else {})
     name = options.model or name_of(known, place or folder)
-    files = [Path(options.tokenizer)] if options.tokenizer else [d for d in (folder, place) if d and (d / "tokenizer.json").is_file()]
+    files = (
+        [Path(options.tokenizer)] if options.tokenizer else [d for d in (folder, place) if d and (d / "tokenizer.json").is_file()]
+    )
     if place and not files:
         raise UserError(f"--init {options.init}: {place} has no tokenizer.json: give --tokenizer")
     tokenizer = load_tokenizer(files[0]) if files else train_tokenizer(texts, options.level, options.vocab_size)
@@ -154,7 +156,10 @@ def rows(tokenizer: Any, texts: Sequence[Sequence[str]], context: int) -> list[R
         first, *second = (part[:size] for part, size in zip(parts, kept, strict=True))
         tokens, types = [cls, *first, sep], [0] * (len(first) + 2)
         if second:
-            tokens, types = [cls, *first, *between, *second[0], sep], types + [0] * (len(between) - 1) + [1] * (len(second[0]) + 1)
+            tokens, types = (
+                [cls, *first, *between, *second[0], sep],
+                types + [0] * (len(between) - 1) + [1] * (len(second[0]) + 1),
+            )
         found.append(Row(tokens, types, sum(map(len, parts)) - sum(kept)))
     return found
 

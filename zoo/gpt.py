@@ -177,8 +177,13 @@ def gpt2(
     max_positions: int = 1024,
     hidden_dim: int | None = None,
     dropout: float = 0.1,
+    embedding_std: float | None = 0.02,
 ) -> CausalLM:
-    """GPT-2. hidden_dim: 4 * dim unless given. What is added to the residual sum starts with std 0.02 / sqrt(2 layers)."""
+    """GPT-2. What is added to the residual sum starts with std 0.02 / sqrt(2 layers).
+
+    hidden_dim:    4 * dim unless given.
+    embedding_std: of the embeddings at the start, None for dim^-0.5: 0.02 is for wide models, a small one drowns them in its blocks.
+    """
     require(heads > 0 and dim % heads == 0, "heads", heads, f"positive and a divisor of dim {dim}")
 
     def block() -> EncoderBlock:
@@ -188,7 +193,7 @@ def gpt2(
         return EncoderBlock(*parts)
 
     model = CausalLM(
-        TokenEmbedding(vocab_size, dim, std=0.02),
+        TokenEmbedding(vocab_size, dim, std=embedding_std),
         [block() for _ in range(layers)],
         norm=nn.LayerNorm(dim),
         positions=LearnedPositions(max_positions, dim),
@@ -222,6 +227,7 @@ def llama(
     tied: bool = False,
     eps: float = 1e-6,
     dropout: float = 0.0,
+    embedding_std: float | None = 0.02,
 ) -> CausalLM:
     """Llama and its relatives; the numbers of published models are in `VARIANTS`.
 
@@ -230,6 +236,7 @@ def llama(
     query_key_norm: as in Qwen3. window: as in Mistral. experts, active: as in Mixtral.
     tied:           the embedding's table is the output layer too.
     dropout:        of the attention weights.
+    embedding_std:  as GPT-2's.
     """
     require(heads > 0 and (head_dim is not None or dim % heads == 0), "heads", heads, f"positive and a divisor of dim {dim}")
     width = head_dim or dim // heads
@@ -245,7 +252,7 @@ def llama(
         return EncoderBlock(PreNorm(attention, norm(dim)), PreNorm(feedforward, norm(dim)))
 
     model = CausalLM(
-        TokenEmbedding(vocab_size, dim, std=0.02),
+        TokenEmbedding(vocab_size, dim, std=embedding_std),
         [block() for _ in range(layers)],
         norm=norm(dim),
         rotary=rotary,
@@ -350,8 +357,8 @@ VARIANTS: dict[str, Callable[..., CausalLM]] = {
     "gpt2_medium": partial(gpt2, vocab_size=50257, dim=1024, heads=16, layers=24),
     "gpt2_large": partial(gpt2, vocab_size=50257, dim=1280, heads=20, layers=36),
     "gpt2_xl": partial(gpt2, vocab_size=50257, dim=1600, heads=25, layers=48),
-    "gpt_small": partial(gpt2, dim=192, heads=6, layers=3, max_positions=256, dropout=0.0),
-    "llama_small": partial(llama, dim=192, heads=6, layers=3, hidden_dim=512, tied=True),
+    "gpt_small": partial(gpt2, dim=192, heads=6, layers=3, max_positions=256, dropout=0.0, embedding_std=None),
+    "llama_small": partial(llama, dim=192, heads=6, layers=3, hidden_dim=512, tied=True, embedding_std=None),
     "llama2_7b": partial(llama, vocab_size=32000, dim=4096, heads=32, layers=32, hidden_dim=11008, eps=1e-5),
     "llama3_1b": partial(
         llama, vocab_size=128256, dim=2048, heads=32, kv_heads=8, layers=16, hidden_dim=8192, base=500000.0,

@@ -11,7 +11,6 @@ are no validation or test texts, a tenth each is held out of the texts to train 
 from __future__ import annotations
 
 import json
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +56,8 @@ class LabelledTexts:
         for name, split in self.splits():
             if not split:
                 raise DataError(f"{name}: no texts")
+            if len({len(example.texts) for example in (*self.train, *split)}) > 1:
+                raise DataError(f"{name}: some examples have one text, others two")
             if unknown := sorted({example.label for example in split} - {*self.classes}):
                 known = ", ".join(self.classes[:10])
                 raise DataError(f"{name}: class {unknown[0]!r} is not among those of the texts to train on, {known}")
@@ -66,10 +67,15 @@ class LabelledTexts:
     def splits(self) -> Iterator[tuple[str, list[Labelled]]]:
         yield from (("train", self.train), ("valid", self.valid), ("test", self.test))
 
+    @property
+    def pairs(self) -> bool:
+        """Whether each example has two texts."""
+        return len(self.train[0].texts) == 2
+
     def identity(self) -> dict[str, Any]:
         """What a run keeps of its data, to know it again."""
         splits = {name: {"texts": len(s), "fingerprint": fingerprint(bytes_of(s))} for name, s in self.splits()}
-        return splits | {"classes": self.classes}
+        return splits | {"classes": self.classes, "pairs": self.pairs}
 
     def told(self) -> list[str]:
         sizes = " + ".join(f"{len(split):,} {name}" for name, split in self.splits())
@@ -201,7 +207,9 @@ def places_of(header: Sequence[str], columns: str, where: str) -> tuple[list[int
     """Places of texts and label, from 0, and whether the first line is one of names."""
     wanted = [name.strip() for name in columns.split(",")] if columns else []
     if columns and (len(wanted) not in (2, 3) or not all(wanted) or "0" in wanted or len({*wanted}) < len(wanted)):
-        raise DataError(f"--columns must be a text, or two, and the label, such as 1,3 or question1,question2,label, got {columns!r}")
+        raise DataError(
+            f"--columns must be a text, or two, and the label, such as 1,3 or question1,question2,label, got {columns!r}"
+        )
     if wanted and all(name.isdecimal() for name in wanted):
         return [int(name) - 1 for name in wanted], False
     known = [name.lower() for name in header]
@@ -246,5 +254,3 @@ def read_hub(name: str, columns: str, notes: list[str]) -> dict[str, list[Labell
 def matched(splits: Iterable[str]) -> list[str]:
     """MultiNLI's validation_matched counts as validation."""
     return [name.removesuffix("_matched") for name in splits if name.endswith("_matched")]
-
-

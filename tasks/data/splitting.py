@@ -41,6 +41,6 @@ def split_80_10_10(contents: Sequence[bytes], labels: Sequence[int], classes: Se
     for label, copies in enumerate(by_class):
         if {found[digest] for digest in copies} != {"train", *HELD_OUT}:
             counts = ", ".join(f"{name} {len(copies)}" for name, copies in zip(classes, by_class, strict=True))
-            raise DataError(f"{where} must have three different images or more of each class to be split, got {counts}: "
+            raise DataError(f"{where} must have three different examples or more of each class to be split, got {counts}: "
                             f"of {classes[label]!r} too few")  # fmt: skip
     return splits

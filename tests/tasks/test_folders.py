@@ -254,4 +254,4 @@ def test_many_copies_are_rather_learnt(copies):
 
 def test_too_few_different_pictures_are_counted():
     message = command.complaint(split_80_10_10, [b"1", b"2", b"2", b"3", b"4", b"5"], [0, 0, 0, 1, 1, 1], ["ant", "bee"], "x")
-    assert message == "x must have three different images or more of each class to be split, got ant 2, bee 3: of 'ant' too few"
+    assert message == "x must have three different examples or more of each class to be split, got ant 2, bee 3: of 'ant' too few"
