@@ -79,16 +79,17 @@ def begin(options: Any, folder: Path, texts: Iterable[str], head: str, **argumen
     tokenizer = load_tokenizer(files[0]) if files else train_tokenizer(texts, options.level, options.vocab_size)
     tokenizer = tokenizer.with_padding().require("cls", "sep", "unk")
     torch.manual_seed(options.seed)
+    model: Any
     if kept:
-        model: Any = zoo.create(kept["model"], **kept["arguments"])
+        model = zoo.create(kept["model"], **kept["arguments"])
     elif weights:
         given = {} if options.dropout is None else {"dropout": options.dropout}
         model = zoo.create(name, weights=load.find(name, weights), head=head, **arguments, **given)
     else:
-        sizes = {n: getattr(options, n) for n in ("layers", "dim", "dropout") if getattr(options, n) is not None}
-        fixed = {"vocab_size": tokenizer.vocab_size, "padding": tokenizer.pad, "max_positions": options.context}
-        takes = zoo.arguments(name)
-        model = zoo.create(name, head=head, **arguments, **sizes, **{n: x for n, x in fixed.items() if n in takes})
+        sizes: dict[str, Any] = {n: getattr(options, n) for n in ("layers", "dim", "dropout") if getattr(options, n) is not None}
+        fixed: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "padding": tokenizer.pad, "max_positions": options.context}
+        sizes |= {n: x for n, x in fixed.items() if n in zoo.arguments(name)}
+        model = zoo.create(name, head=head, **arguments, **sizes)
     tokenizer.require_vocab_size(model.embedding.table.num_embeddings)
     most = getattr(getattr(model, "positions", None), "max_positions", options.context)
     if options.context > most:

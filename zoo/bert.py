@@ -187,6 +187,7 @@ def build(
     dropout: float = 0.1,
     padding: int = 0,
     eps: float = 1e-12,
+    std: float | None = STD,
     head: str | None = None,
     num_classes: int | None = None,
 ) -> Bert:
@@ -194,6 +195,7 @@ def build(
 
     types:       how many token types there are; 0 for a model without.
     padding:     token that fills up short rows; its embedding starts as zeros and is not trained by them.
+    std:         of all weights at the start, None for dim^-0.5: with 0.02 a narrow model's attentions begin by saying nothing.
     head:        None, or "masked", "pooled", "sequence", "tokens" or "answer"; DistilBERT has none that is "pooled".
     num_classes: of the heads "sequence" and "tokens"; 2 unless given.
     """
@@ -205,21 +207,21 @@ def build(
     require(num_classes is None or (right == "positive" and num_classes > 0), "num_classes", num_classes, right)
     model = Bert(
         [encoder_block(dim, heads, hidden_dim, dropout, eps) for _ in range(layers)],
-        TokenEmbedding(vocab_size, dim, padding=padding, std=STD),
+        TokenEmbedding(vocab_size, dim, padding=padding, std=std),
         nn.LayerNorm(dim, eps),
         positions=family.positions(max_positions, dim, padding),
-        types=TokenEmbedding(types, dim, std=STD) if types else None,
+        types=TokenEmbedding(types, dim, std=std) if types else None,
         head=None if head is None else choices[head](),
         dropout=dropout,
     )
     model.references = {"huggingface": partial(names_of, family.name, head)}
-    return model.apply(init_normal)
+    return model.apply(partial(init_normal, std=dim**-0.5 if std is None else std))
 
 
-def init_normal(module: nn.Module) -> None:
+def init_normal(module: nn.Module, std: float) -> None:
     """Normal weights and zero biases for every linear layer, as in transformers."""
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=STD)
+        nn.init.normal_(module.weight, std=std)
         nn.init.zeros_(module.bias)
 
 
@@ -267,7 +269,7 @@ OF_ROBERTA = dict(vocab_size=50_265, types=1, padding=1, eps=1e-5)
 VARIANTS: dict[str, Callable[..., Bert]] = {
     "bert_base": partial(build, BERT, **BASE),
     "bert_large": partial(build, BERT, **LARGE),
-    "bert_small": partial(build, BERT, dim=128, heads=2, hidden_dim=512, layers=2),
+    "bert_small": partial(build, BERT, dim=128, heads=2, hidden_dim=512, layers=2, std=None),
     "minilm": partial(build, BERT, dim=384, heads=12, hidden_dim=1536, layers=6),
     "roberta_base": partial(build, ROBERTA, **BASE | OF_ROBERTA),
     "roberta_large": partial(build, ROBERTA, **LARGE | OF_ROBERTA),

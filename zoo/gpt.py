@@ -182,7 +182,7 @@ def gpt2(
     """GPT-2. What is added to the residual sum starts with std 0.02 / sqrt(2 layers).
 
     hidden_dim:    4 * dim unless given.
-    embedding_std: of the embeddings at the start, None for dim^-0.5: 0.02 is for wide models, a small one drowns them in its blocks.
+    embedding_std: of the embeddings at the start, None for dim^-0.5: beside 0.02, blocks of small models are too loud.
     """
     require(heads > 0 and dim % heads == 0, "heads", heads, f"positive and a divisor of dim {dim}")
 
