@@ -3,8 +3,8 @@
     Bahdanau   GRU; the state before a step chooses what the step sees of the source; additive scores      2014 (arXiv 1409.0473)
     Luong      LSTM; the state after a step does, and what was seen is input of the next step; products    2015 (arXiv 1508.04025)
 
-An encoder reads the source in both directions. One table embeds source and target and puts out logits, as in `zoo.transformer`,
-where the papers have three. Proven against the papers' formulas, written out over torch's cells.
+An encoder reads the source in both directions. One table embeds source and target, times sqrt(dim), and puts out logits, as in
+`zoo.transformer`; the papers have three tables and no factor. Proven against the papers' formulas over torch's cells.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def seq2seq_bahdanau(
     padding: token that fills up short rows; its embedding starts as zeros and is not trained by them.
     """
     encoder, decoder = GRU(dim, hidden_dim, bidirectional=True), BahdanauDecoder(dim, 2 * hidden_dim, hidden_dim)
-    return Seq2Seq(TokenEmbedding(vocab_size, dim, padding=padding), encoder, decoder, dropout=dropout)
+    return Seq2Seq(TokenEmbedding(vocab_size, dim, scale=dim**0.5, padding=padding), encoder, decoder, dropout=dropout)
 
 
 def seq2seq_luong(
@@ -234,7 +234,7 @@ def seq2seq_luong(
     between = dropout if layers > 1 else 0.0
     encoder = LSTM(dim, hidden_dim // 2, layers=layers, bidirectional=True, dropout=between)
     decoder = LuongDecoder(dim, hidden_dim, layers, between)
-    return Seq2Seq(TokenEmbedding(vocab_size, dim, padding=padding), encoder, decoder, dropout=dropout)
+    return Seq2Seq(TokenEmbedding(vocab_size, dim, scale=dim**0.5, padding=padding), encoder, decoder, dropout=dropout)
 
 
 VARIANTS: dict[str, Callable[..., Seq2Seq]] = {"seq2seq_bahdanau": seq2seq_bahdanau, "seq2seq_luong": seq2seq_luong}

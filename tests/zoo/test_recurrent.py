@@ -36,10 +36,10 @@ class Torchs(nn.Module):
         network = getattr(nn, kind.__name__)
         self.rnn = network(dim, width, layers, batch_first=True, bidirectional=bidirectional)
         self.decoder = None if outputs is None else nn.Linear(*outputs)
-        self.projection = None
+        self.projection, self.scale = None, 1.0
 
     def states(self, tokens, mask):
-        packed = pack_padded_sequence(self.encoder(tokens), mask.sum(1), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(self.scale * self.encoder(tokens), mask.sum(1), batch_first=True, enforce_sorted=False)
         output, state = self.rnn(packed)
         output = pad_packed_sequence(output, batch_first=True, total_length=tokens.shape[1])[0]
         return output, state[0] if isinstance(state, tuple) else state
@@ -81,6 +81,7 @@ def their_language_model(a):
     width = a.hidden_dim or a.dim
     out = width if not a.tied or width == a.dim else a.dim
     model = Torchs(a.kind, a.vocab_size, a.dim, width, a.layers, (out, a.vocab_size))
+    model.scale = a.dim**0.5 if a.scale is None else a.scale
     model.projection = nn.Linear(width, a.dim, bias=False) if out != width else None
     if a.tied:
         model.decoder.weight = model.encoder.weight
@@ -89,7 +90,7 @@ def their_language_model(a):
 
 lm = Contract(
     language_model,
-    arguments=sizes | dict(tied=st.booleans()),
+    arguments=sizes | dict(tied=st.booleans(), scale=st.sampled_from([None, 1.0])),
     outputs=lambda a, s: ("batch", "length", a.vocab_size),
     twins=[Twin("torch", their_language_model, lambda a: language_model(**a.passed()).maps["torch"])],
     holds=[
