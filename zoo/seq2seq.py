@@ -152,7 +152,7 @@ def kept(real: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 class BahdanauDecoder(AttentionDecoder):
-    """s' = GRU([y; c], s), where c is what s sees of the memory; output: the larger of each two numbers of A [s'; y; c] + a.
+    """s' = GRU([y; c], s), where c is what s sees of the memory; output: the larger of each two numbers of A [s'; c; y] + a.
 
     The first state is tanh(W s + w) of where the encoder's backward direction ends. Differs from the paper in that the output
     depends on s', as in its equation 4, not on s, as in its appendix; and in its GRU, see `layers.cells`.
@@ -161,7 +161,7 @@ class BahdanauDecoder(AttentionDecoder):
     def __init__(self, dim: int, memory_dim: int, hidden_dim: int) -> None:
         super().__init__(AdditiveAttention(hidden_dim, memory_dim, hidden_dim), [GRUCell(dim + memory_dim, hidden_dim)])
         self.first = nn.Linear(memory_dim // 2, hidden_dim)
-        self.output = nn.Linear(hidden_dim + dim + memory_dim, 2 * dim)
+        self.output = nn.Linear(hidden_dim + memory_dim + dim, 2 * dim)
 
     def start(self, last: State) -> State:
         return (self.first(last[0][:, -1]).tanh(),)
@@ -172,8 +172,7 @@ class BahdanauDecoder(AttentionDecoder):
         return torch.cat([state[0], context], -1), weights, state
 
     def readout(self, x: Tensor, seen: Tensor) -> Tensor:
-        state, context = seen.tensor_split([self.cells[0].state_dims[0]], -1)
-        return self.output(torch.cat([state, x, context], -1)).unflatten(-1, (-1, 2)).amax(-1)
+        return self.output(torch.cat([seen, x], -1)).unflatten(-1, (-1, 2)).amax(-1)
 
 
 class LuongDecoder(AttentionDecoder):

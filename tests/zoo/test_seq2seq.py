@@ -61,7 +61,7 @@ class Bahdanau(Theirs):
                 weights = torch.stack(energies).softmax(0)
                 context = (weights[:, None] * annotations[0]).sum(0)
                 state = self.cell(torch.cat([y, context])[None], state)
-                pairs = self.maxout(torch.cat([state[0], y, context])).unflatten(0, (-1, 2))
+                pairs = self.maxout(torch.cat([state[0], context, y])).unflatten(0, (-1, 2))
                 written.append(self.output(pairs.max(1).values))
             logits.append(torch.stack(written))
         return torch.stack(logits)
