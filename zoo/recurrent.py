@@ -10,7 +10,7 @@ together as in PyTorch's example `word_language_model`, whose names `maps["torch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -124,6 +124,10 @@ class RecurrentEncoder(Model):
         require_mask(mask, "mask", "batch length", tokens)
         return self.recurrent(self.dropout(self.embedding(tokens)), mask=mask)[0]
 
+    def adapted(self, tensors: Mapping[str, Tensor], reference: str) -> dict[str, Tensor]:
+        """Without what only another head has."""
+        return {name: x for name, x in tensors.items() if name in self.state_dict() or not name.startswith("head.")}
+
 
 # -------------------------------------------------------------------------------------------------------------------- variants
 
@@ -194,9 +198,9 @@ def encoder(
 POOLINGS = {"last": LastStates, "mean": MeanStates, "max": MaxStates}
 VARIANTS: dict[str, Callable[..., Model]] = {
     # the small ones are for training on a CPU
-    "rnn_small": partial(language_model, RNN, dim=256, hidden_dim=768, layers=1),
-    "lstm_small": partial(language_model, LSTM, dim=256, hidden_dim=512, layers=1),
-    "gru_small": partial(language_model, GRU, dim=256, hidden_dim=512, layers=1),
+    "rnn_small": partial(language_model, RNN, dim=256, layers=1),
+    "lstm_small": partial(language_model, LSTM, dim=256, layers=1),
+    "gru_small": partial(language_model, GRU, dim=256, layers=1),
     # Zaremba et al.: 20 and 66 million parameters at 10,000 words
     "lstm_medium": partial(language_model, LSTM, dim=650, layers=2, dropout=0.5, tied=False, scale=1.0),
     "lstm_large": partial(language_model, LSTM, dim=1500, layers=2, dropout=0.65, tied=False, scale=1.0),
