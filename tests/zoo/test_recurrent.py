@@ -193,6 +193,16 @@ def test_poolings_see_real_tokens_alone(pool):
         block(states[:, :0])
 
 
+def test_last_states_are_those_of_the_network():
+    """Of both directions, on whichever side the padding is."""
+    torch.manual_seed(0)
+    network, x = LSTM(3, 4, layers=2, bidirectional=True), torch.randn(3, 6, 3)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
+    for real in (mask, mask.flip(1)):
+        output, (h, _) = network(x, mask=real)
+        torch.testing.assert_close(LastStates(8)(output, real), h[:, -2:].flatten(1))
+
+
 def test_a_body_takes_another_head(tmp_path):
     model = zoo.create("bilstm_small", vocab_size=19, dim=4, head="sequence", num_classes=3).eval()
     zoo.save(model, tmp_path)
