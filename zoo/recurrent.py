@@ -5,12 +5,12 @@
     encoder          Graves and Schmidhuber, "Framewise Phoneme Classification with Bidirectional LSTM", 2005
 
 The networks are those of `layers.recurrent`. Proven against `nn.Embedding`, `nn.RNN`, `nn.LSTM`, `nn.GRU` and `nn.Linear`, put
-together as in PyTorch's example `word_language_model`, whose names `maps["torch"]` knows.
+together as in PyTorch's example `word_language_model`, whose names `maps["torch"]` knows, and which has a `scale` of 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -124,6 +124,10 @@ class RecurrentEncoder(Model):
         require_mask(mask, "mask", "batch length", tokens)
         return self.recurrent(self.dropout(self.embedding(tokens)), mask=mask)[0]
 
+    def adapted(self, tensors: Mapping[str, Tensor], reference: str) -> dict[str, Tensor]:
+        """Without what only another head has."""
+        return {name: x for name, x in tensors.items() if name in self.state_dict() or not name.startswith("head.")}
+
 
 # -------------------------------------------------------------------------------------------------------------------- variants
 
@@ -140,13 +144,19 @@ def language_model(
     layers: int,
     dropout: float = 0.0,
     tied: bool = True,
+    scale: float | None = None,
 ) -> RecurrentLM:
-    """hidden_dim: dim unless given; another is projected to dim. dropout: between layers too. tied: see `RecurrentLM`."""
+    """hidden_dim: dim unless given; another is projected to dim. dropout: between layers too. tied: see `RecurrentLM`.
+
+    scale: factor of the embeddings, sqrt(dim) unless given; a table that puts out logits too begins with small numbers, and a
+           network that sees such learns slowly.
+    """
     width = hidden_dim or dim
     recurrent = kind(dim, width, layers=layers, dropout=dropout if layers > 1 else 0.0)
     projection = nn.Linear(width, dim, bias=False) if tied and width != dim else None
     output = None if tied else nn.Linear(width, vocab_size)
-    model = RecurrentLM(TokenEmbedding(vocab_size, dim), recurrent, projection=projection, output=output, dropout=dropout)
+    embedding = TokenEmbedding(vocab_size, dim, scale=dim**0.5 if scale is None else scale)
+    model = RecurrentLM(embedding, recurrent, projection=projection, output=output, dropout=dropout)
     model.references = {"torch": names_of_torch}
     return model
 
@@ -181,19 +191,19 @@ def encoder(
     right = "positive" if head in ("sequence", "tokens") else f"None for the head {head!r}"
     require(num_classes is None or (right == "positive" and num_classes > 0), "num_classes", num_classes, right)
     recurrent = kind(dim, width // 2, layers=layers, bidirectional=True, dropout=dropout if layers > 1 else 0.0)
-    embedding = TokenEmbedding(vocab_size, dim, padding=padding)
+    embedding = TokenEmbedding(vocab_size, dim, padding=padding, std=1.0)  # as `nn.Embedding`
     return RecurrentEncoder(embedding, recurrent, head=None if head is None else choices[head](), dropout=dropout)
 
 
 POOLINGS = {"last": LastStates, "mean": MeanStates, "max": MaxStates}
 VARIANTS: dict[str, Callable[..., Model]] = {
     # the small ones are for training on a CPU
-    "rnn_small": partial(language_model, RNN, dim=256, hidden_dim=768, layers=1),
-    "lstm_small": partial(language_model, LSTM, dim=256, hidden_dim=512, layers=1),
-    "gru_small": partial(language_model, GRU, dim=256, hidden_dim=512, layers=1),
+    "rnn_small": partial(language_model, RNN, dim=256, layers=1),
+    "lstm_small": partial(language_model, LSTM, dim=256, layers=1),
+    "gru_small": partial(language_model, GRU, dim=256, layers=1),
     # Zaremba et al.: 20 and 66 million parameters at 10,000 words
-    "lstm_medium": partial(language_model, LSTM, dim=650, layers=2, dropout=0.5, tied=False),
-    "lstm_large": partial(language_model, LSTM, dim=1500, layers=2, dropout=0.65, tied=False),
+    "lstm_medium": partial(language_model, LSTM, dim=650, layers=2, dropout=0.5, tied=False, scale=1.0),
+    "lstm_large": partial(language_model, LSTM, dim=1500, layers=2, dropout=0.65, tied=False, scale=1.0),
     "bilstm_small": partial(encoder, LSTM, dim=128, layers=1),
     "bigru_small": partial(encoder, GRU, dim=128, layers=1),
 }

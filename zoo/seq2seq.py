@@ -3,8 +3,8 @@
     Bahdanau   GRU; the state before a step chooses what the step sees of the source; additive scores      2014 (arXiv 1409.0473)
     Luong      LSTM; the state after a step does, and what was seen is input of the next step; products    2015 (arXiv 1508.04025)
 
-An encoder reads the source in both directions. One table embeds source and target and puts out logits, as in `zoo.transformer`,
-where the papers have three. Proven against the papers' formulas, written out over torch's cells.
+An encoder reads the source in both directions. One table embeds source and target, times sqrt(dim), and puts out logits, as in
+`zoo.transformer`; the papers have three tables and no factor. Proven against the papers' formulas over torch's cells.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def kept(real: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 class BahdanauDecoder(AttentionDecoder):
-    """s' = GRU([y; c], s), where c is what s sees of the memory; output: the larger of each two numbers of A [s'; y; c] + a.
+    """s' = GRU([y; c], s), where c is what s sees of the memory; output: the larger of each two numbers of A [s'; c; y] + a.
 
     The first state is tanh(W s + w) of where the encoder's backward direction ends. Differs from the paper in that the output
     depends on s', as in its equation 4, not on s, as in its appendix; and in its GRU, see `layers.cells`.
@@ -161,7 +161,7 @@ class BahdanauDecoder(AttentionDecoder):
     def __init__(self, dim: int, memory_dim: int, hidden_dim: int) -> None:
         super().__init__(AdditiveAttention(hidden_dim, memory_dim, hidden_dim), [GRUCell(dim + memory_dim, hidden_dim)])
         self.first = nn.Linear(memory_dim // 2, hidden_dim)
-        self.output = nn.Linear(hidden_dim + dim + memory_dim, 2 * dim)
+        self.output = nn.Linear(hidden_dim + memory_dim + dim, 2 * dim)
 
     def start(self, last: State) -> State:
         return (self.first(last[0][:, -1]).tanh(),)
@@ -172,8 +172,7 @@ class BahdanauDecoder(AttentionDecoder):
         return torch.cat([state[0], context], -1), weights, state
 
     def readout(self, x: Tensor, seen: Tensor) -> Tensor:
-        state, context = seen.tensor_split([self.cells[0].state_dims[0]], -1)
-        return self.output(torch.cat([state, x, context], -1)).unflatten(-1, (-1, 2)).amax(-1)
+        return self.output(torch.cat([seen, x], -1)).unflatten(-1, (-1, 2)).amax(-1)
 
 
 class LuongDecoder(AttentionDecoder):
@@ -219,7 +218,7 @@ def seq2seq_bahdanau(
     padding: token that fills up short rows; its embedding starts as zeros and is not trained by them.
     """
     encoder, decoder = GRU(dim, hidden_dim, bidirectional=True), BahdanauDecoder(dim, 2 * hidden_dim, hidden_dim)
-    return Seq2Seq(TokenEmbedding(vocab_size, dim, padding=padding), encoder, decoder, dropout=dropout)
+    return Seq2Seq(TokenEmbedding(vocab_size, dim, scale=dim**0.5, padding=padding), encoder, decoder, dropout=dropout)
 
 
 def seq2seq_luong(
@@ -234,7 +233,7 @@ def seq2seq_luong(
     between = dropout if layers > 1 else 0.0
     encoder = LSTM(dim, hidden_dim // 2, layers=layers, bidirectional=True, dropout=between)
     decoder = LuongDecoder(dim, hidden_dim, layers, between)
-    return Seq2Seq(TokenEmbedding(vocab_size, dim, padding=padding), encoder, decoder, dropout=dropout)
+    return Seq2Seq(TokenEmbedding(vocab_size, dim, scale=dim**0.5, padding=padding), encoder, decoder, dropout=dropout)
 
 
 VARIANTS: dict[str, Callable[..., Seq2Seq]] = {"seq2seq_bahdanau": seq2seq_bahdanau, "seq2seq_luong": seq2seq_luong}

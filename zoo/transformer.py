@@ -133,7 +133,8 @@ class Transformer(EncoderDecoder):
 
     def alignments(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """(b, m, n): what the last block looks at where the token after each target token is written, the mean over its heads."""
-        attention: Any = self.decoder[-1].cross_attention.sublayer
+        last: Any = self.decoder[-1]
+        attention = last.cross_attention.sublayer
         given: list[tuple[Any, Any]] = []
         hook = attention.register_forward_pre_hook(lambda module, *inputs: given.append(inputs), with_kwargs=True)
         try:

@@ -36,10 +36,10 @@ class Torchs(nn.Module):
         network = getattr(nn, kind.__name__)
         self.rnn = network(dim, width, layers, batch_first=True, bidirectional=bidirectional)
         self.decoder = None if outputs is None else nn.Linear(*outputs)
-        self.projection = None
+        self.projection, self.scale = None, 1.0
 
     def states(self, tokens, mask):
-        packed = pack_padded_sequence(self.encoder(tokens), mask.sum(1), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(self.scale * self.encoder(tokens), mask.sum(1), batch_first=True, enforce_sorted=False)
         output, state = self.rnn(packed)
         output = pad_packed_sequence(output, batch_first=True, total_length=tokens.shape[1])[0]
         return output, state[0] if isinstance(state, tuple) else state
@@ -81,6 +81,7 @@ def their_language_model(a):
     width = a.hidden_dim or a.dim
     out = width if not a.tied or width == a.dim else a.dim
     model = Torchs(a.kind, a.vocab_size, a.dim, width, a.layers, (out, a.vocab_size))
+    model.scale = a.dim**0.5 if a.scale is None else a.scale
     model.projection = nn.Linear(width, a.dim, bias=False) if out != width else None
     if a.tied:
         model.decoder.weight = model.encoder.weight
@@ -89,7 +90,7 @@ def their_language_model(a):
 
 lm = Contract(
     language_model,
-    arguments=sizes | dict(tied=st.booleans()),
+    arguments=sizes | dict(tied=st.booleans(), scale=st.sampled_from([None, 1.0])),
     outputs=lambda a, s: ("batch", "length", a.vocab_size),
     twins=[Twin("torch", their_language_model, lambda a: language_model(**a.passed()).maps["torch"])],
     holds=[
@@ -190,6 +191,25 @@ def test_poolings_see_real_tokens_alone(pool):
     assert not torch.isclose(found[1], block(states)[1]).all()
     with pytest.raises(ValueError, match="one token a row at least"):
         block(states[:, :0])
+
+
+def test_last_states_are_those_of_the_network():
+    """Of both directions, on whichever side the padding is."""
+    torch.manual_seed(0)
+    network, x = LSTM(3, 4, layers=2, bidirectional=True), torch.randn(3, 6, 3)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
+    for real in (mask, mask.flip(1)):
+        output, (h, _) = network(x, mask=real)
+        torch.testing.assert_close(LastStates(8)(output, real), h[:, -2:].flatten(1))
+
+
+def test_a_body_takes_another_head(tmp_path):
+    model = zoo.create("bilstm_small", vocab_size=19, dim=4, head="sequence", num_classes=3).eval()
+    zoo.save(model, tmp_path)
+    tagger = zoo.create("bilstm_small", weights=tmp_path, head="tokens", num_classes=5).eval()
+    text = torch.randint(19, (2, 4))
+    assert torch.equal(tagger.encode(text), model.encode(text))
+    assert tagger(text).shape == (2, 4, 5)
 
 
 # --------------------------------------------------------------------------------------------------------------- decoding
@@ -318,7 +338,7 @@ def test_dropout_is_where_it_is_said_to_be():
 
 
 @pytest.mark.parametrize(
-    ("name", "vocab_size", "millions"), [("lstm_medium", 10_000, 19.8), ("lstm_large", 10_000, 66.0), ("lstm_small", 2048, 2.2)]
+    ("name", "vocab_size", "millions"), [("lstm_medium", 10_000, 19.8), ("lstm_large", 10_000, 66.0), ("lstm_small", 2048, 1.05)]
 )
 def test_named_variants_have_the_papers_sizes(name, vocab_size, millions):
     """Zaremba et al. say 66 million of the large one."""

@@ -27,56 +27,62 @@ def real_tokens(axes):
     return Input(tuple(axes.split()), {}, sample)
 
 
-class Bahdanau(nn.Module):
-    """arXiv 1409.0473, section 3 and appendix A, over torch's GRU; weights under the paper's names."""
+class Theirs(nn.Module):
+    """One table for source, target and output."""
 
     def __init__(self, a):
         super().__init__()
-        self.embedding = nn.Embedding(a.vocab_size, a.dim, a.padding)
+        self.embedding, self.output = nn.Embedding(a.vocab_size, a.dim, a.padding), nn.Linear(a.dim, a.vocab_size)
+        self.output.weight = self.embedding.weight
+
+    def embed(self, tokens):
+        return self.embedding(tokens) * self.embedding.embedding_dim**0.5
+
+
+class Bahdanau(Theirs):
+    """arXiv 1409.0473, section 3 and appendix A, over torch's GRU; weights under the paper's names."""
+
+    def __init__(self, a):
+        super().__init__(a)
         self.encoder = nn.GRU(a.dim, a.hidden_dim, batch_first=True, bidirectional=True)
         self.w_s = nn.Linear(a.hidden_dim, a.hidden_dim)
         self.w_a, self.u_a = (nn.Parameter(torch.empty(a.hidden_dim, n * a.hidden_dim)) for n in (1, 2))
         self.v_a = nn.Parameter(torch.empty(a.hidden_dim))
         self.cell = nn.GRUCell(a.dim + 2 * a.hidden_dim, a.hidden_dim)
         self.maxout = nn.Linear(3 * a.hidden_dim + a.dim, 2 * a.dim)
-        self.output = nn.Linear(a.dim, a.vocab_size)
-        self.output.weight = self.embedding.weight
 
     def forward(self, source, target, source_mask):
         logits = []
         for x, ys, n in zip(source, target, source_mask.sum(1).tolist(), strict=True):
-            annotations, last = self.encoder(self.embedding(x[None, :n]))
+            annotations, last = self.encoder(self.embed(x[None, :n]))
             state, written = self.w_s(last[1]).tanh(), []
-            for y in self.embedding(ys):
+            for y in self.embed(ys):
                 energies = [self.v_a @ torch.tanh(self.w_a @ state[0] + self.u_a @ h) for h in annotations[0]]
                 weights = torch.stack(energies).softmax(0)
                 context = (weights[:, None] * annotations[0]).sum(0)
                 state = self.cell(torch.cat([y, context])[None], state)
-                pairs = self.maxout(torch.cat([state[0], y, context])).unflatten(0, (-1, 2))
+                pairs = self.maxout(torch.cat([state[0], context, y])).unflatten(0, (-1, 2))
                 written.append(self.output(pairs.max(1).values))
             logits.append(torch.stack(written))
         return torch.stack(logits)
 
 
-class Luong(nn.Module):
+class Luong(Theirs):
     """arXiv 1508.04025, global attention with "general" scores and input feeding, over torch's LSTM and packed sources."""
 
     def __init__(self, a):
-        super().__init__()
-        self.embedding = nn.Embedding(a.vocab_size, a.dim, a.padding)
+        super().__init__(a)
         self.encoder = nn.LSTM(a.dim, a.hidden_dim // 2, a.layers, batch_first=True, bidirectional=True)
         self.cells = nn.ModuleList(nn.LSTMCell(a.hidden_dim if n else 2 * a.dim, a.hidden_dim) for n in range(a.layers))
         self.w_a, self.w_c = (nn.Linear(n * a.hidden_dim, out, bias=False) for n, out in ((1, a.hidden_dim), (2, a.dim)))
-        self.output = nn.Linear(a.dim, a.vocab_size)
-        self.output.weight = self.embedding.weight
 
     def forward(self, source, target, source_mask):
-        packed = pack_padded_sequence(self.embedding(source), source_mask.sum(1), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(self.embed(source), source_mask.sum(1), batch_first=True, enforce_sorted=False)
         packed, last = self.encoder(packed)
         memory = pad_packed_sequence(packed, batch_first=True, total_length=source.shape[1])[0]
         states = [tuple(torch.cat([part[2 * n], part[2 * n + 1]], -1) for part in last) for n in range(len(self.cells))]
         fed, logits = memory.new_zeros(len(source), self.w_c.out_features), []
-        for y in self.embedding(target).unbind(1):
+        for y in self.embed(target).unbind(1):
             h = torch.cat([y, fed], -1)
             for n, cell in enumerate(self.cells):
                 states[n] = cell(h, states[n])

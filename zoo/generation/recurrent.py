@@ -79,4 +79,5 @@ class Seq2SeqDecoding(RecurrentDecoding):
         super().select(rows)
         before, self.sentences = self.sentences, self.sentences[rows]
         if not torch.equal(before, self.sentences):
-            self.memory = Remembered(*(None if part is None else part.index_select(0, rows) for part in self.memory))
+            memory, keys, mask = self.memory
+            self.memory = Remembered(memory[rows], keys[rows], None if mask is None else mask[rows])
