@@ -35,19 +35,19 @@ class DocumentOptions(Options):
     normalize: str = option("none", "Unicode normal form of all text", ("nfc", "nfkc", "none"))
     tokenizer: str = option("", "tokenizer.json to use (default: one is trained)", path=True)
     level: str = option("bpe", "what a trained tokenizer's tokens are", ("bpe", "unigram", "char"))
-    vocab_size: int = option(2048, "tokens of a trained tokenizer, at most", least=260, most=10_000_000)
+    vocab_size: int = option(8192, "tokens of a trained tokenizer, at most", least=260, most=10_000_000)
     seed: int = option(0, "of initial weights, order, dropout and samples", least=0)
 
 
 @dataclass
 class TrainOptions(EngineOptions, DocumentOptions):
     title, program = "text generation", PROGRAM
-    model: str = option("gpt_small", "a language model of zoo.names()")
+    model: str = option("llama_small", "a language model of zoo.names()")
     context: int = option(256, "tokens that the model sees", least=2)
     stride: int = option(None, "tokens that are foretold at a time at the end (default: half of the context)", least=1)
     epochs: int = option(5, "parts of the training text, or passes over it", least=1)
     epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 1,500, else all)", least=1)
-    batch_size: int = option(1, "contexts in an optimizer step", least=1)
+    batch_size: int = option(2, "contexts in an optimizer step", least=1)
     lr: float = option(0.002, "peak learning rate", above=0)
     beta2: float = option(0.99, "decay of the mean of squared gradients", least=0, below=1)
     warmup: float = option(0.1, "epochs in which the learning rate rises from zero", least=0)

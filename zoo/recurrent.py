@@ -205,7 +205,7 @@ VARIANTS: dict[str, Callable[..., Model]] = {
     "lstm_medium": partial(language_model, LSTM, dim=650, layers=2, dropout=0.5, tied=False, scale=1.0),
     "lstm_large": partial(language_model, LSTM, dim=1500, layers=2, dropout=0.65, tied=False, scale=1.0),
     "bilstm_small": partial(encoder, LSTM, dim=128, layers=1),
-    "bigru_small": partial(encoder, GRU, dim=128, layers=1),
+    "bigru_small": partial(encoder, GRU, dim=128, layers=1, pooling="max"),
 }
 
 
