@@ -1,7 +1,8 @@
 """Hugging Face both ways: a config.json of theirs -> the arguments of our model, and our model -> theirs.
 
     arguments_of(read_json("folder/config.json"))    -> our arguments; ``zoo.create(name, weights="hf:folder")`` uses them
-    to_huggingface(model)                            -> their native class, for `generate`, `pipeline`, `save_pretrained`
+    to_huggingface(model)                            -> their native class, for `generate`, `pipeline`, `Trainer`
+    to_huggingface(model, "tokenizer.json", "folder")   and a folder for `from_pretrained`, the tokenizer beside
 
 A config is read strictly: an option that would change what the model computes, and that ours has not, is an error that names it.
 `transformers` itself takes options that it does not know in silence. What each class is here: `decoder_options` and
@@ -11,12 +12,14 @@ A config is read strictly: an option that would change what the model computes, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from zoo import bert, transformer
 from zoo.model import Model
 from zoo.pretrained import decoder_options, encoder_options, marian
 from zoo.pretrained.architecture import IGNORED, Architecture, made_by
+from zoo.pretrained.fast_tokenizer import READERS, WRITERS, fast_tokenizer, require_new, save
 
 ARCHITECTURES: dict[str, Architecture] = decoder_options.DECODERS | encoder_options.ENCODERS
 READ_ELSEWHERE = decoder_options.READ_ELSEWHERE | encoder_options.READ_ELSEWHERE
@@ -83,10 +86,13 @@ def classes_of(config: Mapping[str, Any]) -> list[str]:
     return [] if classes == [f"LABEL_{n}" for n in range(len(names))] else classes
 
 
-def to_huggingface(model: Model) -> Any:
+def to_huggingface(model: Model, tokenizer: Any = None, folder: str | Path | None = None) -> Any:
     """Their native model with our weights, in our dtype, in evaluation. Of models with a head it is their class for that.
 
-    Errors: `ValueError` for a model that `zoo.create` did not build, or that none of their classes is, or without `transformers`.
+    tokenizer: a `tokenizers.Tokenizer`, or the path of a tokenizer.json or of its folder: the model learns its special tokens.
+    folder:    a new one, to which the model is saved, and the tokenizer as one of `transformers`.
+    Errors:    `ValueError` for a model that `zoo.create` did not build, or that none of their classes is, for a tokenizer of
+               another vocabulary, for a folder with something in it, or without `transformers`. Nothing is written then.
     """
     import zoo
 
@@ -100,11 +106,14 @@ def to_huggingface(model: Model) -> Any:
         raise ValueError("model must come from zoo.create or zoo.load, for its arguments become their config")
     arguments = zoo.arguments(name) | given
     kind = class_of(zoo.MODELS[name], arguments)
+    path = None if folder is None else require_new(folder)
+    fast = None if tokenizer is None else tokenizer_for(tokenizer, arguments)
     found, theirs = ARCHITECTURES[kind], getattr(transformers, kind)
     options = {theirs: arguments[ours] for theirs, ours in found.rows.items() if ours in arguments} | found.back(arguments)
-    config = theirs.config_class(**{key: value for key, value in options.items() if value is not None or key == "sliding_window"})
-    config.bos_token_id = config.eos_token_id = None
-    config.pad_token_id = arguments.get("padding")
+    special = {f"{kind}_token_id": getattr(fast, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
+    special |= {"pad_token_id": arguments["padding"]} if "padding" in arguments else {}
+    known = {key: value for key, value in options.items() if value is not None or key == "sliding_window"}
+    config = theirs.config_class(**special | known)
     if arguments.get("head") in ("sequence", "tokens"):
         config.num_labels = arguments["num_classes"] or 2
         if classes := model.config.get("classes"):
@@ -113,7 +122,20 @@ def to_huggingface(model: Model) -> Any:
     state = model.maps["huggingface"].export(model)
     made = theirs(config, **pooling).to(next(iter(state.values())).dtype)
     made.load_state_dict(state, strict=True)
+    if path is not None:
+        save(path, made, *([] if fast is None else [fast]))
     return made.eval()
+
+
+def tokenizer_for(tokenizer: Any, arguments: Mapping[str, Any]) -> Any:
+    """The tokenizer of a model with these arguments. Errors: `ValueError` where it pads with another token too."""
+    reads = "padding" in arguments
+    types, longest = arguments.get("types", 0) > 1, arguments.get("max_positions")
+    kinds = READERS if reads else WRITERS
+    fast = fast_tokenizer(tokenizer, arguments["vocab_size"], kinds=kinds, types=types, longest=longest)
+    if reads and fast.pad_token_id not in (None, arguments["padding"]):
+        raise ValueError(f"tokenizer pads with token {fast.pad_token_id}, and the model's padding is {arguments['padding']}")
+    return fast
 
 
 def class_of(build: Any, arguments: Mapping[str, Any]) -> str:
