@@ -1,4 +1,4 @@
-"""Models of ours that Hugging Face has no class for, as models of `transformers`: `Trainer`, `pipeline`, `generate`, Auto classes.
+"""Models of ours that Hugging Face has no class for, as models of `transformers`: for `Trainer`, `pipeline` and `generate`.
 
     made = wrap(model, "tokenizer.json", "folder")                        # the class for its head; the tensors stay the model's
     register()                                                            # in any process that is to load them
@@ -10,13 +10,12 @@ A wrapper holds the model as `model`, builds it anew by name and arguments, and 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,8 +25,6 @@ from transformers import (
     AutoModelForTokenClassification,
     Cache,
     GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
 )  # fmt: skip
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -39,107 +36,19 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 import zoo
-from layers import masks
-from zoo.model import LanguageModel, Model, without_values
+from zoo.model import LanguageModel, Model
 from zoo.pretrained.fast_tokenizer import require_new, save
 from zoo.pretrained.huggingface import tokenizer_for
+from zoo.pretrained.wrapper_base import Wrapper, ZooproofConfig
 
 CACHE = "cache" if "cache" in {f.name for f in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
 """What `generate` calls the past; its name until version 5.23, and since."""
 
 
-class ZooproofConfig(PreTrainedConfig):
-    """The name of one of our models and its arguments, which are JSON values."""
-
-    model_type = "zooproof"
-    model: str = ""
-    arguments: dict | None = None
-    vocab_size: int = 1
-    num_hidden_layers: int = 1
-
-
-class Wrapper(PreTrainedModel):
-    """Abstract: one of our models, for a head. given: a model that is there already."""
-
-    config_class = ZooproofConfig
-    base_model_prefix = "zooproof"  # no attribute: all heads have the same names
-    head: str | None = None
-
-    def __init__(self, config: Any, given: Model | None = None) -> None:
-        super().__init__(config)
-        config.arguments = config.arguments if given is not None else arguments_for(self, config)
-        with without_values() if torch.get_default_device().type == "meta" else contextlib.nullcontext():
-            self.model = zoo.build(config.model, **config.arguments) if given is None else given
-        names: dict[int, list[str]] = {}
-        for name, x in self.named_parameters(remove_duplicate=False):
-            names.setdefault(id(x), []).append(name)
-        self._tied_weights_keys = {other: first for first, *others in names.values() for other in others}
-        config.tie_word_embeddings = bool(self._tied_weights_keys)
-        for x in tensors_of(self):  # or they would be drawn again, by a law that is not the model's
-            x._is_hf_initialized = not x.is_meta  # type: ignore[attr-defined]
-        self.post_init()
-
-    def initialize_weights(self) -> None:
-        """Draws what a file has not given, such as a new head, as the model does."""
-        self.__dict__["drawn"], self.__dict__["paths"] = {}, {id(part): path for path, part in self.model.named_modules()}
-        try:
-            super().initialize_weights()
-        finally:
-            del self.__dict__["drawn"], self.__dict__["paths"]
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Of a module's own tensors; what needs no values of its own, such as a buffer that is not saved, is computed anew too."""
-        path = self.__dict__.get("paths", {}).get(id(module))
-        lacking = [x for x in tensors_of(module, recurse=False) if not getattr(x, "_is_hf_initialized", False)]
-        if path is None and module is not self:
-            super()._init_weights(module)  # of a resized table
-        elif lacking:
-            if not self.drawn:
-                with torch.device("cpu"):
-                    self.drawn.update(zoo.build(self.config.model, **self.config.arguments).named_modules())
-            own, fresh = (list(tensors_of(part, recurse=False)) for part in (module, self.drawn[path]))
-            for x, value in zip(own, fresh, strict=True):
-                if any(x is other for other in lacking):
-                    x.detach().copy_(value.detach())
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embedding.table
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embedding.table = value
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        return getattr(self.model, "output", None)
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.model.output = new_embeddings
-
-    def resize_token_embeddings(self, *given: Any, **options: Any) -> nn.Module:
-        """As theirs; what our own model knows of its vocabulary changes too."""
-        before = self.config.vocab_size
-        table = super().resize_token_embeddings(*given, **options)
-        if (size := table.num_embeddings) != before:
-            self.config.arguments = self.config.arguments | {"vocab_size": size}
-            self.model.config = self.model.config | {"arguments": self.config.arguments}
-            if isinstance(bias := getattr(getattr(self.model, "head", None), "bias", None), nn.Parameter):
-                grown = torch.cat([bias.detach(), bias.new_zeros(max(size - before, 0))])[:size]
-                self.model.head.bias = nn.Parameter(grown, bias.requires_grad)
-        return table
-
-    def outputs(self, call: Any, tokens: Tensor | None, mask: Tensor | None, rest: dict[str, Any]) -> Any:
-        """call(tokens, mask, types): what is not given is left out. Errors: `ValueError` for inputs that ours do not take."""
-        types = rest.pop("token_type_ids", None)
-        for name in ("inputs_embeds", "position_ids", "output_attentions", "output_hidden_states"):
-            if (value := rest.pop(name, None)) is not None and value is not False:
-                raise ValueError(f"{name} must be left out for a model of zooproof, which counts real tokens by attention_mask")
-        if tokens is None:
-            raise ValueError("input_ids must be given")
-        known = {"mask": None if mask is None else masks.allowed_from_ones(mask), "types": types}
-        return call(tokens, **{name: x for name, x in known.items() if x is not None})
-
-
 class ZooproofModel(Wrapper):
     """States (b, n, dim) of all tokens."""
+
+    writes = None
 
     @can_return_tuple
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
@@ -168,11 +77,22 @@ class Past(Cache):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.decoder.select(beam_idx)
 
-    batch_select_indices = reorder_cache
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.decoder.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.decoder.select(torch.arange(self.decoder.rows).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Errors: `ValueError`, unless there is nothing to do."""
+        if tokens_to_remove:
+            raise ValueError("a model of zooproof does not go back in generate: zoo.generation.speculative drafts and goes back")
 
 
 class ZooproofForCausalLM(Wrapper, GenerationMixin):
     """A language model: logits for what follows each token, or in `generate` the last one."""
+
+    writes = True
 
     @can_return_tuple
     def forward(
@@ -190,7 +110,7 @@ class ZooproofForCausalLM(Wrapper, GenerationMixin):
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
-    ) -> None:
+    ) -> Any:
         """Ours knows what it computes best: whatever `cache_implementation` says, the model's own decoder keeps the past."""
         if generation_config.use_cache is not False and model_kwargs.get(CACHE) is None:
             model_kwargs[CACHE] = Past(self.model, max_cache_length + 1)
@@ -250,24 +170,6 @@ def register() -> None:
     AutoConfig.register(ZooproofConfig.model_type, ZooproofConfig, exist_ok=True)
     for auto, made in CLASSES.items():
         auto.register(ZooproofConfig, made, exist_ok=True)
-
-
-def tensors_of(module: nn.Module, recurse: bool = True) -> list[Tensor]:
-    return [*module.parameters(recurse), *module.buffers(recurse)]
-
-
-def arguments_for(wrapper: Wrapper, config: Any) -> dict[str, Any]:
-    """The config's arguments, with the wrapper's head. Errors: `ValueError` for a model that cannot have it."""
-    arguments, known = dict(config.arguments or {}), zoo.arguments(config.model)
-    writes = issubclass(zoo.kind_of(config.model), LanguageModel)
-    if isinstance(wrapper, ZooproofForCausalLM) != writes and not isinstance(wrapper, ZooproofModel):
-        raise ValueError(f"{config.model} has no head for {type(wrapper).__name__}")
-    if writes:
-        return arguments
-    if "head" not in known:
-        raise ValueError(f"{config.model} is no model of tokens with a head, as {type(wrapper).__name__} needs")
-    arguments = {key: value for key, value in arguments.items() if key != "num_classes"} | {"head": wrapper.head}
-    return arguments | ({"num_classes": config.num_labels} if wrapper.head in ("sequence", "tokens") else {})
 
 
 def wrap(model: Model, tokenizer: Any = None, folder: str | Path | None = None) -> Any:
