@@ -77,7 +77,7 @@ def create(name: str, *, weights: str | Path | Weights | None = None, **argument
     if weights is None:
         return build(name, **arguments)
     if not isinstance(weights, str | Path | Weights):
-        raise ValueError(f"weights must be a file, hf:PATH, torchvision:NAME or timm:NAME, got {weights!r}")
+        raise ValueError(f"weights must be a file, hf:PATH, gguf:FILE, torchvision:NAME or timm:NAME, got {weights!r}")
     require_arguments(name, arguments)
     found = weights if isinstance(weights, Weights) else find(name, str(weights))
     return create_with(build, name, found, arguments)

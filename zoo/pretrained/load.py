@@ -1,6 +1,7 @@
 """Weights that somebody has trained: what torchvision or timm publish, or a file. ``zoo.create(name, weights=...)`` loads them.
 
     "hf:path/to/folder"             a folder or file in the names of Hugging Face's transformers, in one file or in shards
+    "gguf:path/to/model.gguf"       a Llama in a file of llama.cpp's, quantised or not
     "torchvision:IMAGENET1K_V2"     a name out of `torchvision.models.get_model_weights`, or DEFAULT
     "timm:resnet50.a1_in1k"         a name out of `timm.list_pretrained()`
     "path/to/resnet50-11ad3fa6.pth" a file (.safetensors, or a state dict of `torch.save`) or folder, in our names or theirs
@@ -65,6 +66,8 @@ def find(name: str, source: str) -> Weights:
         return of_torchvision(name, source, rest)
     if kind == "timm":
         return of_timm(name, source, rest)
+    if kind == "gguf":
+        return of_gguf(name, source, rest)
     if kind == "hf":
         return replace(of_file(name, rest), source=source, naming="huggingface")
     return of_file(name, source)
@@ -130,6 +133,16 @@ def of_timm(name: str, source: str, timm_name: str) -> Weights:
     if subset := timm.data.infer_imagenet_subset(reference):
         about["classes"] = timm.data.ImageNetInfo(subset).label_descriptions()
     return Weights(source, reference.state_dict(), {}, about, "timm", reference)
+
+
+def of_gguf(name: str, source: str, path: str) -> Weights:
+    import zoo
+    from zoo import gpt
+    from zoo.pretrained import gguf_files
+
+    if made_by(zoo.MODELS[name])[0] is not gpt.llama:
+        raise ValueError(f"weights {source!r} are for Llamas, such as smollm2_135m, not for {name}")
+    return Weights(source, *gguf_files.read(path), naming="huggingface")
 
 
 def of_file(name: str, source: str) -> Weights:

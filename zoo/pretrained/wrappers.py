@@ -112,7 +112,9 @@ class ZooproofForCausalLM(Wrapper, GenerationMixin):
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
     ) -> Any:
         """Ours knows what it computes best: whatever `cache_implementation` says, the model's own decoder keeps the past."""
-        if generation_config.use_cache is not False and model_kwargs.get(CACHE) is None:
+        if model_kwargs.get(CACHE) is not None:
+            raise ValueError(f"{CACHE} must be left to generate, which makes one for the whole text")
+        if generation_config.use_cache is not False:
             model_kwargs[CACHE] = Past(self.model, max_cache_length + 1)
 
 

@@ -226,6 +226,10 @@ def test_what_is_refused(tmp_path):
             made(tokens, **{name: tokens})
     with pytest.raises(ValueError, match=f"{wrappers.CACHE} must be left to generate, got a DynamicCache"):
         made(tokens, **{wrappers.CACHE: transformers.DynamicCache()})
+    kept = made.generate(tokens, max_new_tokens=2, pad_token_id=0, return_dict_in_generate=True)[wrappers.CACHE]
+    for options in ({wrappers.CACHE: kept}, dict(prompt_lookup_num_tokens=2)):
+        with pytest.raises(ValueError, match=f"{wrappers.CACHE} must be left to generate|croppe|does not go back in generate"):
+            made.generate(tokens[:1], max_new_tokens=4, pad_token_id=0, **options)
     with pytest.raises(ValueError, match="input_ids must be given"):
         made()
     with pytest.raises(ValueError, match="tokenizer has 18 tokens, and the model's vocab_size is 19"):
