@@ -283,7 +283,8 @@ def with_head(build: Build, name: str, weights: Weights, given: dict[str, Any]) 
             arguments = {"num_classes": count} | arguments
         model = build(name, **arguments)
         state = model.state_dict()
-        new = {k: x for k, x in state.items() if outputs and k.startswith("head.") and k not in found}
+        may_lack = bool(outputs) and (other or "head" not in weights.arguments)
+        new = {k: x for k, x in state.items() if may_lack and k.startswith("head.") and k not in found}
         new |= {k: state[k] for k in outputs & found.keys() if found[k].shape != state[k].shape}
         WeightMap(("", "")).load(model, found | new)
     except ValueError as error:

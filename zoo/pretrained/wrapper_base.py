@@ -26,6 +26,7 @@ class ZooproofConfig(PreTrainedConfig):
     arguments: dict | None = None
     vocab_size: int = 1
     num_hidden_layers: int = 1
+    classes: list | None = None
 
 
 class Wrapper(PreTrainedModel):
@@ -75,6 +76,13 @@ class Wrapper(PreTrainedModel):
         fresh = self.__dict__.get("fresh")
         if fresh is None or not fresh.fill(module):
             super()._init_weights(module)  # of a resized table
+
+    def save_pretrained(self, *given: Any, **options: Any) -> None:
+        """As theirs; `zoo.load` will know the names of classes."""
+        if self.head in ("sequence", "tokens"):
+            labels: Any = self.config.id2label
+            self.config.classes = [labels[n] for n in range(len(labels))]
+        super().save_pretrained(*given, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embedding.table

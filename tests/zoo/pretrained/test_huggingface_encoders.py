@@ -129,6 +129,24 @@ def test_labels_and_output_layer_agree(tmp_path):
             zoo.create("bert_base", weights=f"hf:{tmp_path}")
 
 
+def test_a_head_that_the_config_promises_must_be_there(tmp_path):
+    """And so must the rest; what is left over is named."""
+    made("bert", "ForSequenceClassification").save_pretrained(tmp_path)
+    tensors = files.read_tensors(tmp_path)
+    for lost, words in (
+        ("classifier.weight", r"missing: head\.output\.weight"),
+        ("bert.encoder.layer.0.attention.self.key.bias", r"missing: encoder\.0\.attention\.sublayer\.key\.bias"),
+    ):
+        files.write_tensors(tmp_path / "model.safetensors", {name: x for name, x in tensors.items() if name != lost})
+        with pytest.raises(ValueError, match=rf"do not fit bert_base: .*{words}"):
+            zoo.create("bert_base", weights=f"hf:{tmp_path}")
+    files.write_tensors(tmp_path / "model.safetensors", tensors | {"bert.other.weight": torch.ones(1), "other": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"do not fit bert_base: .*unmapped: bert\.other\.weight, other"):
+        zoo.create("bert_base", weights=f"hf:{tmp_path}")
+    with pytest.raises(ValueError, match=r"another architecture, bert_base, bert_large, bert_small, minilm, not of roberta_base"):
+        zoo.create("roberta_base", weights=f"hf:{tmp_path}")
+
+
 @pytest.mark.parametrize("prefix", ["bert.", ""])
 def test_shards_and_names_of_old(prefix, tmp_path):
     """As the hub's files of 2018 have them, in three shards: gamma and beta, positions 0, 1, ..., heads that we leave out."""

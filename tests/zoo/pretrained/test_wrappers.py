@@ -79,6 +79,7 @@ def test_saved_and_loaded(kind, tmp_path):
     assert [*again.config.id2label.values()] == (LABELS if kind in ("sequence", "tokens") else ["LABEL_0", "LABEL_1"])
     ours = zoo.load(tmp_path / "new")
     assert same(ours.state_dict(), before)
+    assert ours.config.get("classes") == (LABELS if kind in ("sequence", "tokens") else None)
 
 
 @pytest.mark.processes
