@@ -81,7 +81,8 @@ class Wrapper(PreTrainedModel):
         """As theirs; `zoo.load` will know the names of classes."""
         if self.head in ("sequence", "tokens"):
             labels: Any = self.config.id2label
-            self.config.classes = [labels[n] for n in range(len(labels))]
+            names = [labels[n] for n in range(len(labels))]
+            self.config.classes = None if names == [f"LABEL_{n}" for n in range(len(names))] else names
         super().save_pretrained(*given, **options)
 
     def get_input_embeddings(self) -> nn.Module:

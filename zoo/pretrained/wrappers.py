@@ -25,14 +25,14 @@ from transformers import (
     AutoModelForTokenClassification,
     Cache,
     GenerationMixin,
-)  # fmt: skip
+)
 from transformers.modeling_outputs import (
     BaseModelOutput,
     CausalLMOutputWithPast,
     MaskedLMOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
-)  # fmt: skip
+)
 from transformers.utils import can_return_tuple
 
 import zoo

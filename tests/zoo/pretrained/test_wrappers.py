@@ -231,6 +231,8 @@ def test_what_is_refused(tmp_path):
     for options in ({wrappers.CACHE: kept}, dict(prompt_lookup_num_tokens=2)):
         with pytest.raises(ValueError, match=f"{wrappers.CACHE} must be left to generate|croppe|does not go back in generate"):
             made.generate(tokens[:1], max_new_tokens=4, pad_token_id=0, **options)
+    with pytest.raises(ValueError, match="bert_small has no head for ZooproofForCausalLM"):
+        wrappers.ZooproofForCausalLM(wrappers.ZooproofConfig(model="bert_small", arguments=SMALL))
     with pytest.raises(ValueError, match="input_ids must be given"):
         made()
     with pytest.raises(ValueError, match="tokenizer has 18 tokens, and the model's vocab_size is 19"):
