@@ -293,7 +293,7 @@ def test_what_cannot_be_had_is_said(cache, monkeypatch):
         zoo.create("resnet18", weights="torchvision:IMAGENET1K_V1")
     with pytest.raises(ValueError, match=r"IMAGENET1K_V1, DEFAULT for vgg16, got"):  # the other entry has no classifier
         zoo.create("vgg16", weights="torchvision:IMAGENET1K_FEATURES")
-    with pytest.raises(ValueError, match="weights must be a file, hf:PATH, torchvision:NAME or timm:NAME, got 7"):
+    with pytest.raises(ValueError, match="weights must be a file, hf:PATH, gguf:FILE, torchvision:NAME or timm:NAME, got 7"):
         zoo.create("resnet18", weights=7)
     with pytest.raises(ValueError, match="is not there: a file of weights"):
         zoo.create("resnet18", weights="torchvison:DEFAULT")
