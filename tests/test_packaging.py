@@ -29,8 +29,9 @@ MAY_IMPORT = {
         "torchvision",
         "timm",
         "transformers",
+        "gguf",
         "PIL",
-    },  # the last three when they are needed
+    },  # the last five when they are needed
 }
 """First names of the modules that a package may import, besides Python's own. `tasks` may import whatever is declared."""
 

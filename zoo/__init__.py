@@ -27,6 +27,7 @@ from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
 from zoo.model import EncoderDecoder, ImageModel, LanguageModel, Model, without_values
 from zoo.pretrained import containers, preprocess
+from zoo.pretrained.huggingface import to_huggingface
 from zoo.pretrained.load import Weights, find
 from zoo.pretrained.load import create as create_with
 from zoo.pretrained.preprocess import Preprocess
@@ -76,7 +77,7 @@ def create(name: str, *, weights: str | Path | Weights | None = None, **argument
     if weights is None:
         return build(name, **arguments)
     if not isinstance(weights, str | Path | Weights):
-        raise ValueError(f"weights must be a file, hf:PATH, torchvision:NAME or timm:NAME, got {weights!r}")
+        raise ValueError(f"weights must be a file, hf:PATH, gguf:FILE, torchvision:NAME or timm:NAME, got {weights!r}")
     require_arguments(name, arguments)
     found = weights if isinstance(weights, Weights) else find(name, str(weights))
     return create_with(build, name, found, arguments)
@@ -166,5 +167,5 @@ def load_state(model: nn.Module, path: str | Path) -> None:
 
 __all__ = [
     "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create", "kind_of", "load",
-    "load_state", "names", "optimize", "save", "save_state",
+    "load_state", "names", "optimize", "save", "save_state", "to_huggingface",
 ]  # fmt: skip

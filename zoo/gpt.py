@@ -14,6 +14,7 @@ Proven against Hugging Face's models of these names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -35,6 +36,9 @@ from layers.transformer import EncoderBlock, PreNorm, SandwichNorm
 from layers.weights import WeightMap
 from zoo.generation.decoder_only import Decoding
 from zoo.model import LanguageModel
+
+TABLES = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
+"""Names of what old files hold beside weights: causal masks and frequencies."""
 
 
 class CausalLM(LanguageModel):
@@ -148,6 +152,15 @@ class CausalLM(LanguageModel):
         if isinstance(self.positions, LearnedPositions):
             most = self.positions.max_positions
             require(capacity <= most, "capacity", capacity, f"{most} at most, the positions that the model has learned")
+
+    def adapted(self, tensors: Mapping[str, Any], reference: str) -> dict[str, Any]:
+        """Files of a model without output layer lack the body's prefix; files of old hold tables that a model computes itself."""
+        if not reference:
+            return dict(tensors)
+        known = self.maps[reference].export(self).keys()
+        body = f"{next(iter(known)).partition('.')[0]}."
+        kept = {name: x for name, x in tensors.items() if not TABLES.search(name)}
+        return {f"{body}{name}" if name not in known and f"{body}{name}" in known else name: x for name, x in kept.items()}
 
     def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module:
         """A copy for inference whose `start` leads to a compiled step; see `zoo.optimize`."""

@@ -22,19 +22,10 @@ from tasks.data import DataError
 from tasks.data.pieces import FORMAT, VOCABULARY, Pieces
 from tasks.data.text_files import optional
 from zoo import files
+from zoo.pretrained.fast_tokenizer import SPELLINGS, special_tokens
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 """Special tokens of a tokenizer that is trained here, at ids 0 to 3."""
-SPELLINGS = {
-    "pad": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<PAD>"),
-    "bos": ("<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<BOS>", "[CLS]", "<|endoftext|>"),
-    "eos": ("</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>", "<EOS>", "[SEP]"),
-    "unk": ("<unk>", "[UNK]", "<|unk|>", "<UNK>"),
-    "cls": ("[CLS]", "<cls>", "<s>"),
-    "sep": ("[SEP]", "<sep>", "</s>"),
-    "mask": ("[MASK]", "<mask>", "<|mask|>"),
-}
-"""How tokenizers of others spell each special token; where one has several of a kind, the first in the list counts."""
 LEVELS = ("bpe", "unigram", "word", "char")
 LEAST = len(SPECIAL) + 256
 """Tokens that BPE and Unigram have at least: every byte is one."""
@@ -63,11 +54,7 @@ class TextTokenizer:
         vocabulary = inner.get_vocab()
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         declared = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
-        self.special: dict[str, int] = {}
-        for kind, spellings in SPELLINGS.items():  # "[MASK]" may be a word of the text, where it is not declared
-            known = [x for x in spellings if x in vocabulary and (x in declared or not declared or kind == "unk")]
-            if known:
-                self.special[kind] = vocabulary[known[0]]
+        self.special = {kind: vocabulary[spelling] for kind, spelling in special_tokens(vocabulary, declared).items()}
         if isinstance(inner, Pieces):
             self.special["bos"] = self.special["pad"]  # with which Marian's decoders start
         vars(self).update(self.special)

@@ -18,10 +18,11 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 import zoo
 from tasks.data.parallel import Held, ParallelData
-from tasks.data.tokenizer import SPELLINGS, load_tokenizer, train_tokenizer
+from tasks.data.tokenizer import load_tokenizer, train_tokenizer
 from tasks.translation import TrainOptions, Translation, main, scores, translate
 from zoo import files
 from zoo.deployment import compiled_decoding
+from zoo.pretrained.fast_tokenizer import SPELLINGS
 
 TASK = "tasks.translation"
 PAIRS = [("eins", "one"), ("zwei", "two"), ("drei", "three"), ("eins zwei", "one two"), ("zwei drei", "two three")]

@@ -1,6 +1,7 @@
 """Weights that somebody has trained: what torchvision or timm publish, or a file. ``zoo.create(name, weights=...)`` loads them.
 
     "hf:path/to/folder"             a folder or file in the names of Hugging Face's transformers, in one file or in shards
+    "gguf:path/to/model.gguf"       a Llama in a file of llama.cpp's, quantised or not
     "torchvision:IMAGENET1K_V2"     a name out of `torchvision.models.get_model_weights`, or DEFAULT
     "timm:resnet50.a1_in1k"         a name out of `timm.list_pretrained()`
     "path/to/resnet50-11ad3fa6.pth" a file (.safetensors, or a state dict of `torch.save`) or folder, in our names or theirs
@@ -29,9 +30,11 @@ from torch import Tensor, nn
 
 from layers.weights import Source, Stored, WeightMap, headers
 from zoo import files
+from zoo.bert import Bert
 from zoo.files import first_line
 from zoo.model import ImageModel, Model, without_values
 from zoo.pretrained import containers
+from zoo.pretrained.architecture import made_by
 from zoo.pretrained.preprocess import Preprocess
 
 Build = Callable[..., Any]
@@ -63,6 +66,8 @@ def find(name: str, source: str) -> Weights:
         return of_torchvision(name, source, rest)
     if kind == "timm":
         return of_timm(name, source, rest)
+    if kind == "gguf":
+        return of_gguf(name, source, rest)
     if kind == "hf":
         return replace(of_file(name, rest), source=source, naming="huggingface")
     return of_file(name, source)
@@ -130,6 +135,16 @@ def of_timm(name: str, source: str, timm_name: str) -> Weights:
     return Weights(source, reference.state_dict(), {}, about, "timm", reference)
 
 
+def of_gguf(name: str, source: str, path: str) -> Weights:
+    import zoo
+    from zoo import gpt
+    from zoo.pretrained import gguf_files
+
+    if made_by(zoo.MODELS[name])[0] is not gpt.llama:
+        raise ValueError(f"weights {source!r} are for Llamas, such as smollm2_135m, not for {name}")
+    return Weights(source, *gguf_files.read(path), naming="huggingface")
+
+
 def of_file(name: str, source: str) -> Weights:
     where, _, key = source.rpartition("#") if "#" in source and not Path(source).exists() else (source, "", "")
     path = files.weights_file(where)
@@ -138,35 +153,43 @@ def of_file(name: str, source: str) -> Weights:
         if entry is not None:
             require_hash(path)
             return Weights(source, containers.read_pickle(path), *described(entry), "torchvision")
-        return Weights(source, containers.read_pickle(path, key))
+        tensors = containers.read_pickle(path, key)
+    else:
+        tensors = stored_tensors(path, key)
+    config = files.read_json(path.parent / "config.json") if (path.parent / "config.json").exists() else {}
+    names, arguments, classes = trained_as(config, path.parent) or ([name], {}, {})
+    if name not in names:
+        raise ValueError(f"{path} holds weights of another architecture, {', '.join(names)}, not of {name}")
+    about = {key: config[key] for key in ("preprocess", "classes") if key in config} | classes
+    return Weights(source, tensors, arguments, about)
+
+
+def stored_tensors(path: Path, key: str) -> Source:
+    """Tensors, still in their file or shards unless these are pickles; only those whose names begin with `key`."""
     tensors = files.read_tensors(path, containers.read_any) if path.suffix == ".json" else files.read_state(path)
     if key:
         whole, tensors = tensors, containers.beginning_with(key, tensors)
         if not tensors:
             raise ValueError(f"{path} holds no tensor whose name begins with {key!r}: {containers.found_names(whole)}")
-    config = files.read_json(path.parent / "config.json") if (path.parent / "config.json").exists() else {}
-    names, arguments = trained_as(config, path.parent) or ([name], {})
-    if name not in names:
-        raise ValueError(f"{path} holds weights of another architecture, {', '.join(names)}, not of {name}")
-    about = {key: config[key] for key in ("preprocess", "classes") if key in config}
-    return Weights(source, tensors, arguments, about)
+    return tensors
 
 
-def trained_as(config: Mapping[str, Any], folder: Path) -> tuple[list[str], dict[str, Any]] | None:
-    """Names that fit, and arguments, of a config.json of ours or of Hugging Face's; None where it does not tell them."""
+def trained_as(config: Mapping[str, Any], folder: Path) -> tuple[list[str], dict[str, Any], dict[str, Any]] | None:
+    """Names that fit, arguments, and "classes", of a config.json, ours or Hugging Face's; None where it does not tell them."""
     import zoo
     from zoo.pretrained import huggingface
 
     if isinstance(config.get("model"), str) and isinstance(config.get("arguments"), dict):
-        return [config["model"]], config["arguments"]
+        return [config["model"]], config["arguments"], {}
     try:
-        found = huggingface.read(config)
+        found, classes = huggingface.read(config), huggingface.classes_of(config)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
     if found is None:
         return None
     build, arguments = found
-    return [name for name, made in zoo.MODELS.items() if getattr(made, "func", made) is build], arguments
+    names = [name for name, made in zoo.MODELS.items() if made_by(made) == made_by(build)]
+    return names, arguments, {"classes": classes} if classes else {}
 
 
 def require_hash(path: Path) -> None:
@@ -188,7 +211,7 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
     """
     given, arguments = arguments, {k: v for k, v in weights.arguments.items() if k != "num_classes"} | arguments
     bare = on_meta(build, name, arguments)
-    if type(bare).adapted is not Model.adapted:
+    if isinstance(bare, Bert):
         return with_head(build, name, weights, given)
     tensors, naming = fitting(bare, weights)
     trained_in, about = dict(arguments), dict(weights.about)
@@ -245,17 +268,23 @@ def with_head(build: Build, name: str, weights: Weights, given: dict[str, Any]) 
     bare = on_meta(build, name, arguments)
     tensors, naming = fitting(bare, weights)
     tensors = {k: x.read() if isinstance(x, Stored) else x for k, x in tensors.items()}
-    if other and "head" in weights.arguments:
-        tensors = {k: v for k, v in tensors.items() if not k.startswith("head.")}
+    if other and "head" in weights.arguments:  # the same name may be another thing in it
+        was = on_meta(build, name, weights.arguments)
+        heads = {k: x for k, x in was.state_dict().items() if k.startswith(was.output_layers)} if was.output_layers else {}
+        theirs = maps_of(was)[naming].to_theirs(heads, strict=False)
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("head.") and k not in theirs}
     outputs = {f"{layer}.{kind}" for layer in bare.output_layers for kind in ("weight", "bias")}
     try:
         found = maps_of(bare)[naming].to_ours(tensors, like=bare.state_dict())
         count = next((len(found[key]) for key in outputs & found.keys()), None)
+        if len(weights.about.get("classes", ())) not in (0, count or 0) and outputs & found.keys():
+            raise ValueError(f"their classes are {len(weights.about['classes'])}, and the output layer has {count}")
         if count not in (None, *(len(bare.state_dict()[key]) for key in outputs)):
             arguments = {"num_classes": count} | arguments
         model = build(name, **arguments)
         state = model.state_dict()
-        new = {k: x for k, x in state.items() if outputs and k.startswith("head.") and k not in found}
+        may_lack = bool(outputs) and (other or "head" not in weights.arguments)
+        new = {k: x for k, x in state.items() if may_lack and k.startswith("head.") and k not in found}
         new |= {k: state[k] for k in outputs & found.keys() if found[k].shape != state[k].shape}
         WeightMap(("", "")).load(model, found | new)
     except ValueError as error:

@@ -10,8 +10,10 @@ import transformers
 from torch import nn
 
 import zoo
+from zoo import files
 from zoo.generation import decoding
-from zoo.pretrained.huggingface import ARCHITECTURES, arguments_of, to_huggingface
+from zoo.pretrained.decoder_options import DECODERS
+from zoo.pretrained.huggingface import arguments_of, to_huggingface
 
 SIZES = dict(
     vocab_size=19, hidden_size=12, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=20,
@@ -93,9 +95,8 @@ def test_there_and_back(kind, tmp_path):
 
 
 def test_every_architecture_is_tried():
-    assert {name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in ARCHITECTURES} == {
-        f for f, _ in THEIRS.values()
-    }
+    found = {name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in DECODERS}
+    assert found == {family for family, _ in THEIRS.values()}
 
 
 def test_what_comes_back_generates(tmp_path):
@@ -109,6 +110,49 @@ def test_what_comes_back_generates(tmp_path):
     expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False, pad_token_id=0)
     found = decoding.greedy(model.start(capacity=12), prompt, max_new_tokens=8)
     assert torch.equal(found, expected[:, 4:])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama, tied", "gemma"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_names_without_prefix_and_tables_of_old(kind, whole, tmp_path):
+    """As the hub's gpt2 is published: no prefix, no output layer, and causal masks of every block; and Llamas of 2023."""
+    theirs = made(kind)
+    theirs.save_pretrained(tmp_path)
+    tables = {"gpt2": ("h.{}.attn.bias", "h.{}.attn.masked_bias")}.get(kind, ("layers.{}.self_attn.rotary_emb.inv_freq",))
+    body = "transformer." if kind == "gpt2" else "model."
+    tensors = files.read_tensors(tmp_path)
+    tensors |= {body + table.format(n): torch.ones(3) for table in tables for n in range(2)}
+    if not whole:
+        tensors = {name.removeprefix(body): x for name, x in tensors.items()}
+        config = files.read_json(tmp_path / "config.json")
+        architecture = config["architectures"][0].replace("LMHead", "").replace("ForCausalLM", "Model")
+        files.write_json(tmp_path / "config.json", config | {"architectures": [architecture]})
+    files.write_tensors(tmp_path / "model.safetensors", tensors)
+    name = "gpt_small" if kind == "gpt2" else "gemma_2b" if kind == "gemma" else "llama_small"
+    model = zoo.create(name, weights=f"hf:{tmp_path}")
+    found = to_huggingface(model).state_dict()
+    assert all(torch.equal(found[name], x) for name, x in theirs.state_dict().items())
+    files.write_tensors(tmp_path / "model.safetensors", tensors | {"h.0.attn.bias_2": torch.ones(1), "other": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"unmapped: .*h\.0\.attn\.bias_2, .*other"):
+        zoo.create(name, weights=f"hf:{tmp_path}")
+
+
+def test_without_the_output_layer_it_is_missing(tmp_path):
+    """Of a Llama that is not tied."""
+    made("llama").save_pretrained(tmp_path)
+    tensors = {name: x for name, x in files.read_tensors(tmp_path).items() if not name.startswith("lm_head")}
+    files.write_tensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(ValueError, match=r"do not fit llama_small: .*missing: output\.weight$"):
+        zoo.create("llama_small", weights=f"hf:{tmp_path}")
+
+
+def test_what_a_config_leaves_out_is_theirs():
+    """Not what the variant has: llama_small is tied."""
+    for kind in DECODERS:
+        config = getattr(transformers, kind).config_class()
+        written = {k: v for k, v in config.to_dict().items() if v is not None} | {"architectures": [kind]}
+        short = {k: v for k, v in written.items() if DECODERS[kind].defaults.get(k) is None}
+        assert arguments_of(short) == arguments_of(written), kind
 
 
 def test_version_4s_form_of_rotary_positions():

@@ -246,7 +246,10 @@ def test_what_does_not_fit_of_hugging_faces_is_said(tmp_path, monkeypatch):
     files.write_json(tmp_path / "config.json", config | {"scale_embedding": False})
     with pytest.raises(ValueError, match=r"config\.json: scale_embedding must be True for our Transformer, got False"):
         zoo.create("transformer_base", weights=source, **MARIAN)
-    files.write_json(tmp_path / "config.json", config | {"model_type": "unheard_of"})  # the arguments have to be given
+    files.write_json(tmp_path / "config.json", config | {"model_type": "unheard_of"})
+    with pytest.raises(ValueError, match=r"config\.json: architectures must be one of .*, got MarianMTModel"):
+        zoo.create("transformer_base", weights=source, **MARIAN)
+    files.write_json(tmp_path / "config.json", {"model_type": "unheard_of"})  # the arguments have to be given
     with pytest.raises(ValueError, match=r"transformer_base: .*vocab_size"):
         zoo.create("transformer_base", weights=source)
     with pytest.raises(ValueError, match="vgg11 has no twin in huggingface, it has torchvision, timm"):
@@ -290,7 +293,7 @@ def test_what_cannot_be_had_is_said(cache, monkeypatch):
         zoo.create("resnet18", weights="torchvision:IMAGENET1K_V1")
     with pytest.raises(ValueError, match=r"IMAGENET1K_V1, DEFAULT for vgg16, got"):  # the other entry has no classifier
         zoo.create("vgg16", weights="torchvision:IMAGENET1K_FEATURES")
-    with pytest.raises(ValueError, match="weights must be a file, hf:PATH, torchvision:NAME or timm:NAME, got 7"):
+    with pytest.raises(ValueError, match="weights must be a file, hf:PATH, gguf:FILE, torchvision:NAME or timm:NAME, got 7"):
         zoo.create("resnet18", weights=7)
     with pytest.raises(ValueError, match="is not there: a file of weights"):
         zoo.create("resnet18", weights="torchvison:DEFAULT")
