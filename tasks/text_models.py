@@ -90,7 +90,8 @@ def begin(options: Any, folder: Path, texts: Iterable[str], head: str, **argumen
         fixed: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "padding": tokenizer.pad, "max_positions": options.context}
         sizes |= {n: x for n, x in fixed.items() if n in zoo.arguments(name)}
         model = zoo.create(name, head=head, **arguments, **sizes)
-    tokenizer.require_vocab_size(model.embedding.table.num_embeddings)
+    embedding: Any = model.embedding
+    tokenizer.require_vocab_size(embedding.table.num_embeddings)
     most = getattr(getattr(model, "positions", None), "max_positions", options.context)
     if options.context > most:
         raise UserError(f"--context must be {most} or less for {name}, got {options.context}")
@@ -124,7 +125,8 @@ def name_of(config: dict[str, Any], folder: Path) -> str:
 
     if not config:
         return "bert_small"
-    names, _ = trained_as(config, folder) or ([], {})
+    found = trained_as(config, folder)
+    names = found[0] if found else []
     if not names:
         raise UserError(f"{folder / 'config.json'} does not tell the model: give --model")
     require_reader(names[0], str(folder))
