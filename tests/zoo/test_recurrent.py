@@ -58,6 +58,7 @@ def call(model, inputs):
 FREE = {
     "compile": "torch.compile leaves the kernel out of its graphs: see tests/layers/test_recurrent.py",
     "batch_rows": "how many rows share a product depends on all lengths, and so does rounding: see the rows alone below",
+    "export": "with a mask the loop is unrolled, which takes torch 2.6 minutes: without one below",
     "bad_input": "texts of any number and length will do",
 }
 PADDED = dict.fromkeys(
@@ -201,6 +202,14 @@ def test_last_states_are_those_of_the_network():
     for real in (mask, mask.flip(1)):
         output, (h, _) = network(x, mask=real)
         torch.testing.assert_close(LastStates(8)(output, real), h[:, -2:].flatten(1))
+
+
+@pytest.mark.parametrize("name", ["lstm_small", "bigru_small"])
+def test_exported_models_take_any_batch(name):
+    model = zoo.create(name, vocab_size=19, dim=4, **dict(head="sequence") if name == "bigru_small" else {}).double().eval()
+    text = torch.randint(19, (5, 4))
+    program = torch.export.export(model, (text[:2],), dynamic_shapes={"tokens": {0: torch.export.Dim("batch")}})
+    torch.testing.assert_close(program.module()(text), model(text))
 
 
 def test_a_body_takes_another_head(tmp_path):

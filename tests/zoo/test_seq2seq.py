@@ -140,6 +140,7 @@ def contract(build, twin, **more):
         without={
             "compile": "torch.compile leaves the kernel out of its graphs: see tests/layers/test_recurrent.py",
             "batch_rows": "how many rows share a product depends on all lengths, and so does rounding: see the rows alone below",
+            "export": "with a mask the loop is unrolled, which takes torch 2.6 minutes: without one below",
             "bad_input": "sentences of any number and length will do",
         }
         | dict.fromkeys(
@@ -234,6 +235,14 @@ def test_a_source_without_tokens_gives_numbers(name):
     logits = model(source, target, torch.arange(5) < torch.tensor([[5], [0]]))
     assert logits.isfinite().all()
     assert all(g.isfinite().all() for g in torch.autograd.grad(logits.sum(), list(model.parameters())))
+
+
+@MODELS
+def test_exported_models_take_any_batch(name):
+    model, source, target = zoo.create(name, vocab_size=19, dim=4, hidden_dim=6).double().eval(), sentences(5, 3), sentences(5, 2)
+    batch = {0: torch.export.Dim("batch", max=1000)}  # torch 2.6 asks that it be no 64-bit maximum
+    program = torch.export.export(model, (source[:2], target[:2]), dynamic_shapes={"source": batch, "target": batch})
+    torch.testing.assert_close(program.module()(source, target), model(source, target))
 
 
 @MODELS
