@@ -1,16 +1,21 @@
 """Decoder-only models, ours compiled against transformers' `generate` with the same weights and the same tokens out.
 
 GPT-2 of 124 million parameters and a small one (6 layers, dim 256, 8,192 tokens) for a single row, the small one for 16 rows with
-prompts of unequal lengths, and prompt lookup on a text that repeats itself.
+prompts of unequal lengths, and prompt lookup on a text that repeats itself. The big one against CTranslate2 too.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+from ctranslate2.converters.transformers import GPT2Loader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import zoo
@@ -63,6 +68,46 @@ def test_greedy(benchmark, side_by_side, size, rows):
     if rows == 1:
         weights = sum(p.numel() * 4 for p in theirs.parameters())
         benchmark.extra_info["share of reading"] = weights * NEW / benchmark.extra_info["ours"] / read_bandwidth()
+
+
+@pytest.fixture(scope="module")
+def ctranslate2_folder(tmp_path_factory):
+    """The weights of the big model, by way of transformers'."""
+    theirs = models("124M")[1]
+    spec = GPT2Loader().get_model_spec(theirs)
+    spec.register_vocabulary([str(token) for token in range(SIZES["124M"]["vocab_size"])])
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
+    spec.validate()
+    spec.optimize(quantization=None)
+    folder = tmp_path_factory.mktemp("ctranslate2")
+    spec.save(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_greedy_of_ctranslate2(benchmark, side_by_side, ctranslate2_folder, kind, tmp_path):
+    """Ours is float32 in both rows."""
+    prompt = torch.randint(1, SIZES["124M"]["vocab_size"], (1, 16), generator=torch.Generator().manual_seed(1))
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([[str(token) for token in prompt[0].tolist()]]))
+    script = Path(__file__).with_name("ctranslate2_server.py")
+    command = [sys.executable, script, ctranslate2_folder, "1", str(torch.get_num_threads()), rows, str(NEW), kind]
+    fast = optimized("124M", 1)
+
+    def ours():
+        return decoding.greedy(fast.start(capacity=16 + NEW), prompt, max_new_tokens=NEW)[0].tolist()
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
+
+        def theirs():
+            server.stdin.write("1\n")
+            return [int(token) for token in json.loads(server.stdout.readline())[0]]
+
+        found = theirs()
+        assert len(found) == NEW
+        benchmark.extra_info["same tokens"] = sum(a == b for a, b in zip(found, ours(), strict=True))
+        benchmark.group = f"GPT-2, greedy, 124M, CTranslate2 in {kind}"
+        side_by_side(ours, theirs, rounds=7, settle=True)
 
 
 def read_bandwidth():

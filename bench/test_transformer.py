@@ -191,7 +191,7 @@ def test_decoding_of_ctranslate2(benchmark, side_by_side, ours_decodes, ctransla
     sentences = tmp_path / "sentences.json"
     sentences.write_text(json.dumps([[str(token) for token in row] for row in source.tolist()]))
     script = Path(__file__).with_name("ctranslate2_server.py")
-    command = [sys.executable, script, ctranslate2_folder, str(workers), str(2 // workers), sentences]
+    command = [sys.executable, script, ctranslate2_folder, str(workers), str(2 // workers), sentences, str(NEW), "float32"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
 
         def translate():

@@ -115,7 +115,7 @@ def finite(value: float) -> float | None:
 
 
 def draw_attention(model: Any, tokenizer: TextTokenizer, source: str, target: str, path: Path) -> None:
-    """The last decoder block's attention to the source, the mean over its heads: a row for each piece that was written.
+    """The model's attention to the source, see its `alignments`: a row for each piece that was written.
 
     A token that is part of a character stands with the others of it: what they read adds up, what they write is averaged.
     """
@@ -127,13 +127,8 @@ def draw_attention(model: Any, tokenizer: TextTokenizer, source: str, target: st
     ids = tokenizer.encode(source), tokenizer.target.encode(target)
     device = next(model.parameters()).device
     tokens, written, _ = (x.to(device) for x in collate([ids], tokenizer))
-    attention, seen = model.decoder[-1].cross_attention.sublayer, []
-    hook = attention.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
     with torch.inference_mode():
-        model(tokens, written, tokens != tokenizer.pad)
-        hook.remove()
-        args, kwargs = seen[0]
-        weights = attention(*args, **{**kwargs, "return_weights": True})[1][0].mean(0).float().cpu()
+        weights = model.alignments(tokens, written, tokens != tokenizer.pad)[0].float().cpu()
     read, wrote = (characters(t, side) for t, side in zip((tokenizer, tokenizer.target), ids, strict=True))
     columns, rows = (membership([size for _, size in groups]) for groups in (read, wrote))
     weights = ((rows / rows.sum(1, keepdim=True)) @ weights @ columns.T).float()  # --precision counts here too

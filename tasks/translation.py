@@ -39,7 +39,7 @@ __all__ = ["TrainOptions", "Translation", "main", "scores", "translate"]
 @dataclass
 class TrainOptions(EngineOptions, CorpusOptions):
     title, program = "translation", PROGRAM
-    model: str = option(None, "a Transformer of zoo.names() (default: transformer_small; with --init that one's)")
+    model: str = option(None, "an encoder-decoder of zoo.names() (default: transformer_small; with --init that one's)")
     epochs: int = option(None, "passes over the training data (default: 5, for cmudict 8)", least=1)
     lr: float = option(
         None, "peak learning rate; the large models want less, about 0.0005 (default: 0.004, with --init 0.0001)", above=0

@@ -133,7 +133,10 @@ def translated(
     if options.compile:
         device = next(model.parameters()).device
         half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        model = zoo.optimize(model, torch.zeros(2, 8, dtype=torch.long, device=device), half)
+        try:
+            model = zoo.optimize(model, torch.zeros(2, 8, dtype=torch.long, device=device), half)
+        except ValueError as error:
+            raise UserError(f"--compile: {error}") from error
     full = [n for n, sentence in enumerate(sentences) if sentence]
     decoding = {"beam": options.beam, "length_penalty": options.length_penalty, "batch_size": options.batch_size}
     found = search(model, tokenizer, [sentences[n] for n in full], generation=generation, **decoding, **more)

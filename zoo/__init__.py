@@ -22,7 +22,7 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import bert, files, gpt, inception, mobilenet, resnet, transformer, vgg
+from zoo import bert, files, gpt, inception, mobilenet, recurrent, resnet, seq2seq, transformer, vgg
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
 from zoo.model import EncoderDecoder, ImageModel, LanguageModel, Model, without_values
@@ -35,7 +35,7 @@ from zoo.saving import DTYPES, dense_state, plain, saved
 for _room in (decoding, sampling, preprocess):  # their names before there were rooms: `zoo.sampling`
     sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
 
-FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt, bert)
+FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt, bert, recurrent, seq2seq)
 MODELS: dict[str, Callable[..., Model]] = {name: build for family in FAMILIES for name, build in family.VARIANTS.items()}
 
 

@@ -18,6 +18,7 @@ class PooledHead(nn.Module):
 
     def __init__(self, dim: int, *, activation: nn.Module | None = None, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dim = dim
         self.dropout, self.dense = nn.Dropout(dropout), nn.Linear(dim, dim)
         self.activation = nn.Tanh() if activation is None else activation
 
@@ -28,13 +29,52 @@ class PooledHead(nn.Module):
         return self.activation(self.dense(self.dropout(states[rows, first])))
 
 
+class Pooling(nn.Module):
+    """Abstract: states (b, n, dim) -> (b, dim), of real tokens alone; zeros for a row without any."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        require(states.shape[1] > 0, "states", tuple(states.shape), "of one token a row at least")
+        return self.pool(states, torch.ones_like(states[..., 0], dtype=torch.bool) if mask is None else mask)
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LastStates(Pooling):
+    """Where the two directions of a recurrent network end: the first half at the last real token, the second at the first."""
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        forward, backward = states.masked_fill(~mask[..., None], 0.0).chunk(2, -1)
+        rows, real = torch.arange(states.shape[0], device=states.device), mask.int()
+        return torch.cat([forward[rows, -1 - real.flip(1).argmax(1)], backward[rows, real.argmax(1)]], -1)
+
+
+class MeanStates(Pooling):
+    """The mean over real tokens."""
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+class MaxStates(Pooling):
+    """The largest value of each feature over real tokens."""
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        largest = states.masked_fill(~mask[..., None], float("-inf")).amax(1)
+        return largest.masked_fill(~mask.any(1, keepdim=True), 0.0)
+
+
 class SequenceHead(nn.Module):
     """A class for each row: states (b, n, dim) -> logits (b, num_classes)."""
 
-    def __init__(self, pooled: PooledHead, num_classes: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, pooled: PooledHead | Pooling, num_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.pooled, self.dropout = pooled, nn.Dropout(dropout)
-        self.output = nn.Linear(pooled.dense.out_features, num_classes)
+        self.output = nn.Linear(pooled.dim, num_classes)
 
     def forward(self, states: Tensor, mask: Tensor | None = None, embedding: nn.Module | None = None) -> Tensor:
         return self.output(self.dropout(self.pooled(states, mask)))

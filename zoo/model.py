@@ -118,7 +118,10 @@ class LanguageModel(Model):
 
 
 class EncoderDecoder(Model):
-    """Abstract: source and target tokens -> logits for what follows each target token; `start` begins to decode a target."""
+    """Abstract: source and target tokens -> logits for what follows each target token; `start` begins to decode a target.
+
+    ``alignments(source, target, source_mask)`` tells what is seen of the source, (b, m, n), where each target token is followed.
+    """
 
     embedding: Any
 

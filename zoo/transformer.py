@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +130,18 @@ class Transformer(EncoderDecoder):
     ) -> Tensor:
         memory = self.encode(source, source_mask)
         return self.logits(self.decode(target, memory, target_mask, source_mask))
+
+    def alignments(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
+        """(b, m, n): what the last block looks at where the token after each target token is written, the mean over its heads."""
+        attention: Any = self.decoder[-1].cross_attention.sublayer
+        given: list[tuple[Any, Any]] = []
+        hook = attention.register_forward_pre_hook(lambda module, *inputs: given.append(inputs), with_kwargs=True)
+        try:
+            self(source, target, source_mask)
+        finally:
+            hook.remove()
+        args, options = given[0]
+        return attention(*args, **options, return_weights=True)[1].mean(1)
 
     def next_logits(self, tokens: Tensor, memory: Tensor, source_mask: Tensor | None, caches: Caches) -> Tensor:
         """One step of decoding: tokens (b, n) after what is in the caches -> logits (b, vocab_size) for the next one."""

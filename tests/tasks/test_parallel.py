@@ -207,7 +207,10 @@ def test_without_a_test_set_that_is_told_once(runs, corpus, tmp_path, capsys):
 def test_only_transformers_are_offered(corpus, tmp_path, capsys):
     for name, near in (("vgg11_bn", ""), ("transformer_smal", "did you mean 'transformer_small'")):
         error = one_line(capsys, main, "train", *options(corpus, tmp_path / "runs"), "--model", name)
-        assert "--model must be one of transformer_base, transformer_big, transformer_small, got" in error
+        assert (
+            "--model must be one of transformer_base, transformer_big, transformer_small, seq2seq_bahdanau, seq2seq_luong, got"
+            in error
+        )
         assert near in error
         assert "resnet" not in error
 

@@ -1,0 +1,199 @@
+"""What tasks that read texts share: the model and its tokenizer, new ones or somebody's, and texts as rows of tokens.
+
+A row is ``cls text sep``, of two texts ``cls first sep second sep``, as BERT reads them, with token types 0 and 1. RoBERTa has two
+``sep`` between them. A text that is too long loses its end; of two the longer one does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.options import Options, UserError, did_you_mean, option
+from tasks.saved import require_run_of, run_or_path
+
+HUB = "hf:"
+
+
+@dataclass
+class TextModelOptions(Options):
+    title = "model"
+    model: str = option("", "a model of zoo.names() that reads tokens (default: bert_small, or what --init is)")
+    init: str = option("", "start from a run, a folder or file of one, or hf:PATH, a folder of Hugging Face's", path=True)
+    tokenizer: str = option("", "tokenizer.json to use (default: one is trained, or that of --init)", path=True)
+    level: str = option("bpe", "what a trained tokenizer's tokens are", ("bpe", "unigram", "word", "char"))
+    vocab_size: int = option(4000, "tokens of a trained tokenizer, at most", least=5, most=10_000_000)
+    context: int = option(128, "tokens that the model sees", least=4)
+    layers: int | None = option(None, "of a new model (default: its own)", least=1)
+    dim: int | None = option(None, "of a new model (default: its own)", least=1)
+    dropout: float | None = option(None, "in the model (default: the model's own)", least=0, below=1)
+    freeze: str = option("", "parts to leave as they are, such as embedding,encoder1")
+
+
+class Reader(NamedTuple):
+    """A model, its tokenizer, and how it is called."""
+
+    model: Any
+    tokenizer: Any
+    typed: bool
+    """Whether the model takes token types."""
+
+
+class Row(NamedTuple):
+    """A text, or two, as the model reads it."""
+
+    tokens: list[int]
+    types: list[int]
+    cut: int
+    """Tokens that were too many, and left out."""
+
+
+def begin(options: Any, folder: Path, texts: Iterable[str], head: str, **arguments: Any) -> Reader:
+    """The model of --model and --init with this head, and the tokenizer; of a run that goes on, what its folder has.
+
+    texts:     to train a tokenizer on. arguments: of the head, such as `num_classes`.
+    Errors: `UserError` and `ValueError` for whatever is wrong with the options and the weights.
+    """
+    import torch
+
+    import zoo
+    from tasks.data.tokenizer import load_tokenizer, train_tokenizer
+    from zoo.files import read_json
+    from zoo.pretrained import load
+
+    if options.model:
+        require_reader(options.model)
+    own = folder / "config.json"
+    kept = read_json(own) if own.is_file() else {}
+    place, weights = (None, None) if kept else place_of(options, folder)
+    known = kept or (read_json(place / "config.json") if place and (place / "config.json").is_file() else {})
+    name = options.model or name_of(known, place or folder)
+    files = [Path(options.tokenizer)] if options.tokenizer else [d for d in (folder, place) if d and (d / "tokenizer.json").is_file()]
+    if place and not files:
+        raise UserError(f"--init {options.init}: {place} has no tokenizer.json: give --tokenizer")
+    tokenizer = load_tokenizer(files[0]) if files else train_tokenizer(texts, options.level, options.vocab_size)
+    tokenizer = tokenizer.with_padding().require("cls", "sep", "unk")
+    torch.manual_seed(options.seed)
+    if kept:
+        model: Any = zoo.create(kept["model"], **kept["arguments"])
+    elif weights:
+        given = {} if options.dropout is None else {"dropout": options.dropout}
+        model = zoo.create(name, weights=load.find(name, weights), head=head, **arguments, **given)
+    else:
+        sizes = {n: getattr(options, n) for n in ("layers", "dim", "dropout") if getattr(options, n) is not None}
+        fixed = {"vocab_size": tokenizer.vocab_size, "padding": tokenizer.pad, "max_positions": options.context}
+        takes = zoo.arguments(name)
+        model = zoo.create(name, head=head, **arguments, **sizes, **{n: x for n, x in fixed.items() if n in takes})
+    tokenizer.require_vocab_size(model.embedding.table.num_embeddings)
+    most = getattr(getattr(model, "positions", None), "max_positions", options.context)
+    if options.context > most:
+        raise UserError(f"--context must be {most} or less for {name}, got {options.context}")
+    try:
+        model.freeze([part.strip() for part in options.freeze.split(",") if part.strip()])
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    model.config |= {"tokenizer": tokenizer.fingerprint, "context": options.context}
+    return Reader(model, tokenizer, takes_types(model))
+
+
+def place_of(options: Any, folder: Path) -> tuple[Path | None, str | None]:
+    """The folder that --init means, and what `zoo.create` calls its weights."""
+    if not options.init:
+        return None, None
+    if options.init.startswith(HUB):
+        path = Path(options.init.removeprefix(HUB)).expanduser()
+        if not path.exists():
+            raise UserError(f"--init {options.init}: {path} is not there")
+        return path if path.is_dir() else path.parent, f"{HUB}{path}"
+    path = Path(run_or_path(options.init, folder.parent))
+    if not path.exists():
+        raise UserError(f"--init {options.init} is not there: a run, one of its .safetensors files or hf:PATH is expected")
+    require_run_of(options.program, path, f"--init {options.init}")
+    return path if path.is_dir() else path.parent, str(path)
+
+
+def name_of(config: dict[str, Any], folder: Path) -> str:
+    """The model that a config.json describes, ours or Hugging Face's; the default one where there is none."""
+    from zoo.pretrained.load import trained_as
+
+    if not config:
+        return "bert_small"
+    names, _ = trained_as(config, folder) or ([], {})
+    if not names:
+        raise UserError(f"{folder / 'config.json'} does not tell the model: give --model")
+    require_reader(names[0], str(folder))
+    return names[0]
+
+
+def require_reader(name: str, where: str = "--model") -> None:
+    """Errors: `UserError` for a model that gets no head on its states of tokens, with the nearest one."""
+    import zoo
+
+    known = [name for name in zoo.names() if "head" in zoo.arguments(name) and not issubclass(zoo.kind_of(name), zoo.ImageModel)]
+    if name not in known:
+        raise UserError(f"{where}: {name} is no model that reads texts{did_you_mean(name, known)}; there are {', '.join(known)}")
+
+
+def takes_types(model: Any) -> bool:
+    types = getattr(model, "types", None)
+    return "types" in inspect.signature(model.forward).parameters and types is not None and types.table.num_embeddings > 1
+
+
+def rows(tokenizer: Any, texts: Sequence[Sequence[str]], context: int) -> list[Row]:
+    """texts: one or two an example."""
+    cls, sep = tokenizer.cls, tokenizer.sep
+    between = [sep, sep] if tokenizer.inner.id_to_token(cls) == "<s>" else [sep]
+    sides = [tokenizer.encode_batch(side) for side in zip(*texts, strict=True)]
+    found = []
+    for parts in zip(*sides, strict=True):
+        room = context - 2 - (len(between) if len(parts) > 1 else 0)
+        kept = shortened([len(part) for part in parts], room)
+        first, *second = (part[:size] for part, size in zip(parts, kept, strict=True))
+        tokens, types = [cls, *first, sep], [0] * (len(first) + 2)
+        if second:
+            tokens, types = [cls, *first, *between, *second[0], sep], types + [0] * (len(between) - 1) + [1] * (len(second[0]) + 1)
+        found.append(Row(tokens, types, sum(map(len, parts)) - sum(kept)))
+    return found
+
+
+def shortened(lengths: Sequence[int], room: int) -> list[int]:
+    """What is left of each length so that the sum is at most `room`: the longer one gives first.
+
+    >>> shortened([10, 3], 8)
+    [5, 3]
+    """
+    kept = list(lengths)
+    for n in sorted(range(len(kept)), key=lambda n: -kept[n]):
+        over = sum(kept) - room
+        if over > 0:
+            other = max((size for m, size in enumerate(kept) if m != n), default=0)
+            kept[n] = max(kept[n] - over, min(other, room // len(kept)))
+    return kept
+
+
+def told_of(found: Sequence[Row], context: int) -> list[str]:
+    """A line where texts were cut."""
+    cut = sum(row.cut > 0 for row in found)
+    return [f"{cut:,} of {len(found):,} texts are longer than --context {context}, and lose their ends"] if cut else []
+
+
+def called(reader: Reader, model: Any, tokens: Any, types: Any) -> Any:
+    """What the model, `reader`'s own or a wrapper of it, makes of padded rows (b, n)."""
+    mask = tokens != reader.tokenizer.pad
+    return model(tokens, mask, types) if reader.typed else model(tokens, mask)
+
+
+def load_reader(folder: Path) -> Reader:
+    """Model and tokenizer of a run. Errors: `ValueError` where they are damaged or do not belong together."""
+    import zoo
+    from tasks.data.tokenizer import load_tokenizer
+
+    model: Any = zoo.load(folder / "best.safetensors")
+    tokenizer = load_tokenizer(folder / "tokenizer.json").with_padding().require("cls", "sep", "unk")
+    tokenizer.require_vocab_size(model.embedding.table.num_embeddings)
+    if model.config.get("tokenizer") != tokenizer.fingerprint:
+        raise UserError(f"{folder / 'tokenizer.json'} is not the tokenizer that the model was trained with")
+    return Reader(model, tokenizer, takes_types(model))
