@@ -99,7 +99,9 @@ def strict_entities(tags: Sequence[str], scheme: str) -> list[Span]:
         while rows[end - 1][0] not in "ES" and rows[end][0] in GOES_ON[scheme] and rows[end][1] == kind:
             end += 1
         last, following = rows[end - 1][0], rows[end]
-        whole = last in "ES" if scheme == "iobes" else scheme == "iob2" or not (last == "B" == following[0] and following[1] != kind)
+        whole = (
+            last in "ES" if scheme == "iobes" else scheme == "iob2" or not (last == "B" == following[0] and following[1] != kind)
+        )
         found += [Span(kind, n, end)] if whole else []
         n = end
     return found

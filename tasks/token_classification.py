@@ -1,4 +1,4 @@
-"""Find and label parts of texts: ``python -m tasks.token_classification`` learns what the parts of dates are, in 57 languages."""
+"""Find and label parts of texts: ``python -m tasks.token_classification`` learns what the parts of dates are, in 62 languages."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from tasks import commands
 from tasks.commands import Command
 from tasks.options import Options, UserError, option
 from tasks.saved import placed
-from tasks.span_models import ReaderOptions, real, split
-from tasks.span_models import begin as begin_model
+from tasks.span_models import WindowOptions, real, split
 from tasks.task import Metric, Task
 from tasks.token_classification_use import (
-    PROGRAM, TAGGED, EvaluateOptions, PredictOptions, evaluate, measured, predict, row, told,
+    PROGRAM,
+    TAGGED,
+    EvaluateOptions,
+    PredictOptions,
+    evaluate,
+    measured,
+    predict,
+    row,
+    told,
 )  # fmt: skip
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -25,8 +32,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
     from tasks.data.alignment import Window
     from tasks.data.tagged import Tagged
-    from tasks.data.tokenizer import TextTokenizer
     from tasks.engine import Run
+    from tasks.text_models import Reader
 
 Splits = Mapping[str, "list[Tagged]"]
 
@@ -42,7 +49,7 @@ class TaggedOptions(Options):
 
 
 @dataclass
-class TrainOptions(ReaderOptions, TaggedOptions):
+class TrainOptions(WindowOptions, TaggedOptions):
     title, program = "token classification", PROGRAM
     epochs: int = option(4, "passes over the training texts", least=1)
     examples: int = option(8, "texts of the test set to print", least=0)
@@ -54,11 +61,12 @@ class TokenClassification(Task):
     unit = "windows"
     primary = Metric("f1")
 
-    def __init__(self, splits: Splits, tokenizer: TextTokenizer, tags: Sequence[str], options: TrainOptions, notes: list[str]) -> None:
+    def __init__(self, splits: Splits, reader: Reader, options: TrainOptions, notes: list[str]) -> None:
         from tasks.data.alignment import cut, encode
         from tasks.data.windows import IGNORED
 
-        self.splits, self.tokenizer, self.tags, self.options, self.ignored = splits, tokenizer, [*tags], options, IGNORED
+        tokenizer, tags = reader.tokenizer, reader.model.config["tags"]
+        self.splits, self.reader, self.options, self.ignored = splits, reader, options, IGNORED
         place = {tag: n for n, tag in enumerate(tags)}
         lost = words = 0
         rows: dict[str, list[Labels]] = {"train": [], "valid": []}
@@ -71,7 +79,7 @@ class TokenClassification(Task):
                 found += [Labels(window, known) for window in cut(one, tokenizer, options.context, options.overlap)]
                 lost, words = lost + one.firsts.count(-1), words + len(one.firsts)
         self.train, self.valid = (split(rows[name], self.collate, options, name == "train") for name in ("train", "valid"))
-        self.identity = {"tokenizer": tokenizer.fingerprint, "tags": self.tags, **identity(splits)}
+        self.identity = {"tokenizer": tokenizer.fingerprint, "tags": tags, **identity(splits)}
         longer = len(rows["train"]) - len(splits["train"])
         self.told = [
             *(f"{name}: {len(x):,} texts, {sum(len(t.spans) for t in x):,} spans" for name, x in splits.items()),
@@ -86,7 +94,7 @@ class TokenClassification(Task):
         from tasks.data.batching import padded
 
         ids = [row.ids for row in rows]
-        return padded(ids, self.tokenizer.pad), real(ids), padded([row.labels for row in rows], self.ignored)
+        return padded(ids, self.reader.tokenizer.pad), real(ids), padded([row.labels for row in rows], self.ignored)
 
     def units(self, batch: Any) -> int:
         return max(int((batch[2] != self.ignored).sum()), 1)
@@ -95,7 +103,7 @@ class TokenClassification(Task):
         from torch.nn import functional as F
 
         tokens, mask, labels = batch
-        logits, labels = model(tokens, mask=mask).float().flatten(0, 1), labels.flatten()
+        logits, labels = model(tokens, mask).float().flatten(0, 1), labels.flatten()
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=self.ignored)
         return loss, {"accuracy": (logits.argmax(-1) == labels).sum().detach()}
 
@@ -104,12 +112,12 @@ class TokenClassification(Task):
         from tasks.token_labelling import label
 
         texts = self.splits["valid"]
-        found = label(model, self.tokenizer, self.tags, texts)
+        found = label(self.reader._replace(model=model), texts)
         by_type, exact = measured(texts, [one.spans for one in found])
         return {"f1": total(by_type).f1, "whole_texts": exact}
 
     def keep(self, folder: Path) -> None:
-        self.tokenizer.save(folder / "tokenizer.json")
+        self.reader.tokenizer.save(folder / "tokenizer.json")
 
     def report(self, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         """Measure the best model on the test texts, beside each word's commonest label; examples, curves."""
@@ -121,13 +129,14 @@ class TokenClassification(Task):
         options, texts = self.options, self.splits["test"]
         model, precision = placed(zoo.load(run.folder / "best.safetensors"), options)  # type: ignore
         with precision:
-            found = label(model, self.tokenizer, self.tags, texts)
+            found = label(self.reader._replace(model=model), texts)
         for note in plots.curves(run.history, run.folder / "curves.png", self.primary):
             print(note)
-        examples = [row(*pair) for pair in zip(texts[:: max(1, len(texts) // max(options.examples, 1))], found[:: max(1, len(texts) // max(options.examples, 1))], strict=True)]
-        shown = [{"text": x["text"], "spans": "; ".join(f"{s['label']} {s['text']}" for s in x["spans"])} for x in examples]
-        report.write_examples(run.folder, shown)
-        print(*(f"  {x['text']}  ->  {x['spans']}" for x in shown[: options.examples]), sep="\n")
+        some = range(0, len(texts), max(1, len(texts) // max(options.examples, 1)))[: options.examples]
+        rows = [row(texts[n], found[n]) for n in some]
+        examples = [{"text": x["text"], "spans": "; ".join(f"{s['label']} {s['text']}" for s in x["spans"])} for x in rows]
+        report.write_examples(run.folder, examples)
+        print(*(f"  {x['text']}  ->  {x['spans']}" for x in examples), sep="\n")
         by_type, exact = measured(texts, [one.spans for one in found])
         plain, plain_exact = measured(texts, commonest(self.splits["train"], texts))
         print(*table(by_type), sep="\n")
@@ -184,6 +193,7 @@ def default_name(options: TrainOptions) -> str:
 
 def begin(options: TrainOptions, folder: Path) -> tuple[TokenClassification, nn.Module]:
     """Task and model. Errors: `UserError` and `ValueError` for whatever is wrong with options and data."""
+    from tasks import text_models
     from tasks.data.spans import tag_set
 
     splits, notes = load(options)
@@ -191,11 +201,11 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TokenClassification, nn.
     if not types:
         raise UserError("the training texts have no spans: all of their words are outside")
     tags = tag_set(types)
-    model, tokenizer = begin_model(options, folder, "tokens", lambda: (text.text for text in splits["train"]), len(tags))
-    model.config |= {"tags": tags}  # type: ignore
+    reader = text_models.begin(options, folder, (text.text for text in splits["train"]), "tokens", num_classes=len(tags))
+    reader.model.config |= {"tags": tags, "overlap": options.overlap}
     unknown = {span.type for name in ("valid", "test") for text in splits[name] for span in text.spans} - {*types}
     notes += [f"types that only valid or test have, and no model can say: {', '.join(sorted(unknown))}"] if unknown else []
-    return TokenClassification(splits, tokenizer, tags, options, notes), model
+    return TokenClassification(splits, reader, options, notes), reader.model
 
 
 COMMANDS = {

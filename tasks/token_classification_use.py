@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.commands import checking_input
 from tasks.options import UserError, data_of, option, restored
 from tasks.saved import find_run
-from tasks.span_models import ReaderUseOptions
+from tasks.span_models import UseOptions
 from tasks.tables import FILES, require_table, writing
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -26,15 +26,15 @@ CHUNK = 256
 
 
 @dataclass
-class PredictOptions(ReaderUseOptions):
+class PredictOptions(UseOptions):
     title, program = "texts", PROGRAM
-    input: str = option("-", "a text a line, or .jsonl with \"text\", or \"words\", a line; - is standard input", path=True)
+    input: str = option("-", 'a text a line, or .jsonl with "text", or "words", a line; - is standard input', path=True)
     text: list[str] = option((), "texts, in place of --input", many=True)
     output: str = option("-", f"text and spans of each: a {FILES}", path=True)
 
 
 @dataclass
-class EvaluateOptions(ReaderUseOptions):
+class EvaluateOptions(UseOptions):
     title, program = "texts", PROGRAM
     test: list[str] = option((), f"{TAGGED} (default: the test texts of the run)", many=True, path=True)
     scheme: str = option("auto", "of the tags in --test", ("auto", "iob2", "iob1", "iobes", "io"))
@@ -47,10 +47,10 @@ def predict(given: dict[str, Any]) -> None:
 
     options = PredictOptions(**given)
     require_table("--output", options.output)
-    model, tokenizer, precision = options.load()
+    reader, precision = options.load()
     with precision, writing(options.output) as put:
         for texts in read(options):
-            found = label(model, tokenizer, model.config["tags"], texts, options.batch_size)
+            found = label(reader, texts, options.batch_size)
             put(row(*pair) for pair in zip(texts, found, strict=True))
 
 
@@ -110,10 +110,10 @@ def evaluate(given: dict[str, Any]) -> None:
 
     options = EvaluateOptions(**given)
     require_table("--output", options.output)
-    model, tokenizer, precision = options.load()
+    reader, precision = options.load()
     test = read_tagged(options.test, options.scheme) if options.test else test_of(options)
     with precision, writing(options.output) as put:
-        found = label(model, tokenizer, model.config["tags"], test, options.batch_size)
+        found = label(reader, test, options.batch_size)
         put(beside(*pair) for pair in zip(test, found, strict=True))
     by_type, exact = measured(test, [one.spans for one in found])
     print(*table(by_type), sep="\n")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tasks.data.alignment import cut, encode
 from tasks.data.spans import OUTSIDE, Span, follows, to_spans
 from tasks.data.tagged import Tagged
-from tasks.span_models import run_model
-
-if TYPE_CHECKING:
-    from tasks.data.tokenizer import TextTokenizer
+from tasks.span_models import outputs
+from tasks.text_models import Reader
 
 
 class Labelled(NamedTuple):
@@ -23,17 +22,19 @@ class Labelled(NamedTuple):
     scores: list[float]
 
 
-def label(model: Any, tokenizer: TextTokenizer, tags: Sequence[str], texts: Sequence[Tagged], batch_size: int = 32) -> list[Labelled]:
-    """The spans of each text, whatever its length. tags: those of IOB2 that the model's classes stand for."""
+def label(reader: Reader, texts: Sequence[Tagged], batch_size: int = 32) -> list[Labelled]:
+    """The spans of each text, whatever its length, by a model that knows its tags, those of IOB2."""
+    config, tokenizer = reader.model.config, reader.tokenizer
     encoded = encode(tokenizer, [x.text for x in texts], [x.words for x in texts])
-    cuts = [cut(one, tokenizer, model.config["context"], model.config["overlap"]) for one in encoded]
-    said = iter(run_model(model, [window for windows in cuts for window in windows], tokenizer.pad, batch_size))
+    cuts = [cut(one, tokenizer, config["context"], config["overlap"]) for one in encoded]
+    said = iter(outputs(reader, [window for windows in cuts for window in windows], batch_size))
+    tags = config["tags"]
     refused = refusals(tags)
     found = []
     for text, windows in zip(texts, cuts, strict=True):
         logs = np.full((len(text.words), len(tags)), np.nan)
         for window in windows:
-            logits = next(said).double().log_softmax(-1).numpy()
+            logits = next(said)[0].double().log_softmax(-1).numpy()
             for place, word in window.words:
                 logs[word] = logits[place]
         found.append(spans_of(logs, tags, refused))
@@ -60,7 +61,7 @@ def refusals(tags: Sequence[str]) -> np.ndarray:
 
 
 def likeliest(logs: np.ndarray, refused: np.ndarray) -> list[int]:
-    """The row of tags with the largest sum of (words, tags) of which none is refused: Viterbi, 1967. Among equals the first tags."""
+    """The row of tags with the largest sum of (words, tags) without a refused pair: Viterbi, 1967. Of equals the first."""
     if not len(logs):
         return []
     cost = np.where(refused, -np.inf, 0.0)
@@ -78,8 +79,6 @@ def likeliest(logs: np.ndarray, refused: np.ndarray) -> list[int]:
 def commonest(train: Sequence[Tagged], texts: Sequence[Tagged]) -> list[list[Span]]:
     """What needs no model: each word gets the label that it has most often in training, unknown ones the one of all words;
     neighbours of one label are a span."""
-    from collections import Counter, defaultdict
-
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for text in train:
         for word, kind in zip(words(text), kinds(text), strict=True):

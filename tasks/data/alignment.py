@@ -7,7 +7,7 @@ all others are `IGNORED`. A word that a tokenizer makes nothing of, or that it p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tasks.data.overlaps import owners, windows
@@ -27,9 +27,17 @@ class Encoded:
 
 def encode(tokenizer: TextTokenizer, texts: Sequence[str], words: Sequence[Sequence[Place]]) -> list[Encoded]:
     """Texts, each with its words as (start, end) in characters, in order."""
-    found = tokenizer.inner.encode_batch(list(texts), add_special_tokens=False)
-    rows = zip(found, words, strict=True)
-    return [Encoded(list(encoding.ids), firsts(encoding.offsets, places)) for encoding, places in rows]
+    rows = zip(pieces(tokenizer, texts), words, strict=True)
+    return [Encoded(ids, firsts(offsets, places)) for (ids, offsets), places in rows]
+
+
+def pieces(tokenizer: TextTokenizer, texts: Sequence[str]) -> Iterator[tuple[list[int], list[Place]]]:
+    """Ids and the characters that each token is of, as (start, end). What is spelled like a special token is an unknown one."""
+    special, unknown = {*tokenizer.special.values()}, tokenizer.special.get("unk", -1)
+    for found in tokenizer.inner.encode_batch([*texts], add_special_tokens=False):
+        pairs = ((unknown if id in special else id, place) for id, place in zip(found.ids, found.offsets, strict=True))
+        kept = [pair for pair in pairs if pair[0] >= 0]
+        yield [id for id, _ in kept], [place for _, place in kept]
 
 
 def firsts(offsets: Sequence[Place], words: Sequence[Place]) -> list[int]:

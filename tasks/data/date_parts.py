@@ -22,9 +22,11 @@ from tasks.data.tagged import Tagged, words_of
 from tasks.data.text_files import optional
 
 LOCALES = (
-    "am ar bg bn ca cs da de el en en_GB es et eu fa fi fr gu he hi hr hu hy id is it ja ka km kn ko lo lt lv mk ml mr ms my nb "
-    "nl pl pt ro ru si sk sl sq sr sv sw ta te th tr uk ur uz vi zh zu"
-).split()
+    "am", "ar", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "en_GB", "es", "et", "eu", "fa", "fi", "fr", "gu", "he",
+    "hi", "hr", "hu", "hy", "id", "is", "it", "ja", "ka", "km", "kn", "ko", "lo", "lt", "lv", "mk", "ml", "mr", "ms", "my",
+    "nb", "nl", "pl", "pt", "ro", "ru", "si", "sk", "sl", "sq", "sr", "sv", "sw", "ta", "te", "th", "tr", "uk", "ur", "uz",
+    "vi", "zh", "zu",
+)  # fmt: skip
 FIELDS = {
     **dict.fromkeys("yY", "YEAR"), **dict.fromkeys("ML", "MONTH"), "d": "DAY", **dict.fromkeys("Ec", "WEEKDAY"),
     **dict.fromkeys("abB", "PERIOD"), **dict.fromkeys("hHKk", "HOUR"), "m": "MINUTE", "s": "SECOND", "G": "ERA",
@@ -77,8 +79,9 @@ def fields(pattern: str, value: dt.datetime, locale: Any) -> Iterator[tuple[str,
     """Parts of the written text, and the label of each, "" for what stands between them."""
     from babel import dates
 
-    written = dates.DateTimeFormat(value, locale)
-    for kind, part in dates.tokenize_pattern(pattern):
+    written: Any = dates.DateTimeFormat(value, locale)
+    parts: Any = dates.tokenize_pattern(pattern)
+    for kind, part in parts:
         yield (str(part), "") if kind == "chars" else (written[part[0] * part[1]], FIELDS.get(part[0], ""))
 
 

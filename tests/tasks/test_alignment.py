@@ -7,6 +7,7 @@ special tokens, at truncation), huggingface/notebooks 250 (words that the tokeni
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -20,9 +21,9 @@ from tasks.data.tokenizer import SPECIAL, TextTokenizer, train_tokenizer
 from tasks.data.windows import IGNORED
 
 PIECES = [
-    "a", "bc", "Straße", "İ", "ǆ", "é", "e\u0301", "o\u0302\u0323", "ﬁ", "ﷺ", "㍿", "①", "½", "한", "\u1112\u1161\u11ab", "日本", "ก็", "न्यू",
-    "👍🏽", "👨\u200d👩\u200d👧", "🇩🇪", "❤\ufe0f", " ", "  ", "\r\n", "\n", "\t", "\u00a0", "\u3000", "\u00ad", "\u200b", "\ufeff", "\x00", ".", ",", "...", "12", "٣", "'",
-    "\u0301", "##", "[CLS]", "<s>", "\U0001d538", "ﾊﾟ",
+    "a", "bc", "Straße", "İ", "ǆ", "é", "e\u0301", "o\u0302\u0323", "ﬁ", "ﷺ", "㍿", "①", "½", "한", "\u1112\u1161\u11ab", "日本",
+    "ก็", "न्यू", "👍🏽", "👨\u200d👩\u200d👧", "🇩🇪", "❤\ufe0f", " ", "  ", "\r\n", "\n", "\t", "\u00a0", "\u3000", "\u00ad",
+    "\u200b", "\ufeff", "\x00", ".", ",", "...", "12", "٣", "'", "\u0301", "##", "[CLS]", "<s>", "\U0001d538", "ﾊﾟ",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=12)
 
@@ -65,7 +66,7 @@ def test_words_are_cut_between_characters_that_belong_together(text):
     words = words_of(text)
     assert "".join(text[a:b] for a, b in words) == "".join(c for c in text if not c.isspace())
     assert all(a < b for a, b in words)
-    assert all(b <= c for (_, b), (c, _) in zip(words, words[1:], strict=False))
+    assert all(b <= c for (_, b), (c, _) in pairwise(words))
     for start, _ in words:
         marks = unicodedata.category(text[start]).startswith("M") and start > 0
         assert not (marks and not text[start - 1].isspace())
@@ -127,7 +128,7 @@ def test_windows_cover_all_and_share_as_much_as_asked(length, width, data):
     found = windows(length, width, overlap)
     assert {token for start, end in found for token in range(start, end)} == {*range(length)}
     assert all(end - start == min(width, length) for start, end in found)
-    assert all(a < c and b - c >= overlap for (a, b), (c, _) in zip(found, found[1:], strict=False))
+    assert all(a < c and b - c >= overlap for (a, b), (c, _) in pairwise(found))
     assert len(found) == 1 or len(windows(length, width, 0)) <= len(found)
 
 
