@@ -68,21 +68,30 @@ class Threshold(NamedTuple):
 
 
 def best_threshold(found: Sequence[str], nothing: Sequence[float], answers: Sequence[Sequence[str]], key: str = "f1") -> Threshold:
-    """The threshold of SQuAD 2.0's script: the one that is best for `key`, "exact" or "f1", among the numbers of `nothing`, or 0.
+    """The threshold that is best for `key`, "exact" or "f1": one of the numbers of `nothing`, or less than all of them.
 
-    found:   the likeliest answer of each question that is one. nothing: how much likelier it is that there is none, any numbers.
-    Of equally good thresholds the least one, with which most questions get no answer.
+    found:   the likeliest answer of each question that is one, "" where there is none at all.
+    nothing: how much likelier it is that there is no answer, any numbers.
+    Of equally good thresholds the least one, which leaves most questions without an answer. As SQuAD 2.0's script has it, which
+    takes `nothing` for probabilities: it begins with a threshold of 0, ours with one that no number is below; and it may cut
+    between questions of the same number, which no threshold can.
     """
-    none = [gold(right) == [""] for right in answers]
+    require_same_length(found, nothing, answers)
+    none = [not right for right in answers]
     best = current = float(sum(none))
-    value = 0.0
-    for n in sorted(range(len(found)), key=lambda n: nothing[n]):
+    order = sorted(range(len(found)), key=lambda n: nothing[n])
+    value = (nothing[order[0]] if order else 0.0) - 1.0
+    for n, following in zip(order, [*order[1:], None], strict=True):
         # from here on the question is answered: what that gives, less what silence gave
-        change = -float(none[n]) if none[n] and normalised(found[n]) else getattr(measure(found[n], answers[n]), key) if not none[n] else 0.0
-        current += change
-        if current > best:
+        current += -float(found[n] != "") if none[n] else getattr(measure(found[n], answers[n]), key)
+        if current > best and (following is None or nothing[following] > nothing[n]):
             best, value = current, nothing[n]
     return Threshold(value, best / max(len(found), 1))
+
+
+def require_same_length(*rows: Sequence[object]) -> None:
+    if len({*map(len, rows)}) > 1:
+        raise ValueError(f"answers, numbers and right answers must be as many, got {', '.join(str(len(row)) for row in rows)}")
 
 
 def summary(measured: Mapping[str, float]) -> str:

@@ -188,7 +188,7 @@ def train(given: dict[str, Any]) -> None:
 
 def default_name(options: TrainOptions) -> str:
     data = Path((options.train or [options.data])[0])
-    return f"{options.model}-{data.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{options.model or 'reader'}-{data.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def begin(options: TrainOptions, folder: Path) -> tuple[TokenClassification, nn.Module]:

@@ -48,19 +48,20 @@ def balanced(questions: Sequence[Question], no_answer: float) -> list[Question]:
 
 
 def functions(source: str) -> Iterator[tuple[str, list[tuple[str, tuple[tuple[int, int], ...]]]]]:
-    """Contexts of the functions of a module that have arguments, each with its questions and where their answers are."""
+    """Contexts of the functions and methods of a module, each with its questions and where their answers are."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old spellings in the source
         tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            line = (ast.get_docstring(node) or "").partition("\n")[0].strip()
-            node.body, node.decorator_list = [ast.Expr(ast.Constant(...))], []
-            head = " ".join(ast.unparse(node).splitlines()[0].split())
-            if not head.isascii() or not head.startswith("def ") or not head.endswith(":"):
-                continue  # a default of several lines
-            context = f"{head} {line}".strip()
-            yield context, [*questions(head, line)]
+    classes: list[ast.Module | ast.ClassDef] = [tree]
+    for place in classes:  # which grows
+        classes += [node for node in place.body if isinstance(node, ast.ClassDef)]
+        for node in place.body:
+            if isinstance(node, ast.FunctionDef):
+                line = (ast.get_docstring(node) or "").partition("\n")[0].strip()
+                node.body, node.decorator_list = [ast.Expr(ast.Constant(...))], []
+                head = " ".join(ast.unparse(node).splitlines()[0].split())
+                if head.isascii() and head.endswith(":"):  # else it has several lines
+                    yield f"{head} {line}".strip(), [*questions(head, line)]
 
 
 def questions(head: str, line: str) -> Iterator[tuple[str, tuple[tuple[int, int], ...]]]:
