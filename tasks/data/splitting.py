@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tasks.data import DataError
 
@@ -44,3 +45,27 @@ def split_80_10_10(contents: Sequence[bytes], labels: Sequence[int], classes: Se
             raise DataError(f"{where} must have three different examples or more of each class to be split, got {counts}: "
                             f"of {classes[label]!r} too few")  # fmt: skip
     return splits
+
+
+def held_out(splits: Mapping[str, list[Any]], key: Callable[[Any], str]) -> tuple[dict[str, list[Any]], list[str]]:
+    """Splits train, valid and test of texts of which some may be missing, and what is to be told of it.
+
+    Where both are, a tenth of the training texts each is held out by the hash of `key`: like texts stay together. Where one is,
+    the other serves as both. Errors: `DataError` for too few texts.
+    """
+    found, missing = dict(splits), [name for name in ("valid", "test") if not splits.get(name)]
+    if not missing:
+        return found, []
+    if len(missing) == 1:
+        other = "test" if missing == ["valid"] else "valid"
+        return found | {missing[0]: found[other]}, [f"{missing[0]}: none given, so that {other} serves as both"]
+    digests = {text: hashlib.blake2b(text.encode(errors="surrogatepass")).digest() for text in map(key, splits["train"])}
+    ranks = {text: n for n, text in enumerate(sorted(digests, key=lambda text: digests[text]))}
+    tenth = max(1, round(len(ranks) / 10))
+    if len(ranks) < 3:
+        raise DataError(f"three different texts or more are needed to hold some out, got {len(ranks)}: give --valid")
+    found = {"train": [], "valid": [], "test": []}
+    for text in splits["train"]:
+        rank = ranks[key(text)]
+        found["test" if rank < tenth else "valid" if rank < 2 * tenth else "train"].append(text)
+    return found, ["valid and test are held out of the training texts, a tenth each"]
