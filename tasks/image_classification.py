@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import commands
 from tasks.commands import Command
-from tasks.image_evaluation import DataOptions, EvaluateOptions, evaluate
+from tasks.image_evaluation import ImageDataOptions, EvaluateOptions, evaluate
 from tasks.image_predictions import ExportOptions, PredictOptions, export, predict
 from tasks.options import EngineOptions, UserError, option
 from tasks.saved import require_run_of, run_or_path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
 
 @dataclass
-class TrainOptions(EngineOptions, DataOptions):
+class TrainOptions(EngineOptions, ImageDataOptions):
     title, program = "image classification", "tasks.image_classification"
     epochs: int = option(None, "passes over the training data (default: 10, for digits 7)", least=1)
     model: str = option("vgg11_bn", "an image model that zoo.names() knows")

@@ -14,7 +14,7 @@ from tasks.saved import SavedOptions
 
 
 @dataclass
-class DataOptions(Options):
+class ImageDataOptions(Options):
     title = "data"
     data: str = option("digits", "digits, fashion_mnist, cifar10, cifar100, or folder:PATH with PATH/train/CLASS/images")
     data_root: str = option(
@@ -27,7 +27,7 @@ class DataOptions(Options):
 
 
 @dataclass
-class EvaluateOptions(DataOptions, UseOptions, SavedOptions):
+class EvaluateOptions(ImageDataOptions, UseOptions, SavedOptions):
     title = "measuring"
     data: str = option("", "as for train (default: the test split of what the run was trained on)")
     batch_size: int = option(256, "images at a time", least=1)
@@ -40,7 +40,7 @@ class EvaluateOptions(DataOptions, UseOptions, SavedOptions):
 def evaluate(given: dict[str, Any]) -> None:
     from tasks.class_scores import by_class_lines, scores
     from tasks.data.images import load_test
-    from tasks.data.tree import shown
+    from tasks.data.tree import printable
     from tasks.image_scores import measure
 
     options = EvaluateOptions(**given)
@@ -70,20 +70,20 @@ def evaluate(given: dict[str, Any]) -> None:
         print(f"{path}: test {said} on {len(images):,} images of {source}{of}")
         if options.per_class:
             print(*by_class_lines(measured, classes, "images"), sep="\n")
-        names = [shown(name) for name in images.names] or [*range(len(images))]
+        names = [printable(name) for name in images.names] or [*range(len(images))]
         true = [classes[label] for label in images.labels.tolist()]
         rows = answers(names, measured.logs.exp(), classes, 1, options.all)
         key = "file" if images.names else "index"
         write({key: row.pop("file"), "true": t} | row for row, t in zip(rows, true, strict=True))
 
 
-def trained_on(path: Path) -> tuple[DataOptions, dict[str, Any]]:
+def trained_on(path: Path) -> tuple[ImageDataOptions, dict[str, Any]]:
     """The data options of the run that left a model, and all that its options.json holds, if it has one."""
     from zoo import files
 
     folder = path if path.is_dir() else path.parent
     kept = files.read_json(folder / "options.json") if (folder / "options.json").exists() else {}
-    return restored(DataOptions, kept, folder), kept
+    return restored(ImageDataOptions, kept, folder), kept
 
 
 def same_source(one: str, other: str) -> bool:

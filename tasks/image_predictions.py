@@ -58,7 +58,7 @@ def predict(given: dict[str, Any]) -> None:
     import torch
 
     from tasks.data.pictures import decode
-    from tasks.data.tree import shown
+    from tasks.data.tree import printable
     from tasks.image_scores import log_probabilities
 
     options = PredictOptions(**given)
@@ -81,7 +81,7 @@ def predict(given: dict[str, Any]) -> None:
             if not found.paths:
                 continue
             probabilities = log_probabilities(model, context, preprocess.normalise(found.pixels)).exp()
-            names = [shown(name) for name in found.paths]
+            names = [printable(name) for name in found.paths]
             rows = [*answers(names, probabilities, classes, top, options.all and bool(options.output))]
             write(rows)
             explained += rows if options.explain else []

@@ -49,7 +49,7 @@ class Classification(Task):
         size = len(data.train)
         self.train = Split(size, partial(shuffled, size, options.seed, options.batch_size), draws)
         size = len(data.valid)
-        self.valid = Split(size, partial(in_order, size, max(options.batch_size, 64)), partial(plain, data.valid))
+        self.valid = Split(size, partial(in_order, size, max(options.batch_size, 64)), partial(unaugmented, data.valid))
         self.identity = data.identity()
         if isinstance(data.train.pixels, OnDisk):
             self.workers = min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -120,5 +120,5 @@ def in_order(size: int, batch_size: int, epoch: int) -> Sequence[Tensor]:
     return torch.arange(size).split(batch_size)
 
 
-def plain(images: Images, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+def unaugmented(images: Images, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
     return images.batch(indices)

@@ -234,7 +234,7 @@ def prepare(given: dict[str, Any]) -> None:
 
 def check(options: TrainOptions | PrepareOptions) -> None:
     """Errors: `UserError` for options that exclude each other."""
-    from tasks.data.tables import chosen
+    from tasks.data.tables import columns_of
 
     if options.data != "cldr" and (options.train or options.dataset_path):
         raise UserError(f"--data {options.data}: --train and --dataset_path take its place, give one of them")
@@ -242,7 +242,7 @@ def check(options: TrainOptions | PrepareOptions) -> None:
         raise UserError("--train and --dataset_path name the same data, give one of them")
     if options.source is not None and options.source == options.target:
         raise UserError(f"--target must differ from --source, got {options.target} for both")
-    chosen(options.columns)
+    columns_of(options.columns)
 
 
 COMMANDS = {

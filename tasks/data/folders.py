@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tasks.data import DataError
 from tasks.data.families import FAMILIES, role_of
-from tasks.data.tree import Folder, first_few, scan, shown, suffixes
+from tasks.data.tree import Folder, first_few, scan, printable, suffixes
 
 EXPECTED = "expected PATH/train/CLASS/pictures with PATH/val or PATH/test, or PATH/CLASS/pictures"
 
@@ -54,11 +54,11 @@ def list_classes(root: Path) -> Layout:
         raise DataError(f"{root} is {'an archive: unpack it, and give its folder' if archive else f'not a folder: {EXPECTED}'}")
     tree, told = scan(str(root)), []
     while (inner := lone(tree)) is not None:
-        told.append(f"{shown(inner.path)} is taken for the data: {shown(tree.path)} holds nothing else")
+        told.append(f"{printable(inner.path)} is taken for the data: {printable(tree.path)} holds nothing else")
         tree = inner
     if not tree.total:
         empty = next((folder for name, folder in tree.folders.items() if role_of(name) == "train"), tree)
-        raise DataError(f"{shown(empty.path)} is empty: {EXPECTED}" + left_out(tree, [], "; it has "))
+        raise DataError(f"{printable(empty.path)} is empty: {EXPECTED}" + left_out(tree, [], "; it has "))
     splits = named_splits(tree)
     if splits:
         parts = {role: Part(folder.path, classes_of(folder, whole=role == "train")) for role, folder in splits.items()}
@@ -71,7 +71,7 @@ def list_classes(root: Path) -> Layout:
 
 def described(role: str, part: Part) -> str:
     size, classes = f"{part.size:,} pictures", f"{len(part.classes)} {'class' if len(part.classes) == 1 else 'classes'}"
-    return f"{shown(part.path)}: {'' if role == 'all' else f'{role}, '}{size} of {classes}"
+    return f"{printable(part.path)}: {'' if role == 'all' else f'{role}, '}{size} of {classes}"
 
 
 def lone(tree: Folder) -> Folder | None:
@@ -92,17 +92,19 @@ def named_splits(tree: Folder) -> dict[str, Folder]:
         role = role_of(name) or ""
         if role in found:
             first = os.path.basename(found[role].path)
-            raise DataError(f"{shown(tree.path)} has two folders for {role}, {first} and {name}: leave one")
+            raise DataError(f"{printable(tree.path)} has two folders for {role}, {first} and {name}: leave one")
         found[role] = folder
     if "train" in found and not found["train"].total:
-        raise DataError(f"{shown(found['train'].path)} is empty: expected one folder of pictures for each class")
+        raise DataError(f"{printable(found['train'].path)} is empty: expected one folder of pictures for each class")
     beside = [name for name in tree.full() if not role_of(name)]
     if beside:
-        raise DataError(f"{shown(tree.path)} has the splits {', '.join(named)} and beside them folders of pictures, "
+        raise DataError(f"{printable(tree.path)} has the splits {', '.join(named)} and beside them folders of pictures, "
                         f"{first_few(beside)}: {EXPECTED}")  # fmt: skip
     bare = [name for name, folder in tree.folders.items() if role_of(name) == "train" and is_bare(folder)]
     if bare and "train" not in found:
-        raise DataError(f"{shown(tree.path)}/{bare[0]} holds pictures without classes: expected one folder for each class in it")
+        raise DataError(
+            f"{printable(tree.path)}/{bare[0]} holds pictures without classes: expected one folder for each class in it"
+        )
     return {role: folder for role, folder in sorted(found.items(), key=lambda item: [*FAMILIES].index(item[0])) if folder.total}
 
 
@@ -115,13 +117,13 @@ def require_classes(tree: Folder) -> None:
     """Errors: `DataError` if the folders in this one are no classes."""
     full = tree.full()
     if not full:
-        raise DataError(f"{shown(tree.path)} holds {tree.total:,} pictures and no folders of classes: {EXPECTED}")
+        raise DataError(f"{printable(tree.path)} holds {tree.total:,} pictures and no folders of classes: {EXPECTED}")
     if len(full) > 1 and all(map(role_of, full)):
         names = ", ".join(sorted(full))
-        raise DataError(f"{shown(tree.path)} has the splits {names}, which hold pictures without classes: {EXPECTED}")
+        raise DataError(f"{printable(tree.path)} has the splits {names}, which hold pictures without classes: {EXPECTED}")
     inner = [() if folder.pictures else tuple(sorted(folder.full())) for folder in full.values()]
     if len(full) > 1 and len(inner[0]) > 1 and len({*inner}) == 1:
-        raise DataError(f"{shown(tree.path)} has {first_few([*full])}, which all hold the same folders, {first_few(inner[0])}: "
+        raise DataError(f"{printable(tree.path)} has {first_few([*full])}, which all hold the same folders, {first_few(inner[0])}: "
                         f"which are the classes? {EXPECTED}")  # fmt: skip
 
 
@@ -134,10 +136,10 @@ def classes_of(folder: Folder, whole: bool) -> dict[str, list[str]]:
         if not inner.total:
             files = [*inner.all_of("others")]
             hint = f"it has {first_few([*map(os.path.basename, files)])}" if files else " ".join(sorted(suffixes()))
-            raise DataError(f"{shown(inner.path)} is a class folder without images ({hint})")
-        normal = unicodedata.normalize("NFC", shown(name))
+            raise DataError(f"{printable(inner.path)} is a class folder without images ({hint})")
+        normal = unicodedata.normalize("NFC", printable(name))
         if normal in found:
-            raise DataError(f"{shown(folder.path)} has two folders {normal}, alike but for the Unicode form of their names, "
+            raise DataError(f"{printable(folder.path)} has two folders {normal}, alike but for the Unicode form of their names, "
                             f"{form(os.path.basename(found[normal].path))} and {form(name)}: make them one")  # fmt: skip
         found[normal] = inner
     return {name: [*found[name].files()] for name in sorted(found)}
@@ -154,8 +156,8 @@ def require_alike(parts: dict[str, Part]) -> None:
     train = parts["train"]
     for part in parts.values():
         if new := [name for name in part.classes if name not in train.classes]:
-            raise DataError(f"{shown(part.path)} has classes that {shown(train.path)} lacks: {', '.join(new)}; "
-                            f"{shown(train.path)} has {', '.join(train.classes)}")  # fmt: skip
+            raise DataError(f"{printable(part.path)} has classes that {printable(train.path)} lacks: {', '.join(new)}; "
+                            f"{printable(train.path)} has {', '.join(train.classes)}")  # fmt: skip
 
 
 def notes(tree: Folder, splits: dict[str, Folder], parts: dict[str, Part]) -> Iterator[str]:
@@ -163,16 +165,16 @@ def notes(tree: Folder, splits: dict[str, Folder], parts: dict[str, Part]) -> It
     train = parts.get("train")
     for part in parts.values():
         if train and (lacking := [name for name in train.classes if name not in part.classes]):
-            yield f"{shown(part.path)} has no pictures of {first_few(lacking, 10)}"
+            yield f"{printable(part.path)} has no pictures of {first_few(lacking, 10)}"
     bare = [name for name, folder in tree.full().items() if role_of(name) and is_bare(folder)] if splits else []
     for name in bare:
-        yield (f"{shown(tree.path)}/{name}: {tree.folders[name].total:,} pictures without classes, not used; "
+        yield (f"{printable(tree.path)}/{name}: {tree.folders[name].total:,} pictures without classes, not used; "
                "predict --image takes such a folder")  # fmt: skip
     if said := left_out(tree, [n for n, folder in tree.folders.items() if splits and not folder.total], "left out: ", splits):
         yield said
     if not splits and (beside := splits_beside(tree.path)):
-        yield (f"{shown(tree.path)} has the name of a split and is taken as a whole; to use {', '.join(beside)} beside it, "
-               f"give folder:{shown(os.path.dirname(tree.path) or '.')}")  # fmt: skip
+        yield (f"{printable(tree.path)} has the name of a split and is taken as a whole; to use {', '.join(beside)} beside it, "
+               f"give folder:{printable(os.path.dirname(tree.path) or '.')}")  # fmt: skip
 
 
 def splits_beside(path: str) -> list[str]:
@@ -181,7 +183,7 @@ def splits_beside(path: str) -> list[str]:
     if not role_of(own):
         return []
     with os.scandir(above) as entries:
-        return sorted(shown(entry.name) for entry in entries if entry.name != own and entry.is_dir() and role_of(entry.name))
+        return sorted(printable(entry.name) for entry in entries if entry.name != own and entry.is_dir() and role_of(entry.name))
 
 
 def left_out(tree: Folder, empty: Sequence[str], start: str, splits: Mapping[str, Folder] | None = None) -> str:
@@ -191,7 +193,7 @@ def left_out(tree: Folder, empty: Sequence[str], start: str, splits: Mapping[str
         ([*map(os.path.basename, others)], "file that is no picture by its name", "files that are no pictures by their names"),
         ([*map(os.path.basename, dangling)], "link that leads nowhere", "links that lead nowhere"),
         *(
-            (folder.pictures, f"picture directly in {shown(folder.path)}", f"pictures directly in {shown(folder.path)}")
+            (folder.pictures, f"picture directly in {printable(folder.path)}", f"pictures directly in {printable(folder.path)}")
             for folder in (tree, *(splits or {}).values())
         ),
         (empty, "folder without pictures", "folders without pictures"),

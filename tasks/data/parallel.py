@@ -12,7 +12,7 @@ from typing import Any
 from tasks.data import DataError, fingerprint
 from tasks.data.batching import Example
 from tasks.data.corpus import FORMER, Corpus, held_out, prepare, prepared_tokenizers, read_meta, tokenised
-from tasks.data.sources import BUILT_IN, SPLITS, built_in, readers, sources
+from tasks.data.sources import BUILT_IN, ORDER, built_in, readers, sources
 from tasks.data.tables import Notes
 from tasks.data.text import Counts, nonempty
 from tasks.data.text_files import Pair
@@ -123,7 +123,7 @@ def load_parallel(options: Any, tokenizer: TextTokenizer | None = None) -> Paral
     notes, form, counts = Notes(), options.normalize, Counts()
     found = readers(options, notes)
     tokenizer = tokenizer or make_tokenizer(options, found["train"])
-    held = {split: load_held(options, tokenizer, split, found) for split in SPLITS[1:] if split in found}  # sooner than train
+    held = {split: load_held(options, tokenizer, split, found) for split in ORDER[1:] if split in found}  # sooner than train
     rows = tokenised(found["train"](), tokenizer, tokenizer.target, options.max_length, counts, form)
     train = [example for _, example in rows]
     if not train:
@@ -192,7 +192,7 @@ def load_prepared(options: Any, tokenizer: TextTokenizer | None = None) -> Paral
         raise DataError(f"{folder} was prepared with another tokenizer than the model's: prepare it with --tokenizer of that")
     train = Corpus(folder, "train", options.max_examples, options.seed)
     held, together = {}, prepared_from(meta, options.data) in BUILT_IN
-    for split in (split for split in SPLITS[1:] if split in meta["splits"]):
+    for split in (split for split in ORDER[1:] if split in meta["splits"]):
         held[split] = Held.of(held_out(folder, split), together=together).require_some(PURPOSE[split])
         held[split].counts = Counts(**meta["splits"][split])
     if not held:

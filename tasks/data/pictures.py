@@ -20,7 +20,7 @@ from tasks.data.families import FAMILIES
 from tasks.data.folders import Layout, list_classes
 from tasks.data.picture_files import Budget, digest_of, quiet, read_image, sums_of
 from tasks.data.splitting import split_80_10_10
-from tasks.data.tree import shown
+from tasks.data.tree import printable
 from tasks.options import UserError
 from zoo.pretrained.preprocess import Preprocess
 
@@ -142,10 +142,12 @@ def folder_files(layout: Layout) -> tuple[list[str], dict[str, Files], list[str]
     parts = layout.parts
     whole = parts.get("train") or parts.get("all")
     if whole is None:
-        raise DataError(f"{shown(layout.root)} has {' and '.join(parts)} but no folder named {' or '.join(FAMILIES['train'])}")
+        raise DataError(
+            f"{printable(layout.root)} has {' and '.join(parts)} but no folder named {' or '.join(FAMILIES['train'])}"
+        )
     classes = [*whole.classes]
     if len(classes) < 2:
-        raise DataError(f"{shown(whole.path)} has one class, {classes[0]}: two or more are needed to train")
+        raise DataError(f"{printable(whole.path)} has one class, {classes[0]}: two or more are needed to train")
     files = {role: part.labelled(classes) for role, part in parts.items()}
     missing = [role for role in ("valid", "test") if role not in files]
     if len(missing) == 2:
@@ -175,7 +177,7 @@ def decode_once(
         raise DataError(f"a picture of {reader.image_size}x{reader.image_size} pixels is too large: give a smaller --image_size")
     made: dict[int, Decoded] = {}
     for key, (paths, labels) in unique.items():
-        told = f"reading {shown(os.path.commonpath(paths))}"
+        told = f"reading {printable(os.path.commonpath(paths))}"
         made[key] = found = decode(paths, labels, reader, skip_bad, skipped, need <= room, told)
         if lost := sorted({*labels} - {*found.labels.tolist()}):
             raise DataError(f"no readable image is left of class {', '.join(classes[label] for label in lost)}")
@@ -222,7 +224,7 @@ def split_rows(
     layout: Layout, digests: Sequence[bytes], labels: Sequence[int], classes: Sequence[str]
 ) -> tuple[dict[str, list[int]], list[str]]:
     """By `split_80_10_10`, which pictures of a folder without splits are in which; what is to be said of it."""
-    where = next(shown(part.path) for role, part in layout.parts.items() if role in ("train", "all"))
+    where = next(printable(part.path) for role, part in layout.parts.items() if role in ("train", "all"))
     roles = split_80_10_10(digests, labels, classes, where)
     rows = {role: [n for n, one in enumerate(roles) if one == role] for role in FAMILIES}
     sizes = ", ".join(f"{len(part):,} {role}" for role, part in rows.items())
@@ -268,7 +270,7 @@ def copies(found: dict[str, Decoded]) -> list[str]:
     splits = Counter(digest for part in parts for digest in {*part.digests})
     twice = [path for part in parts for path, digest in zip(part.paths, part.digests, strict=True) if splits[digest] > 1]
     many = f"{len(twice):,} pictures stand in two splits"
-    return [f"{many} as copies, such as {shown(twice[-1])}: they flatter what is measured"] if twice else []
+    return [f"{many} as copies, such as {printable(twice[-1])}: they flatter what is measured"] if twice else []
 
 
 UNSPLIT = {

@@ -14,8 +14,8 @@ from tasks.data.text import find_splits, read, sample
 from tasks.data.text_files import Pair
 from tasks.data.text_packages import pronunciations, read_hub
 
-SPLITS = ("train", "valid", "test")
-HELD_OUT = 1000
+ORDER = ("train", "valid", "test")
+HELD_OUT_PAIRS = 1000
 """Pairs of CLDR, or words of the CMU dictionary, to validate and to test on."""
 BUILT_IN = ("cldr", "cmudict")
 """Our own data, in which a source has several right translations."""
@@ -43,8 +43,8 @@ def sources(options: Any, notes: Notes) -> dict[str, Reader]:
         made = cldr(*languages)
         return {
             "train": lambda: islice(made.pairs(options.seed), options.pairs),
-            "valid": lambda: made.distinct(HELD_OUT, options.seed, "valid"),
-            "test": lambda: made.distinct(HELD_OUT, options.seed, "test"),
+            "valid": lambda: made.distinct(HELD_OUT_PAIRS, options.seed, "valid"),
+            "test": lambda: made.distinct(HELD_OUT_PAIRS, options.seed, "test"),
         }
     if data == "cmudict":
 
@@ -52,7 +52,7 @@ def sources(options: Any, notes: Notes) -> dict[str, Reader]:
             variants = pronunciations(split).items()
             return spaced((word, spoken) for word, many in variants for spoken in many)
 
-        return {split: lambda split=split: words(split) for split in SPLITS}
+        return {split: lambda split=split: words(split) for split in ORDER}
     if data.startswith("hf:"):
         return read_hub(data[3:], *languages, options.columns)
     raise DataError(f"--data must be cldr, cmudict or hf:NAME, got {data!r}; files are given by --train or --dataset_path")

@@ -18,7 +18,7 @@ Notes = dict[str, str]
 """What is to be told of the data, a line for each file or split that it is about: files are read several times."""
 
 
-def chosen(columns: str) -> list[str]:
+def columns_of(columns: str) -> list[str]:
     """The two columns that --columns names, or none. Errors: `DataError` for another number of them."""
     names = [name.strip() for name in columns.split(",")] if columns else []
     if names and (len(names) != 2 or not all(names) or names[0] == names[1] or "0" in names):
@@ -28,7 +28,7 @@ def chosen(columns: str) -> list[str]:
 
 def named(source: str | None, target: str | None, columns: str) -> list[tuple[str, str]]:
     """Names that source and target may have, the surest first."""
-    if names := chosen(columns):
+    if names := columns_of(columns):
         return [(names[0], names[1])]
     return ([(source, target)] if source and target else []) + [("source", "target")]
 
@@ -60,7 +60,7 @@ def read_table(
     notes:   gets a line where there are more columns, and nothing has told which ones to take.
     Errors:  `DataError` that names the line if it lacks a column, and lists the columns if there is none of that name.
     """
-    names, places = chosen(columns), None
+    names, places = columns_of(columns), None
     notes = {} if notes is None else notes
     for number, row in rows:
         if places is None:
@@ -137,14 +137,14 @@ def pair_of(row: Any, names: Sequence[tuple[str, str]], where: str) -> Pair:
     if isinstance(inner, dict):
         for first, second in names:
             if isinstance(inner.get(first), str) and isinstance(inner.get(second), str):
-                return whole(inner[first], where), whole(inner[second], where)
+                return whole_characters(inner[first], where), whole_characters(inner[second], where)
     keys = " ".join(", ".join(map(str, inner)).split()) if isinstance(inner, dict) else ""
     found = f"the keys {keys}" if isinstance(inner, dict) else type(inner).__name__
     expected = ", or ".join(f"{first!r} and {second!r}" for first, second in names)
     raise DataError(f"{where}: expected texts {expected}, got {found}")
 
 
-def whole(text: str, where: str) -> str:
+def whole_characters(text: str, where: str) -> str:
     """The text. Errors: `DataError` if it holds half a character, as an escape such as \\ud83d alone."""
     try:
         text.encode()

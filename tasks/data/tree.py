@@ -25,13 +25,13 @@ def suffixes() -> frozenset[str]:
     return frozenset(KNOWN & readable) - (frozenset() if features.check("jpg_2000") else {".j2k", ".jp2", ".jpx"})
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A file's name as text that can be printed: its bytes that are no UTF-8 as \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def first_few(names: Sequence[str], limit: int = 3) -> str:
-    return ", ".join(shown(name) for name in names[:limit]) + (", ..." if len(names) > limit else "")
+    return ", ".join(printable(name) for name in names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 @dataclass

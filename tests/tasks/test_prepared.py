@@ -49,7 +49,7 @@ def small_sets(monkeypatch):
     module.load_dataset = lambda name, config=None: found
     monkeypatch.setitem(sys.modules, "datasets", module)
     monkeypatch.setattr("tasks.data.sources.pronunciations", SPOKEN.__getitem__)
-    monkeypatch.setattr("tasks.data.sources.HELD_OUT", 20)
+    monkeypatch.setattr("tasks.data.sources.HELD_OUT_PAIRS", 20)
 
 
 DATA = {
