@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tasks.data import DataError
 from tasks.data.families import FAMILIES, role_of
-from tasks.data.tree import Folder, first_few, scan, printable, suffixes
+from tasks.data.tree import Folder, first_few, printable, scan, suffixes
 
 EXPECTED = "expected PATH/train/CLASS/pictures with PATH/val or PATH/test, or PATH/CLASS/pictures"
 

@@ -18,7 +18,7 @@ from tasks.data.folders import list_classes
 from tasks.data.image_sets import SETS, ImageSet
 from tasks.data.picture_files import sums_of
 from tasks.data.pictures import UNSPLIT, Decoded, OnDisk, decode_once, half_of_memory, load_role, load_splits
-from tasks.data.tree import shown
+from tasks.data.tree import printable
 from zoo.pretrained.preprocess import Preprocess, normalise, square
 
 
@@ -164,7 +164,7 @@ def load_test(
     else:
         parts, streaming = decode_once({"test": part.labelled(names)}, names, preprocess, skip_bad, skipped, room)
         decoded = parts["test"]
-        told = [*layout.told, f"{shown(part.path)}: all of its {part.size:,} pictures count", *streaming]
+        told = [*layout.told, f"{printable(part.path)}: all of its {part.size:,} pictures count", *streaming]
     images = images_of(decoded, torch.tensor(preprocess.mean), torch.tensor(preprocess.std))
     images.labels = numbers[images.labels]
     return images, names, [*told, *([f"{len(skipped)} unreadable pictures skipped"] if skipped else [])]

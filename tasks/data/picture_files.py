@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from tasks.data import DataError
-from tasks.data.tree import shown
+from tasks.data.tree import printable
 from zoo.files import first_line
 from zoo.pretrained.preprocess import Preprocess, eight_bits
 
@@ -89,7 +89,7 @@ def read_image(path: str | Path, channels: int, preprocess: Preprocess | None = 
                     small = reduced(picture if plain else eight_bits(picture, mode), factor(picture))
                 return V.pil_to_tensor(eight_bits(small, mode))
     except Exception as error:  # whatever a decoder raises is about its file
-        raise DataError(f"{shown(os.fspath(path))} cannot be read as an image ({first_line(error)})") from error
+        raise DataError(f"{printable(os.fspath(path))} cannot be read as an image ({first_line(error)})") from error
 
 
 @contextlib.contextmanager

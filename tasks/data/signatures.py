@@ -92,7 +92,9 @@ def regular_expression(question: Question) -> str:
     if kind == "purpose":
         found = re.match(r"def [^:]*(?::[^:]*)*?\)[^:]*: (.+)$", question.context)
     else:
-        found = re.search(rf"[(,] ?{name}(?:: [^=,]+)? ?= ?((?:[^,()\[\]{{}}]|\([^()]*\)|\[[^\]]*\]|{{[^}}]*}})+)[,)]", question.context)
+        found = re.search(
+            rf"[(,] ?{name}(?:: [^=,]+)? ?= ?((?:[^,()\[\]{{}}]|\([^()]*\)|\[[^\]]*\]|{{[^}}]*}})+)[,)]", question.context
+        )
     return found[1].strip() if found else ""
 
 
