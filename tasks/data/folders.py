@@ -123,8 +123,8 @@ def require_classes(tree: Folder) -> None:
         raise DataError(f"{printable(tree.path)} has the splits {names}, which hold pictures without classes: {EXPECTED}")
     inner = [() if folder.pictures else tuple(sorted(folder.full())) for folder in full.values()]
     if len(full) > 1 and len(inner[0]) > 1 and len({*inner}) == 1:
-        raise DataError(f"{printable(tree.path)} has {first_few([*full])}, which all hold the same folders, {first_few(inner[0])}: "
-                        f"which are the classes? {EXPECTED}")  # fmt: skip
+        raise DataError(f"{printable(tree.path)} has {first_few([*full])}, which all hold the same folders, "
+                        f"{first_few(inner[0])}: which are the classes? {EXPECTED}")  # fmt: skip
 
 
 def classes_of(folder: Folder, whole: bool) -> dict[str, list[str]]:

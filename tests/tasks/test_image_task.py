@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 import zoo
 from tasks.class_scores import Measured, by_class, by_class_lines, scores
+from tasks.classes import match_classes
 from tasks.data.images import ImageData, Images
-from tasks.image_classification import TrainOptions, match_classes
+from tasks.image_classification import TrainOptions
 from tasks.image_scores import measure
 from tasks.image_task import Classification, balanced_weights
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.data import DataError
-from tasks.data.tables import chosen
+from tasks.data.tables import columns_of
 from tasks.data.text import Counts, nonempty, read
 from tasks.data.text_files import where
 
@@ -65,7 +65,7 @@ def test_columns_that_are_not_there(tmp_path, ending):
 
 @pytest.mark.parametrize("columns", ["2", "1,2,3", "a,", "2,2", "0,1", ","])
 def test_columns_are_two(columns):
-    assert complaint(chosen, columns).startswith("--columns must be two numbers from 1, or two names, such as 2,4 or ")
+    assert complaint(columns_of, columns).startswith("--columns must be two numbers from 1, or two names, such as 2,4 or ")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
