@@ -1,7 +1,7 @@
 """How right answers are, as the official scripts of SQuAD 1.1 and 2.0 count: exact match, F1 of words, the best threshold.
 
-Rajpurkar et al., 2016 (arXiv 1606.05250) and 2018 (arXiv 1806.03822). Case, punctuation, the articles a, an and the, and spaces do
-not count. Of several right answers the nearest counts; of a question without an answer the right one is "".
+Rajpurkar et al., 2016 (arXiv 1606.05250) and 2018 (arXiv 1806.03822). Case, punctuation, the articles a, an and the, and spaces
+do not count. Of several right answers the nearest counts; of a question without an answer the right one is "".
 """
 
 from __future__ import annotations
@@ -55,9 +55,15 @@ def measure(answer: str, answers: Sequence[str]) -> Measured:
 def scores(found: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
     """exact and f1, the means from 0 to 1, then those of questions with an answer and without, where there are such."""
     rows = [(measure(one, right), gold(right) != [""]) for one, right in zip(found, answers, strict=True)]
-    parts = {"": [m for m, _ in rows], "has_answer_": [m for m, has in rows if has], "no_answer_": [m for m, has in rows if not has]}
+    parts = {
+        "": [m for m, _ in rows],
+        "has_answer_": [m for m, has in rows if has],
+        "no_answer_": [m for m, has in rows if not has],
+    }
     parts = {name: part for name, part in parts.items() if part and (not name or len(part) < len(rows))}
-    return {f"{name}{key}": sum(getattr(m, key) for m in part) / len(part) for name, part in parts.items() for key in ("exact", "f1")}
+    return {
+        f"{name}{key}": sum(getattr(m, key) for m in part) / len(part) for name, part in parts.items() for key in ("exact", "f1")
+    }
 
 
 class Threshold(NamedTuple):
@@ -67,7 +73,9 @@ class Threshold(NamedTuple):
     score: float
 
 
-def best_threshold(found: Sequence[str], nothing: Sequence[float], answers: Sequence[Sequence[str]], key: str = "f1") -> Threshold:
+def best_threshold(
+    found: Sequence[str], nothing: Sequence[float], answers: Sequence[Sequence[str]], key: str = "f1"
+) -> Threshold:
     """The threshold that is best for `key`, "exact" or "f1": one of the numbers of `nothing`, or less than all of them.
 
     found:   the likeliest answer of each question that is one, "" where there is none at all.

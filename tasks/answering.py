@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """The likeliest answers, best first, "" among them; `nothing` is how much larger the sum of no answer is than the best one."""
+    """The likeliest answers, best first, "" among them; nothing: how much larger the sum of no answer is than the best one."""
 
     answers: list[Answer]
     nothing: float

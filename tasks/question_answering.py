@@ -31,7 +31,7 @@ Splits = Mapping[str, "list[Question]"]
 @dataclass
 class QuestionOptions(Options):
     title = "data"
-    data: str = option("signatures", "signatures, questions about functions of Python's standard library", ("signatures",))
+    data: str = option("signatures", "signatures, questions about functions of Python's standard library")
     train: list[str] = option((), f"{SQUAD}, in place of --data", many=True, path=True)
     valid: list[str] = option((), "the same, to choose model and threshold by (default: a part of --train)", many=True, path=True)
     test: list[str] = option((), "the same, to measure at the end (default: a part of --train)", many=True, path=True)
@@ -45,7 +45,7 @@ class TrainOptions(AnswerOptions, WindowOptions, QuestionOptions):
 
 
 class QuestionAnswering(Task):
-    """Cross entropy of where an answer begins and of where it ends, over the tokens of the context and `cls`; exact match and F1."""
+    """Cross entropy of where an answer begins and of where it ends, over the context and `cls`; exact match and F1."""
 
     unit = "windows"
     primary = Metric("exact")
@@ -88,7 +88,7 @@ class QuestionAnswering(Task):
         logits = [x.float().masked_fill(~allowed, -1e4) for x in model(*inputs)]
         losses = [F.cross_entropy(x, end, reduction="sum") for x, end in zip(logits, ends, strict=True)]
         right = [x.argmax(-1) == end for x, end in zip(logits, ends, strict=True)]
-        return sum(losses) / 2, {"accuracy": (right[0] & right[1]).sum().detach()}
+        return (losses[0] + losses[1]) / 2, {"accuracy": (right[0] & right[1]).sum().detach()}
 
     def score(self, model: Any) -> dict[str, float]:
         """With the threshold that is best here, which the model keeps."""
@@ -121,7 +121,10 @@ class QuestionAnswering(Task):
             print(note)
         some = range(0, len(questions), max(1, len(questions) // max(options.examples, 1)))[: options.examples]
         rows = [(questions[n], row(questions[n], found[n], threshold)) for n in some]
-        right = [{"question": x.question, "answer": y["answer"], "expected": " | ".join(x.texts), "context": x.context} for x, y in rows]
+        right = [
+            {"question": x.question, "answer": y["answer"], "expected": " | ".join(x.texts), "context": x.context}
+            for x, y in rows
+        ]
         report.write_examples(run.folder, right)
         print(*(f"  {x['question']}?  {x['answer'] or '(none)'}  [{x['context'][:90]}]" for x in right), sep="\n")
         result = measured(questions, found, threshold)
@@ -132,7 +135,10 @@ class QuestionAnswering(Task):
             for name, said in baselines(self.splits["train"], questions).items():
                 others[name] = scores(said, [x.texts for x in questions])["exact"]
         print(f"test {told(result)} on {len(questions):,} questions, threshold {threshold:.4g}")
-        print("exact without a model: " + ", ".join(f"{name} {value:.4f}" for name, value in others.items()) if others else "", end="")
+        print(
+            "exact without a model: " + ", ".join(f"{name} {value:.4f}" for name, value in others.items()) if others else "",
+            end="",
+        )
         print(f"\n{summary['seconds']:.1f} s of training; see {run.folder}")
         return {f"test_{name}": value for name, value in result.items()} | {"threshold": threshold, "baselines": others}
 
@@ -144,6 +150,8 @@ def load(options: QuestionOptions) -> tuple[dict[str, list[Question]], list[str]
     from tasks.data.splitting import held_out
 
     if not options.train:
+        if options.data != "signatures":
+            raise UserError(f"--data must be signatures, got {options.data!r}: files are given by --train")
         if options.valid or options.test:
             raise UserError(f"--{'valid' if options.valid else 'test'} is for questions of your own: give --train too")
         return signatures(), []
@@ -193,7 +201,8 @@ COMMANDS = {
         '--name squad --question "Who reads?" --context "Ada reads."', "--question {}",
     ),
     "evaluate": Command(
-        EvaluateOptions, "measure a saved model by exact match and F1", evaluate, "--name squad --output answers.jsonl", "--name {}"
+        EvaluateOptions, "measure a saved model by exact match and F1", evaluate,
+        "--name squad --output answers.jsonl", "--name {}",
     ),
 }  # fmt: skip
 

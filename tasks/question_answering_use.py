@@ -34,7 +34,9 @@ class AnswerOptions(Options):
 @dataclass
 class PredictOptions(AnswerOptions, UseOptions):
     title, program = "questions", PROGRAM
-    input: str = option("-", 'a JSON object with "question" and "context" a line, or .json as SQuAD\'s; - is standard input', path=True)
+    input: str = option(
+        "-", 'a JSON object with "question" and "context" a line, or .json as SQuAD\'s; - is standard input', path=True
+    )
     question: str = option("", "one question, in place of --input")
     context: str = option("", "what --question is about")
     threshold: float | None = option(None, "no answer where its score is so much larger than the best one's (default: the run's)")
@@ -64,9 +66,7 @@ def predict(given: dict[str, Any]) -> None:
     threshold = reader.model.config["threshold"] if options.threshold is None else options.threshold
     with precision, writing(options.output) as put:
         for questions in read(options):
-            found = answer(
-                reader, questions, n_best=options.n_best, max_answer=options.max_answer, batch_size=options.batch_size
-            )
+            found = answer(reader, questions, n_best=options.n_best, max_answer=options.max_answer, batch_size=options.batch_size)
             put(row(*pair, threshold) for pair in zip(questions, found, strict=True))
 
 

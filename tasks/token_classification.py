@@ -41,7 +41,7 @@ Splits = Mapping[str, "list[Tagged]"]
 @dataclass
 class TaggedOptions(Options):
     title = "data"
-    data: str = option("dates", "dates, parts of dates and times in many languages", ("dates",))
+    data: str = option("dates", "dates, parts of dates and times in many languages")
     train: list[str] = option((), f"{TAGGED}, in place of --data", many=True, path=True)
     valid: list[str] = option((), "the same, to choose the best model by (default: a part of --train)", many=True, path=True)
     test: list[str] = option((), "the same, to measure at the end (default: a part of --train)", many=True, path=True)
@@ -163,6 +163,8 @@ def load(options: TaggedOptions) -> tuple[dict[str, list[Tagged]], list[str]]:
     from tasks.data.tagged import read
 
     if not options.train:
+        if options.data != "dates":
+            raise UserError(f"--data must be dates, got {options.data!r}: files are given by --train")
         if options.valid or options.test:
             raise UserError(f"--{'valid' if options.valid else 'test'} is for texts of your own: give --train too")
         return date_parts(), []

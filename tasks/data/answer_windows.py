@@ -1,7 +1,7 @@
 """Questions as a model reads them: ``cls question sep context sep``, a long context in overlapping windows.
 
-The answer of a window is the tokens that hold it, where all of them are in the window; in every other one it is `cls`, which stands
-for no answer. RoBERTa has two `sep` between question and context.
+The answer of a window is the tokens that hold it, where all of them are in the window; in every other one it is `cls`, which
+stands for no answer. RoBERTa has two `sep` between question and context.
 """
 
 from __future__ import annotations

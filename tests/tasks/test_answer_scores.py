@@ -81,7 +81,9 @@ def test_the_threshold_is_the_best_of_all(cases, key):
     best = best_threshold(found, nothing, right, key)
     assert best.score == pytest.approx(applied(best.value))
     assert best.score == pytest.approx(max(applied(t) for t in [-3.0, *nothing]))
-    assert all(applied(t) < best.score - 1e-12 for t in [-3.0, *nothing] if t < best.value - 1e-12 and applied(t) != applied(best.value))
+    assert all(
+        applied(t) < best.score - 1e-12 for t in [-3.0, *nothing] if t < best.value - 1e-12 and applied(t) != applied(best.value)
+    )
 
 
 def test_thresholds_come_from_the_numbers_of_the_model():

@@ -1,8 +1,8 @@
 """Questions in windows, and the spans that are found in these.
 
-What goes wrong elsewhere: google-research/bert 476 and 211 (all of the n best say "no answer": a crash), 353 (contexts of nothing),
-540, 541 and huggingface/notebooks 8 (the score of no answer is the least of all windows, not the largest), huggingface/notebooks 39
-(a span of one window must not be read in another), huggingface/transformers 7319 (scores are probabilities).
+What goes wrong elsewhere: google-research/bert 476 and 211 (all of the n best say "no answer": a crash), 353 (contexts of
+nothing), 540, 541 and huggingface/notebooks 8 (the score of no answer: it is the least of all windows), notebooks 39 (a span of
+one window must not be read in another), huggingface/transformers 7319 (scores are probabilities).
 """
 
 from __future__ import annotations
@@ -130,7 +130,11 @@ def test_an_answer_in_one_window_is_found_whatever_the_others_say():
     (wanted,) = tokenizer.encode("7")
     model = Sure(wanted, (1.0, 20.0))
     context = "the cat sat on the mat " * 5 + "7" + " the cat sat on the mat" * 5
-    questions = [Question("1", "where", context, ((115, 116),)), Question("2", "where", "the cat sat on the mat " * 9), Question("3", "", "")]
+    questions = [
+        Question("1", "where", context, ((115, 116),)),
+        Question("2", "where", "the cat sat on the mat " * 9),
+        Question("3", "", ""),
+    ]
     found = answer(Reader(model, tokenizer, False), questions, n_best=3)
     assert found[0].answers[0][0] == "7"
     assert (found[0].answers[0].start, found[0].answers[0].end) == (115, 116)

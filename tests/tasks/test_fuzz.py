@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,10 +15,15 @@ from command import contents, small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import commands, image_classification, translation
+from tasks import commands, image_classification, question_answering, token_classification, translation
 from tasks.engine import Run
 
-PROGRAMS = {"image": image_classification, "text": translation}
+PROGRAMS = {
+    "image": image_classification,
+    "text": translation,
+    "spans": token_classification,
+    "answers": question_answering,
+}
 COMMANDS = [(program, name) for program, module in PROGRAMS.items() for name in module.COMMANDS]
 NASTY = {
     int: ["-1", "0", "1", "7", "1000000000000", str(2**63 - 1), "9" * 400, "1.5", "x", ""],
@@ -52,7 +58,7 @@ class Accepted(Exception):
 
 @pytest.fixture(scope="module")
 def here(pictures, tmp_path_factory) -> Path:
-    """A classifier and a translator, both trained for an epoch, their data, and a file of lines."""
+    """A run of each program, trained for an epoch, their data, and a file of lines."""
     folder = tmp_path_factory.mktemp("fuzz")
     shutil.copytree(pictures, folder / "pictures")
     (folder / "corpus").mkdir()
@@ -60,9 +66,15 @@ def here(pictures, tmp_path_factory) -> Path:
         for language, words in (("de", "eins\nzwei\ndrei\n"), ("en", "one\ntwo\nthree\n")):
             (folder / "corpus" / f"{split}.{language}").write_text(words)
     (folder / "lines").write_text("eins\n\nzwei drei\n")
+    (folder / "tagged.conll").write_text("Ada B-PER\nreads O\n\nBob B-PER\nSmith I-PER\nsleeps O\n")
+    asked = {"question": "who", "answers": [{"text": "Ada", "answer_start": 0}]}
+    paragraphs = [{"context": "Ada reads", "qas": [asked, {"question": "why", "answers": []}]}]
+    (folder / "squad.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    (folder / "asked.jsonl").write_text('{"question": "who", "context": "Ada reads"}\n')
     with contextlib.redirect_stdout(io.StringIO()):
         assert image_classification.main([*small(folder / "pictures", folder / "runs", "image"), "--epochs=1"]) == 0
-        assert translation.main([*plain(folder, "text", "train"), "--name", "text", "--epochs", "1"]) == 0
+        for program in ("text", "spans", "answers"):
+            assert PROGRAMS[program].main([*plain(folder, program, "train"), "--name", program, "--epochs", "1"]) == 0
     return folder
 
 
@@ -80,6 +92,10 @@ def plain(here: Path, program: str, command: str) -> list[str]:
             "--device=cpu",
             *runs,
         ],
+        ("spans", "train"): [*small_reader(here / "tagged.conll"), *runs],
+        ("answers", "train"): [*small_reader(here / "squad.json"), *runs],
+        ("spans", "predict"): ["--name=spans", *runs, f"--input={here / 'lines'}"],
+        ("answers", "predict"): ["--name=answers", *runs, f"--input={here / 'asked.jsonl'}"],
         ("image", "predict"): ["--name=image", *runs, f"--image={here / 'pictures' / 'test' / 'dark' / '00.png'}"],
         ("image", "export"): ["--name=image", *runs, f"--out={here / 'out.safetensors'}"],
         ("text", "export"): ["--name=text", *runs, f"--out={here / 'theirs'}"],
@@ -88,6 +104,11 @@ def plain(here: Path, program: str, command: str) -> list[str]:
         ("text", "evaluate"): ["--name=text", *runs, "--max_length=8"],
     }
     return [command, *words.get((program, command), [f"--name={program}", *runs])]
+
+
+def small_reader(data: Path) -> list[str]:
+    sizes = ["--dim=16", "--layers=1", "--vocab_size=270", "--context=16", "--batch_tokens=64", "--device=cpu", "--tracker=none"]
+    return [f"--train={data}", f"--valid={data}", *sizes]
 
 
 def ends_well(program: str, words: list[str], here: Path, capsys: Any) -> int | None:
@@ -191,6 +212,9 @@ def test_whatever_lies_in_a_file(here, program, command, data):
     paths += [
         here / "pictures" / "test" / "dark" / "00.png",
         here / "lines",
+        here / "tagged.conll",
+        here / "squad.json",
+        here / "asked.jsonl",
         here / "corpus" / "train.de",
         here / "corpus" / "test.en",
     ]

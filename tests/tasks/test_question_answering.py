@@ -35,7 +35,11 @@ def data(tmp_path_factory):
     for name in NAMES:
         for city in CITIES:
             context = f"👍🏽 {name} is in {city}."
-            rows += [(context, "who", [(name, context.index(name))] * 2), (context, "where", [(city, context.index(city))]), (context, "why", [])]
+            rows += [
+                (context, "who", [(name, context.index(name))] * 2),
+                (context, "where", [(city, context.index(city))]),
+                (context, "why", []),
+            ]
     return squad(tmp_path_factory.mktemp("squad") / "train.json", rows)
 
 
@@ -62,7 +66,9 @@ def test_a_run_learns_and_leaves_what_there_is_to_see(runs):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_exact"] > 0.9
     assert summary["test_no_answer_exact"] > 0.9
-    assert {"curves.png", "index.html", "tokenizer.json", "best.safetensors", "examples.json"} <= {p.name for p in folder.iterdir()}
+    assert {"curves.png", "index.html", "tokenizer.json", "best.safetensors", "examples.json"} <= {
+        p.name for p in folder.iterdir()
+    }
     config = json.loads((folder / "config.json").read_text())
     assert config["threshold"] == summary["threshold"]
 
@@ -77,7 +83,11 @@ def test_answers_are_parts_of_the_context(runs, capsys, tmp_path, monkeypatch):
     for x in row["nbest"]:
         assert x["answer"] == ("" if x["start"] is None else context[x["start"] : x["end"]])
     lines = tmp_path / "rows.jsonl"
-    questions = [{"id": "7", "question": "why", "context": context}, {"question": "where", "context": context}, {"question": "", "context": ""}]
+    questions = [
+        {"id": "7", "question": "why", "context": context},
+        {"question": "where", "context": context},
+        {"question": "", "context": ""},
+    ]
     lines.write_text("\n\n".join(map(json.dumps, questions)))
     why, where, nothing = predicted(capsys, runs, "--input", lines)
     assert (why["id"], why["answer"], why["start"], where["id"]) == ("7", "", None, "3")
@@ -143,7 +153,10 @@ def test_squad_is_read(data, tmp_path):
         ('{"data": [{}]}', 'article 1: expected an object with "paragraphs"'),
         ('{"data": [{"paragraphs": [{"qas": []}]}]}', 'paragraph 1: expected an object with "context"'),
         ('{"data": []}', "no questions in it"),
-        ('{"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "b"}]}]}]}', 'question 1: expected an object with "answers"'),
+        (
+            '{"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "b"}]}]}]}',
+            'question 1: expected an object with "answers"',
+        ),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(content, words, tmp_path):
@@ -171,11 +184,15 @@ class A:
 def h(é=1): pass
 '''
     ((context, found),) = signatures.functions(source)
-    assert context == "def f(self, a, b=1, *c, d: int=(2, 3), e=None, **g) -> int: Return  it."
+    assert context == "def f( self, a, b = 1, *c, d: int = (2, 3), e = None, **g) -> int: Return  it."
     answers = {question: [context[a:b] for a, b in places] for question, places in found}
     assert answers == {
-        "default of a": [], "default of b": ["1"], "default of d": ["(2, 3)"], "default of e": ["None"], "purpose of f": ["Return  it."],
-    }  # fmt: skip
+        "default of a": [],
+        "default of b": ["1"],
+        "default of d": ["(2, 3)"],
+        "default of e": ["None"],
+        "purpose of f": ["Return  it."],
+    }
     asked = [Question("", question, context, places) for question, places in found]
     assert [signatures.regular_expression(x) for x in asked] == ["", "1", "(2, 3)", "None", "Return  it."]
     assert {signatures.first_default(x) for x in asked} == {"1"}

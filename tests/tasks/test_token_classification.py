@@ -58,7 +58,9 @@ def test_a_run_learns_and_leaves_what_there_is_to_see(runs):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_f1"] > 0.95
     assert summary["commonest_label_f1"] == 1, "each word has one label here"
-    assert {"curves.png", "index.html", "tokenizer.json", "best.safetensors", "examples.json"} <= {p.name for p in folder.iterdir()}
+    assert {"curves.png", "index.html", "tokenizer.json", "best.safetensors", "examples.json"} <= {
+        p.name for p in folder.iterdir()
+    }
     config = json.loads((folder / "config.json").read_text())
     assert config["tags"] == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
     assert (config["context"], config["overlap"]) == (12, 4)
@@ -242,7 +244,11 @@ def test_a_word_without_tokens_goes_on_with_a_span_but_begins_none():
 
 
 def test_the_commonest_label_needs_no_model():
-    train = [joined(["a", "b", "c", "c", "c"], [Span("X", 0, 2)]), joined(["a", "d"], [Span("Y", 0, 1)]), joined(["a"], [Span("X", 0, 1)])]
+    train = [
+        joined(["a", "b", "c", "c", "c"], [Span("X", 0, 2)]),
+        joined(["a", "d"], [Span("Y", 0, 1)]),
+        joined(["a"], [Span("X", 0, 1)]),
+    ]
     assert commonest(train, [joined(["a", "e", "b", "a"], ())]) == [[Span("X", 0, 1), Span("X", 2, 4)]]
 
 
