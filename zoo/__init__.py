@@ -104,7 +104,7 @@ def save(model: nn.Module, folder: str | Path, file: str | None = None) -> None:
 
     file: "model.safetensors" by default. ``load(folder)`` gives what was last saved under this name or "best.safetensors"; under
           another name, load it by its path.
-    What torch.compile or DataParallel has wrapped is saved as the model within. Nothing is written unless `load` will give the
+    What torch.compile or DataParallel has wrapped is saved as the model within, and LoRA is merged. Nothing is written unless `load` will give the
     model back, in its dtype.
     Errors: `ValueError` for a model that `create` would not build as it is now: composed or changed by hand, pruned,
             parametrized, folded, quantized, without values.
