@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,16 @@ class LoRALinear(nn.Linear):
         self.lora_b = nn.Parameter(torch.empty(out_features, rank))
         self.reset_lora()
 
+    @classmethod
+    def of(cls, linear: nn.Linear, **options: Any) -> LoRALinear:
+        """With the very parameters of the layer, in their dtype and on their device."""
+        with torch.device("meta"):
+            lora = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, **options)
+        lora.lora_a, lora.lora_b = (nn.Parameter(linear.weight.new_empty(x.shape)) for x in (lora.lora_a, lora.lora_b))
+        lora.weight, lora.bias = linear.weight, linear.bias
+        lora.reset_lora()
+        return lora.train(linear.training)
+
     def reset_lora(self) -> None:
         """A as `nn.Linear` starts, B as zeros."""
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
@@ -85,8 +96,8 @@ def add_lora(
     """Turn linear layers into `LoRALinear`, in place, and let nothing else of the model learn; the names of these layers.
 
     targets: last names of layers, such as "query" of "encoder.0.attention.sublayer.query"; by default those of the paper.
-    Errors: `ValueError` for a target that no linear layer has, or whose weight another module has too, which a merge would change;
-            nothing is changed then.
+    Errors: `ValueError` for a target that no linear layer has, or whose weight another module has too, which a merge would
+            change; nothing is changed then.
     """
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     known = sorted({name.rpartition(".")[2] for name in linears})
@@ -99,7 +110,7 @@ def add_lora(
         own, found = f"{name}.weight", owners[id(linear.weight)]
         require(found == [own], "targets", name, f"a layer with a weight of its own, not that of {', '.join({*found} - {own})}")
     options = dict(rank=rank, alpha=alpha, dropout=dropout, stable=stable)
-    made = {name: of_linear(linear, **options) for name, linear in chosen.items()}  # type: ignore
+    made = {name: LoRALinear.of(linear, **options) for name, linear in chosen.items()}
     model.requires_grad_(False)
     for name, lora in made.items():
         put(model, name, lora)
@@ -110,7 +121,8 @@ def merge_lora(model: nn.Module) -> nn.Module:
     """Turn each `LoRALinear` back into an `nn.Linear` with the merged weight, in place; the model, which computes the same."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
-            linear = like(module)
+            with torch.device("meta"):
+                linear = nn.Linear(module.in_features, module.out_features, module.bias is not None)
             with torch.no_grad():
                 linear.weight = nn.Parameter(module.merged_weight().to(module.weight.dtype), module.weight.requires_grad)
             linear.bias = module.bias
@@ -120,23 +132,6 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 def has_lora(model: nn.Module) -> bool:
     return any(isinstance(module, LoRALinear) for module in model.modules())
-
-
-def of_linear(linear: nn.Linear, **options: float) -> LoRALinear:
-    """With the very parameters of the layer, in their dtype and on their device."""
-    bias = linear.bias is not None
-    with torch.device("meta"):
-        lora = LoRALinear(linear.in_features, linear.out_features, bias=bias, **options)  # type: ignore
-    weight = linear.weight
-    lora.lora_a, lora.lora_b = (nn.Parameter(weight.new_empty(x.shape)) for x in (lora.lora_a, lora.lora_b))
-    lora.weight, lora.bias = weight, linear.bias
-    lora.reset_lora()
-    return lora.train(linear.training)
-
-
-def like(linear: nn.Linear) -> nn.Linear:
-    with torch.device("meta"):
-        return nn.Linear(linear.in_features, linear.out_features, linear.bias is not None)
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

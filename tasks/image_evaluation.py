@@ -38,9 +38,10 @@ class EvaluateOptions(DataOptions, UseOptions, SavedOptions):
 
 @checking_input()
 def evaluate(given: dict[str, Any]) -> None:
+    from tasks.classes import scores, table
     from tasks.data.images import load_test
     from tasks.data.tree import shown
-    from tasks.image_scores import measure, scores, table
+    from tasks.image_scores import measure
 
     options = EvaluateOptions(**given)
     tables.require_table("--output", options.output)

@@ -10,8 +10,8 @@ are no validation or test texts, a tenth each is held out of the texts to train 
 
 from __future__ import annotations
 
+import hashlib
 import json
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from tasks.data import DataError, fingerprint
 from tasks.data.docstrings import docstrings
 from tasks.data.families import by_role
 from tasks.data.splitting import split_80_10_10
-from tasks.data.tables import csv_rows, tsv_rows
+from tasks.data.tables import csv_rows, tsv_rows, whole
 from tasks.data.text_files import lines, optional
 from zoo.files import first_line
 
@@ -86,7 +86,7 @@ def load(data: str, train: Sequence[str], valid: Sequence[str], test: Sequence[s
     if train:
         splits = {"train": read(train, columns, notes)}
     elif data == "docstrings":
-        splits = {"train": [Labelled((text,), module) for text, module in docstrings()]}
+        splits = by_hash([Labelled((text,), module) for text, module in docstrings()])
     elif data.startswith("hf:"):
         splits = read_hub(data[3:], columns, notes)
     else:
@@ -102,6 +102,15 @@ def load(data: str, train: Sequence[str], valid: Sequence[str], test: Sequence[s
         notes.append(f"{missing[0]}: none given, so that {other} serves as both")
     notes += [f"{count:,} of the {name} texts are in train too" for name, count in copies(splits) if count]
     return LabelledTexts(splits["train"], splits["valid"], splits["test"], notes)
+
+
+def by_hash(examples: Sequence[Labelled]) -> dict[str, list[Labelled]]:
+    """A fifth for test, a twentieth for valid, by the SHA-256 of the text: what a text is for does not depend on the others."""
+    found: dict[str, list[Labelled]] = {"train": [], "valid": [], "test": []}
+    for example in examples:
+        number = int(hashlib.sha256(example.texts[0].encode()).hexdigest(), 16) % 20
+        found["test" if number < 4 else "valid" if number == 4 else "train"].append(example)
+    return found
 
 
 def held_out(examples: Sequence[Labelled]) -> dict[str, list[Labelled]]:
@@ -194,14 +203,15 @@ def examples(path: Path, rows: Iterator[Row], header: Sequence[str], columns: st
                 raise DataError(f"{path}, line {number}: the text must be a string, got {text!r}")
         if label is None or isinstance(label, list | dict) or not str(label).strip():
             raise DataError(f"{path}, line {number}: no label")
-        yield Labelled((*texts,), str(label).strip())
+        place = f"{path}, line {number}"
+        yield Labelled((*(whole(text, place) for text in texts),), whole(str(label).strip(), place))
 
 
 def places_of(header: Sequence[str], columns: str, where: str) -> tuple[list[int], bool]:
     """Places of texts and label, from 0, and whether the first line is one of names."""
     wanted = [name.strip() for name in columns.split(",")] if columns else []
     if columns and (len(wanted) not in (2, 3) or not all(wanted) or "0" in wanted or len({*wanted}) < len(wanted)):
-        raise DataError(f"--columns must be a text, or two, and the label, such as 1,3 or question1,question2,label, got {columns!r}")
+        raise DataError(f"--columns must be a text, or two, and the label, such as 1,3 or text,label, got {columns!r}")
     if wanted and all(name.isdecimal() for name in wanted):
         return [int(name) - 1 for name in wanted], False
     known = [name.lower() for name in header]
@@ -246,5 +256,3 @@ def read_hub(name: str, columns: str, notes: list[str]) -> dict[str, list[Labell
 def matched(splits: Iterable[str]) -> list[str]:
     """MultiNLI's validation_matched counts as validation."""
     return [name.removesuffix("_matched") for name in splits if name.endswith("_matched")]
-
-

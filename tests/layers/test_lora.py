@@ -135,7 +135,7 @@ def test_a_shared_weight_is_refused():
     model = nn.ModuleDict({"table": nn.Embedding(5, 3), "output": nn.Linear(3, 5), "twice": nn.Linear(3, 3)})
     model["output"].weight = model["table"].weight
     model["again"] = model["twice"]
-    with pytest.raises(ValueError, match="not that of table.weight"):
+    with pytest.raises(ValueError, match=r"not that of table\.weight"):
         add_lora(model, 1, targets=["output"])
     with pytest.raises(ValueError, match=r"not that of again\.weight"):
         add_lora(model, 1, targets=["twice"])

@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
+from tasks.classes import Measured, by_class, match_classes, scores, table
 from tasks.data.images import ImageData, Images
-from tasks.image_classification import TrainOptions, match_classes
-from tasks.image_scores import Measured, by_class, measure, scores, table
+from tasks.image_classification import TrainOptions
+from tasks.image_scores import measure
 from tasks.image_task import Classification, balanced_weights
 
 LABELS = torch.tensor([0, 1, 2, 0, 0, 1, 0, 0])
