@@ -51,7 +51,7 @@ class TrainOptions(EngineOptions, TextModelOptions, LabelledOptions):
         f"tokens in an optimizer step, padding among them: texts of like length share one (default: 1,024, for {SMALLEST} 8,192)",
         least=4,
     )
-    lr: float = option(None, f"peak learning rate (default: 0.001, for {SMALLEST} 0.015, after --init 0.0002)", above=0)
+    lr: float = option(None, f"peak learning rate (default: 0.001, for {SMALLEST} 0.005, after --init 0.0002)", above=0)
     clip: float = option(1.0, "largest gradient norm; 0 is off", least=0)
     weight_decay: float = option(0.01, "on matrices only", least=0)
     word_dropout: float = option(0.0, "probability with which a token of a training text becomes unknown", least=0, below=1)
@@ -63,7 +63,7 @@ class TrainOptions(EngineOptions, TextModelOptions, LabelledOptions):
         self.level = self.level or ("char" if small else "bpe")
         self.context = (512 if small else 128) if self.context is None else self.context
         self.batch_tokens = (8192 if small else 1024) if self.batch_tokens is None else self.batch_tokens
-        self.lr = (0.0002 if self.init else 0.015 if small else 0.001) if self.lr is None else self.lr
+        self.lr = (0.0002 if self.init else 0.005 if small else 0.001) if self.lr is None else self.lr
         super().__post_init__()
         if self.batch_tokens < self.context:
             raise UserError(f"--batch_tokens must be at least --context, {self.context}, got {self.batch_tokens}")

@@ -1,7 +1,8 @@
-"""fastText: a text is the mean of the vectors of its n-grams, and one linear layer tells its class from that.
+"""fastText: a text is the sum of the vectors of its n-grams, over the root of their number, and a linear layer tells its class.
 
     Joulin et al., "Bag of Tricks for Efficient Text Classification", 2016 (arXiv 1607.01759); n-grams of characters: Bojanowski
-    et al., "Enriching Word Vectors with Subword Information", 2016 (arXiv 1607.04606)
+    et al., "Enriching Word Vectors with Subword Information", 2016 (arXiv 1607.04606); theirs is the mean, which makes long texts
+    faint where vectors are small
 
 An n-gram is 1 to `grams` neighbouring tokens: with a tokenizer of characters, pieces of words and whole ones. There are too many
 for a table, so that each takes the row that its hash says; a few share one. Proven against `nn.EmbeddingBag`, with n-grams listed
@@ -58,7 +59,7 @@ class FastText(Model):
         mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
         rows, real = self.hashed(tokens, mask)
         x = self.embedding(rows)
-        weights = self.dropout(real.to(x.dtype) / real.sum(1, keepdim=True).clamp(min=1))
+        weights = self.dropout(real.to(x.dtype) / real.sum(1, keepdim=True).clamp(min=1).to(x.dtype).sqrt())
         return self.head((x * weights[..., None]).sum(1))
 
     def hashed(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ def fasttext(
     head: str = "sequence",
     num_classes: int = 2,
 ) -> FastText:
-    """head: "sequence", the only one there is. dropout: of n-grams, and of their mean."""
+    """head: "sequence", the only one there is. dropout: of n-grams, and of what the head sees."""
     require(head == "sequence", "head", head, "'sequence'")
     require(dim > 0, "dim", dim, "positive")
     embedding = TokenEmbedding(buckets, dim, std=0.1 * dim**-0.5)

@@ -243,11 +243,12 @@ def read_hub(name: str, columns: str, notes: list[str]) -> dict[str, list[Labell
         places, _ = places_of(rows.column_names, columns, f"hf:{name}")
         *texts, label = (rows.column_names[place] for place in places)
         names = getattr(rows.features[label], "names", None)
-        labels = [None if n == -1 else names[n] if names else str(n) for n in rows[label]]
+        labels = [None if n in (-1, None) else names[n] if names else str(n) for n in rows[label]]
         if None in labels:
             notes.append(f"hf:{name}: {split} has no labels, and is left out")
             continue
-        found[role] = [Labelled(row, x) for row, x in zip(zip(*(rows[key] for key in texts), strict=True), labels, strict=True)]
+        columns_of_texts: list[Sequence[str]] = [rows[key] for key in texts]
+        found[role] = [Labelled((*some,), str(x)) for *some, x in zip(*columns_of_texts, labels, strict=True)]
     if "train" not in found:
         raise DataError(f"hf:{name} has no labelled split to train on, only {', '.join(splits)}")
     return found

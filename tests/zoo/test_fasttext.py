@@ -9,7 +9,6 @@ from torch import nn
 
 import zoo
 from layers.testing import Contract, Input, Twin, padding_invariant, tokens
-from layers.weights import WeightMap
 from zoo.fasttext import fasttext
 
 
@@ -30,14 +29,15 @@ class Bag(nn.Module):
     def __init__(self, a):
         super().__init__()
         self.grams, self.buckets = a.grams, a.buckets
-        self.bag, self.output = nn.EmbeddingBag(a.buckets, a.dim, mode="mean"), nn.Linear(a.dim, a.num_classes)
+        self.bag, self.output = nn.EmbeddingBag(a.buckets, a.dim, mode="sum"), nn.Linear(a.dim, a.num_classes)
 
     def forward(self, tokens, mask):
         texts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
         lists = [[t[i : i + n] for n in range(1, self.grams + 1) for i in range(len(t) - n + 1)] for t in texts]
         rows = [torch.tensor([row_of(gram, self.buckets) for gram in grams]) for grams in lists]
         starts = torch.tensor([0, *map(len, rows)])[:-1].cumsum(0)
-        return self.output(self.bag(torch.cat([*rows, torch.tensor([], dtype=torch.long)]), starts))
+        numbers = torch.tensor([[max(len(row), 1)] for row in rows]).reshape(-1, 1).to(self.output.weight.dtype)
+        return self.output(self.bag(torch.cat([*rows, torch.tensor([], dtype=torch.long)]), starts) / numbers.sqrt())
 
 
 def real_tokens(axes):
