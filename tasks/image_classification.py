@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import commands
+from tasks.classes import match_classes
 from tasks.commands import Command
 from tasks.image_evaluation import ImageDataOptions, EvaluateOptions, evaluate
 from tasks.image_predictions import ExportOptions, PredictOptions, export, predict

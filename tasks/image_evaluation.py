@@ -38,9 +38,9 @@ class EvaluateOptions(ImageDataOptions, UseOptions, SavedOptions):
 
 @checking_input()
 def evaluate(given: dict[str, Any]) -> None:
-    from tasks.class_scores import by_class_lines, scores
+    from tasks.classes import scores, table
     from tasks.data.images import load_test
-    from tasks.data.tree import printable
+    from tasks.data.tree import shown
     from tasks.image_scores import measure
 
     options = EvaluateOptions(**given)

@@ -1,4 +1,4 @@
-"""What a classifier of images says of a split."""
+"""What a classifier says of pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.class_scores import Measured
+from tasks.classes import Measured
 from tasks.data.images import Images
 
 

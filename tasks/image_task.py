@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import zoo
 from tasks import plots
-from tasks.class_scores import scores
+from tasks.classes import hits, scores
 from tasks.data import epoch_order
 from tasks.data.augment import Augmented
 from tasks.data.images import ImageData, Images
@@ -97,14 +97,6 @@ class Classification(Task):
         best = f"the best model, of {which} with valid accuracy {valid:.4f}"
         print(f"test accuracy {tested['test_accuracy']:.4f} of {best}; {summary['seconds']:.1f} s of training; see {folder}")
         return tested | ({"skipped_images": len(self.data.skipped)} if self.data.skipped else {})
-
-
-def hits(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """How many are right, and of more than five classes how many are among the five likeliest."""
-    found = {"accuracy": (logits.argmax(-1) == labels).sum()}
-    if logits.shape[-1] > 5:
-        found["top5_accuracy"] = (logits.topk(5).indices == labels[:, None]).sum()
-    return found
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:

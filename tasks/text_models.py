@@ -16,6 +16,8 @@ from tasks.options import Options, UserError, did_you_mean, option
 from tasks.saved import require_run_of, run_or_path
 
 HUB = "hf:"
+DEFAULT = "bert_small"
+LEVELS = ("bpe", "unigram", "word", "char")
 
 
 @dataclass
@@ -24,13 +26,16 @@ class TextModelOptions(Options):
     model: str = option("", "a model of zoo.names() that reads tokens (default: bert_small, or what --init is)")
     init: str = option("", "start from a run, a folder or file of one, or hf:PATH, a folder of Hugging Face's", path=True)
     tokenizer: str = option("", "tokenizer.json to use (default: one is trained, or that of --init)", path=True)
-    level: str = option("bpe", "what a trained tokenizer's tokens are", ("bpe", "unigram", "word", "char"))
+    level: str = option("bpe", "what a trained tokenizer's tokens are", LEVELS)
     vocab_size: int = option(4000, "tokens of a trained tokenizer, at most", least=5, most=10_000_000)
     context: int = option(128, "tokens that the model sees", least=4)
     layers: int | None = option(None, "of a new model (default: its own)", least=1)
     dim: int | None = option(None, "of a new model (default: its own)", least=1)
     dropout: float | None = option(None, "in the model (default: the model's own)", least=0, below=1)
     freeze: str = option("", "parts to leave as they are, such as embedding,encoder1")
+    lora_rank: int | None = option(None, "learn matrices of this rank beside linear layers, and the head, nothing else", least=1)
+    lora_alpha: float | None = option(None, "what their product weighs (default: 2 times the rank)", above=0)
+    lora_targets: str = option("query,value", "linear layers that get them, by their last names")
 
 
 class Reader(NamedTuple):
@@ -40,6 +45,8 @@ class Reader(NamedTuple):
     tokenizer: Any
     typed: bool
     """Whether the model takes token types."""
+    told: Sequence[str] = ()
+    """Lines about the weights."""
 
 
 class Row(NamedTuple):
@@ -51,56 +58,99 @@ class Row(NamedTuple):
     """Tokens that were too many, and left out."""
 
 
-def begin(options: Any, folder: Path, texts: Iterable[str], head: str, **arguments: Any) -> Reader:
+def begin(
+    options: Any, folder: Path, texts: Iterable[str], head: str, *, classes: Sequence[str] = (), **arguments: Any
+) -> Reader:
     """The model of --model and --init with this head, and the tokenizer; of a run that goes on, what its folder has.
 
-    texts:     to train a tokenizer on. arguments: of the head, such as `num_classes`.
+    texts:     to train a tokenizer on.
+    classes:   names in the order of the output layer, where those of --init are to be found by their names.
+    arguments: of the head, such as `num_classes`.
     Errors: `UserError` and `ValueError` for whatever is wrong with the options and the weights.
     """
     import torch
 
     import zoo
-    from tasks.data.tokenizer import load_tokenizer, train_tokenizer
     from zoo.files import read_json
     from zoo.pretrained import load
 
     if options.model:
         require_reader(options.model)
-    own = folder / "config.json"
-    kept = read_json(own) if own.is_file() else {}
+    if options.lora_rank and not options.init:
+        raise UserError("--lora_rank is for a model that has learnt something: give --init")
+    arguments |= {"num_classes": len(classes)} if classes else {}
+    kept = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     place, weights = (None, None) if kept else place_of(options, folder)
     known = kept or (read_json(place / "config.json") if place and (place / "config.json").is_file() else {})
-    name = options.model or name_of(known, place or folder)
-    files = (
-        [Path(options.tokenizer)] if options.tokenizer else [d for d in (folder, place) if d and (d / "tokenizer.json").is_file()]
-    )
-    if place and not files:
-        raise UserError(f"--init {options.init}: {place} has no tokenizer.json: give --tokenizer")
-    tokenizer = load_tokenizer(files[0]) if files else train_tokenizer(texts, options.level, options.vocab_size)
-    tokenizer = tokenizer.with_padding().require("cls", "sep", "unk")
+    name = options.model or name_of(known, place or folder, options.init)
+    tokenizer = tokenizer_of(options, texts, name, [path for path in (folder, place) if path])
     torch.manual_seed(options.seed)
-    model: Any
+    told: list[str] = []
     if kept:
         model = zoo.create(kept["model"], **kept["arguments"])
     elif weights:
+        found = load.find(name, weights)
         given = {} if options.dropout is None else {"dropout": options.dropout}
-        model = zoo.create(name, weights=load.find(name, weights), head=head, **arguments, **given)
+        model = zoo.create(name, weights=found, head=head, **arguments, **given)
+        told = told_of_head(model, found, head, classes)
     else:
-        sizes: dict[str, Any] = {n: getattr(options, n) for n in ("layers", "dim", "dropout") if getattr(options, n) is not None}
-        fixed: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "padding": tokenizer.pad, "max_positions": options.context}
-        sizes |= {n: x for n, x in fixed.items() if n in zoo.arguments(name)}
-        model = zoo.create(name, head=head, **arguments, **sizes)
-    embedding: Any = model.embedding
-    tokenizer.require_vocab_size(embedding.table.num_embeddings)
+        sizes = {n: getattr(options, n) for n in ("layers", "dim", "dropout") if getattr(options, n) is not None}
+        fixed = {"vocab_size": tokenizer.vocab_size, "padding": tokenizer.pad, "max_positions": options.context}
+        takes = zoo.arguments(name)
+        model = zoo.create(name, head=head, **arguments, **sizes, **{n: x for n, x in fixed.items() if n in takes})
+    tokenizer.require_vocab_size(vocab_size_of(model))
     most = getattr(getattr(model, "positions", None), "max_positions", options.context)
     if options.context > most:
         raise UserError(f"--context must be {most} or less for {name}, got {options.context}")
-    try:
-        model.freeze([part.strip() for part in options.freeze.split(",") if part.strip()])
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
+    told += limited(model, options)
     model.config |= {"tokenizer": tokenizer.fingerprint, "context": options.context}
-    return Reader(model, tokenizer, takes_types(model))
+    return Reader(model, tokenizer, takes_types(model), told)
+
+
+def tokenizer_of(options: Any, texts: Iterable[str], model: str, folders: Sequence[Path]) -> Any:
+    """The one of --tokenizer, else of the first folder that has one, else a new one."""
+    from tasks.data.tokenizer import load_tokenizer, train_tokenizer
+
+    files = [options.tokenizer] if options.tokenizer else [path for path in folders if (path / "tokenizer.json").is_file()]
+    if folders[1:] and not files:
+        raise UserError(f"--init {options.init}: {folders[1]} has no tokenizer.json: give --tokenizer")
+    tokenizer = load_tokenizer(files[0]) if files else train_tokenizer(texts, options.level, options.vocab_size)
+    return tokenizer.with_padding().require("cls", "sep", "unk")
+
+
+def told_of_head(model: Any, weights: Any, head: str, classes: Sequence[str]) -> list[str]:
+    """A line on what becomes of the weights' head, whose rows are put in the order of our classes."""
+    from tasks.classes import match_classes
+
+    if weights.arguments.get("head") != head:
+        return ["--init: a new head, for the weights have none of this kind"]
+    return match_classes(model, weights.about.get("classes"), classes) if classes else []
+
+
+def limited(model: Any, options: Any) -> list[str]:
+    """Let only a part of the model learn, as --lora_rank and --freeze say; lines that tell which."""
+    from layers.lora import add_lora
+
+    split = {name: [x.strip() for x in getattr(options, name).split(",") if x.strip()] for name in ("lora_targets", "freeze")}
+    told = []
+    try:
+        if options.lora_rank:
+            layers = add_lora(model, options.lora_rank, targets=split["lora_targets"], alpha=options.lora_alpha)
+            model.head.requires_grad_(True)
+            learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            told = [f"LoRA of rank {options.lora_rank} in {len(layers)} layers: {learning:,} parameters learn, merged when saved"]
+        model.freeze(split["freeze"])
+    except ValueError as error:
+        message = str(error)
+        raise UserError(f"--{message if message.startswith('freeze') else f'lora_{message}'}") from error
+    return told + ([f"frozen: {', '.join(model.frozen)}"] if model.frozen else [])
+
+
+def vocab_size_of(model: Any) -> int:
+    import zoo
+
+    arguments = model.config["arguments"]
+    return arguments.get("vocab_size", zoo.arguments(model.config["model"])["vocab_size"])
 
 
 def place_of(options: Any, folder: Path) -> tuple[Path | None, str | None]:
@@ -119,16 +169,15 @@ def place_of(options: Any, folder: Path) -> tuple[Path | None, str | None]:
     return path if path.is_dir() else path.parent, str(path)
 
 
-def name_of(config: dict[str, Any], folder: Path) -> str:
-    """The model that a config.json describes, ours or Hugging Face's; the default one where there is none."""
+def name_of(config: dict[str, Any], folder: Path, init: str) -> str:
+    """The model that a config.json describes, ours or Hugging Face's; the default one where nothing is to be loaded."""
     from zoo.pretrained.load import trained_as
 
-    if not config:
-        return "bert_small"
-    found = trained_as(config, folder)
-    names = found[0] if found else []
+    if not config and not init:
+        return DEFAULT
+    names, *_ = (trained_as(config, folder) if config else None) or ([],)
     if not names:
-        raise UserError(f"{folder / 'config.json'} does not tell the model: give --model")
+        raise UserError(f"--init {init}: no config.json in {folder} tells the model: give --model")
     require_reader(names[0], str(folder))
     return names[0]
 
@@ -201,7 +250,7 @@ def load_reader(folder: Path) -> Reader:
 
     model: Any = zoo.load(folder / "best.safetensors")
     tokenizer = load_tokenizer(folder / "tokenizer.json").with_padding().require("cls", "sep", "unk")
-    tokenizer.require_vocab_size(model.embedding.table.num_embeddings)
+    tokenizer.require_vocab_size(vocab_size_of(model))
     if model.config.get("tokenizer") != tokenizer.fingerprint:
         raise UserError(f"{folder / 'tokenizer.json'} is not the tokenizer that the model was trained with")
     return Reader(model, tokenizer, takes_types(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,53 +12,65 @@ from torch.nn import functional as F
 
 import zoo
 from tasks import plots, report
-from tasks.class_scores import Measured, text_scores
-from tasks.data import generator_of
+from tasks.classes import Measured, agreement, hits, scores, table
+from tasks.data import seed_of
 from tasks.data.batching import batches, padded
-from tasks.data.labelled import LabelledTexts
+from tasks.data.labelled import Labelled, LabelledTexts
 from tasks.saved import placed
 from tasks.task import Metric, Split, Task
 from tasks.text_baselines import baselines
-from tasks.text_models import Reader, Row, called, rows, told_of
+from tasks.text_models import Reader, called, rows, told_of
 
 if TYPE_CHECKING:
     from tasks.engine import Run
     from tasks.text_classification import TrainOptions
 
+EXAMPLES = 5
+"""Texts of the test set to print."""
+
 
 class TextClassification(Task):
-    """Cross entropy and accuracy, a text counts once, however long it is."""
+    """Cross entropy, accuracy, macro F1 and Matthews' correlation; a text counts as one, whatever its length."""
 
     unit = "texts"
     primary = Metric("accuracy")
 
     def __init__(self, data: LabelledTexts, reader: Reader, options: TrainOptions) -> None:
         self.data, self.reader, self.options = data, reader, options
-        number = {name: n for n, name in enumerate(data.classes)}
-        self.rows = {
-            name: rows(reader.tokenizer, [example.texts for example in split], options.context) for name, split in data.splits()
-        }
-        self.labels = {name: torch.tensor([number[example.label] for example in split]) for name, split in data.splits()}
+        tokenizer, number = reader.tokenizer, {name: n for n, name in enumerate(data.classes)}
+        self.labels = {name: torch.tensor([number[e.label] for e in split]) for name, split in data.splits()}
+        self.rows = {name: rows(tokenizer, [e.texts for e in split], options.context) for name, split in data.splits()}
         lengths = {name: torch.tensor([len(row.tokens) for row in found]) for name, found in self.rows.items()}
-        most, seed = options.max_tokens, options.seed
-        self.train = Split(len(data.train), lambda epoch: batches(lengths["train"], most, seed, epoch), self.training_batch)
-        in_order = lengths["valid"].argsort(stable=True).split(max(1, most // options.context))
-        self.valid = Split(len(data.valid), lambda epoch: in_order, lambda indices, epoch: self.batch("valid", indices))
-        self.identity = {"tokenizer": reader.tokenizer.fingerprint, **data.identity()}
-        self.told = [*data.told(), *told_of(self.rows["train"], options.context)]
+        fixed = batches(lengths["valid"], max(options.batch_tokens, 4096), 0, 0)
+        self.train = Split(
+            len(data.train),
+            lambda epoch: batches(lengths["train"], options.batch_tokens, options.seed, epoch),
+            lambda indices, epoch: self.batch("train", indices, epoch),
+        )
+        self.valid = Split(len(data.valid), lambda epoch: fixed, lambda indices, epoch: self.batch("valid", indices))
+        self.identity = {"tokenizer": tokenizer.fingerprint, **data.identity()}
+        self.told = [
+            *data.told(),
+            *reader.told,
+            *told_of([row for found in self.rows.values() for row in found], options.context),
+        ]
 
-    def batch(self, split: str, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens and types (b, n), padded on the right, and labels (b,)."""
-        tokens, types = tensors([self.rows[split][i] for i in indices.tolist()], self.reader)
-        return tokens, types, self.labels[split][indices]
+    def batch(self, split: str, indices: Tensor, epoch: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and their types (b, n), padded on the right, and labels (b,). epoch: of training, where words are dropped."""
+        found = [self.rows[split][n] for n in indices.tolist()]
+        tokens = padded([row.tokens for row in found], self.reader.tokenizer.pad)
+        if epoch is not None and self.options.word_dropout:
+            tokens = self.with_unknown(tokens, indices, epoch)
+        return tokens, padded([row.types for row in found], 0), self.labels[split][indices]
 
-    def training_batch(self, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        tokens, types, labels = self.batch("train", indices)
-        if share := self.options.token_dropout:
-            for n, row in enumerate(indices.tolist()):
-                draws = torch.rand(tokens.shape[1], generator=generator_of("tokens", self.options.seed, epoch, row))
-                tokens[n] = hidden(tokens[n], draws < share, self.reader.tokenizer)
-        return tokens, types, labels
+    def with_unknown(self, tokens: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        """Each row draws by itself, so that it does not matter which others share its batch."""
+        special = torch.tensor([*self.reader.tokenizer.special.values()])
+        generator, drawn = torch.Generator(), torch.empty(tokens.shape)
+        for row, n in enumerate(indices.tolist()):
+            drawn[row].uniform_(generator=generator.manual_seed(seed_of("words", self.options.seed, epoch, n)))
+        dropped = (drawn < self.options.word_dropout) & ~torch.isin(tokens, special)
+        return tokens.masked_fill(dropped, self.reader.tokenizer.unk)
 
     def units(self, batch: Any) -> int:
         return len(batch[2])
@@ -68,60 +80,71 @@ class TextClassification(Task):
         logits = called(self.reader, model, tokens, types).float()
         smoothing = self.options.label_smoothing if model.training else 0.0
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-        found = {"accuracy": (logits.argmax(-1) == labels).sum()}
-        if smoothing:
-            found["plain_loss"] = F.cross_entropy(logits.detach(), labels, reduction="sum")
-        return loss, found
+        return loss, {name: value for name, value in hits(logits.detach(), labels).items() if name == "accuracy"}
 
-    def keep(self, folder: Any) -> None:
+    def score(self, model: nn.Module) -> dict[str, float]:
+        return agreement(measure(self.reader, model, self.data.valid, self.data.classes))
+
+    def keep(self, folder: Path) -> None:
         self.reader.tokenizer.save(folder / "tokenizer.json")
 
     def report(self, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-        folder, classes, test = run.folder, self.data.classes, self.data.test
-        options: Any = run.options
-        model, context = placed(zoo.load(folder / "best.safetensors"), options)
-        measured = Measured(said(self.reader._replace(model=model), context, self.rows["test"]), self.labels["test"])
-        found = {f"test_{name}": value for name, value in text_scores(measured).items()}
-        answers = measured.logs.argmax(-1)
-        which = f"best.safetensors of {folder}, epoch {summary['best_epoch']}, on {len(test):,} test texts"
+        """Measure the best model on the test texts, beside what needs no network; the surest mistakes, figures."""
+        folder, data = run.folder, self.data
+        options: Any = self.options
+        model, precision = placed(zoo.load(folder / "best.safetensors"), options)
+        with precision:
+            measured = measure(self.reader, model, data.test, data.classes)
+        probabilities, labels = measured.logs.exp(), measured.labels
+        sure, said = probabilities.max(-1)
         notes = plots.curves(run.history, folder / "curves.png", self.primary)
-        notes += plots.confusion(measured.labels, answers, classes, folder / "confusion.png", which)
-        print(*dict.fromkeys(notes), sep="\n", end="\n" if notes else "")
-        names = [classes[n] for n in answers.tolist()]
-        shown = [
-            {"text": "\n".join(e.texts)[:300], "said": name, "true": e.label} for e, name in zip(test[:200], names, strict=False)
+        about = f"best.safetensors of {folder}, epoch {summary['best_epoch']}, on {len(labels):,} test texts"
+        notes += plots.confusion(labels, said, data.classes, folder / "confusion.png", about)
+        print(*notes, sep="\n", end="\n" if notes else "")
+        examples = [
+            {"text": " | ".join(e.texts), "said": data.classes[n], "probability": round(p, 4), "true": e.label}
+            for e, n, p in zip(data.test, said.tolist(), sure.tolist(), strict=True)
         ]
-        wrong = [row for row in shown if row["said"] != row["true"]]
-        report.write_examples(folder, wrong[:20])
-        for row in [*shown[:3], *wrong[:2]]:
-            right = "right" if row["said"] == row["true"] else f"wrong: {row['true']}"
-            print(f"  {' '.join(row['text'].split())[:90]!r}: {row['said']}, {right}")
-        others = baselines(self.data.train, test)
-        told = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in others.items())
-        more = ", ".join(f"{name} {found[f'test_{name}']:.4f}" for name in ("macro_f1", "matthews"))
-        print(
-            f"test accuracy {found['test_accuracy']:.4f} ({told}), {more}; {summary['seconds']:.1f} s of training; see {folder}"
-        )
-        return found | {"baselines": others}
+        wrong = [example for example in examples if example["said"] != example["true"]]
+        report.write_examples(folder, sorted(wrong, key=lambda example: -example["probability"])[:50])
+        for example in examples[:: max(1, len(examples) // EXAMPLES)][:EXAMPLES]:
+            text = " ".join(example["text"].split())
+            print(
+                f"  {text[:80]}{'...' * (len(text) > 80)}  ->  {example['said']} {example['probability']:.1%} ({example['true']})"
+            )
+        print(*table(measured, data.classes, "texts"), sep="\n")
+        print(f"test {told(measured)}")
+        others = baselines(data.train, data.test)
+        print(*(f"{name}: accuracy {accuracy:.4f}" for name, accuracy in others.items()), sep="\n")
+        print(f"{summary['seconds']:.1f} s of training; see {folder}")
+        tested = scores(measured) | agreement(measured)
+        return {f"test_{name}": value for name, value in tested.items()} | {"baselines": others}
 
 
-def tensors(found: Sequence[Row], reader: Reader) -> tuple[Tensor, Tensor]:
-    """Tokens and types (b, n), padded on the right."""
-    return padded([row.tokens for row in found], reader.tokenizer.pad), padded([row.types for row in found], 0)
-
-
-def hidden(tokens: Tensor, chosen: Tensor, tokenizer: Any) -> Tensor:
-    """tokens (n,), the chosen ones unknown, but for special ones."""
-    special = torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep])
-    return tokens.masked_fill(chosen & ~torch.isin(tokens, special), tokenizer.special.get("mask", tokenizer.unk))
-
-
-def said(reader: Reader, context: AbstractContextManager[Any], found: Sequence[Row], batch_size: int = 64) -> Tensor:
-    """Logarithms of probabilities (n, classes), float32, on the CPU, in the order of the rows; like lengths together."""
+def log_probabilities(reader: Reader, model: nn.Module, texts: Sequence[Sequence[str]], batch_size: int = 32) -> Tensor:
+    """(n, classes), on the CPU: texts of like length share a batch."""
+    found = rows(reader.tokenizer, texts, reader.model.config["context"])
+    device = next(model.parameters()).device
     order = sorted(range(len(found)), key=lambda n: len(found[n].tokens))
-    device, logs = next(reader.model.parameters()).device, []
+    logs: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
-        tokens, types = tensors([found[n] for n in order[start : start + batch_size]], reader)
-        with torch.inference_mode(), context:
-            logs.append(called(reader, reader.model, tokens.to(device), types.to(device)).float().log_softmax(-1).cpu())
-    return torch.cat(logs)[torch.tensor(order).argsort()]
+        part = order[start : start + batch_size]
+        tokens = padded([found[n].tokens for n in part], reader.tokenizer.pad).to(device)
+        types = padded([found[n].types for n in part], 0).to(device)
+        with torch.inference_mode():
+            logs |= zip(part, called(reader, model, tokens, types).float().log_softmax(-1).cpu(), strict=True)
+    return torch.stack([logs[n] for n in range(len(found))])
+
+
+def measure(
+    reader: Reader, model: nn.Module, examples: Sequence[Labelled], classes: Sequence[str], batch_size: int = 32
+) -> Measured:
+    number = {name: n for n, name in enumerate(classes)}
+    logs = log_probabilities(reader, model.eval(), [e.texts for e in examples], batch_size)
+    return Measured(logs, torch.tensor([number[e.label] for e in examples]))
+
+
+def told(measured: Measured) -> str:
+    found = scores(measured) | agreement(measured)
+    count = len(measured.labels)
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items()) + f" on {count:,} texts"

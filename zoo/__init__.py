@@ -22,7 +22,7 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import bert, files, gpt, inception, mobilenet, recurrent, resnet, seq2seq, transformer, vgg
+from zoo import bert, fasttext, files, gpt, inception, mobilenet, recurrent, resnet, seq2seq, transformer, vgg
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
 from zoo.model import EncoderDecoder, ImageModel, LanguageModel, Model, without_values
@@ -36,7 +36,7 @@ from zoo.saving import DTYPES, dense_state, plain, saved
 for _room in (decoding, sampling, preprocess):  # their names before there were rooms: `zoo.sampling`
     sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
 
-FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt, bert, recurrent, seq2seq)
+FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt, bert, recurrent, fasttext, seq2seq)
 MODELS: dict[str, Callable[..., Model]] = {name: build for family in FAMILIES for name, build in family.VARIANTS.items()}
 
 
@@ -105,8 +105,8 @@ def save(model: nn.Module, folder: str | Path, file: str | None = None) -> None:
 
     file: "model.safetensors" by default. ``load(folder)`` gives what was last saved under this name or "best.safetensors"; under
           another name, load it by its path.
-    What torch.compile or DataParallel has wrapped is saved as the model within. Nothing is written unless `load` will give the
-    model back, in its dtype.
+    What torch.compile or DataParallel has wrapped is saved as the model within, and what LoRA has learnt is merged. Nothing is
+    written unless `load` will give the model back, in its dtype.
     Errors: `ValueError` for a model that `create` would not build as it is now: composed or changed by hand, pruned,
             parametrized, folded, quantized, without values.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layers.lora import has_lora, merge_lora
 from zoo import files
 from zoo.model import without_values
 from zoo.pretrained.containers import without_infixes
@@ -34,9 +36,11 @@ def plain(model: nn.Module) -> nn.Module:
 def saved(model: nn.Module, build: Callable[..., nn.Module]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the state that `zoo.save` writes of a model; `build(name, **arguments)` is `zoo.build`.
 
+    What `layers.lora` has put into the model is merged in the state.
     Errors: `ValueError` if `zoo.load` could not give the model back from them.
     """
     model = plain(model)
+    model = merge_lora(copy.deepcopy(model)) if has_lora(model) else model
     config = vars(model).get("config")
     if not isinstance(config, dict) or not {"model", "arguments"} <= config.keys():
         raise ValueError(

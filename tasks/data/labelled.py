@@ -10,6 +10,7 @@ are no validation or test texts, a tenth each is held out of the texts to train 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from tasks.data import DataError, fingerprint
 from tasks.data.docstrings import docstrings
 from tasks.data.families import by_role
 from tasks.data.splitting import split_80_10_10
-from tasks.data.tables import csv_rows, tsv_rows
+from tasks.data.tables import csv_rows, tsv_rows, whole
 from tasks.data.text_files import lines, optional
 from zoo.files import first_line
 
@@ -92,7 +93,7 @@ def load(data: str, train: Sequence[str], valid: Sequence[str], test: Sequence[s
     if train:
         splits = {"train": read(train, columns, notes)}
     elif data == "docstrings":
-        splits = {"train": [Labelled((text,), module) for text, module in docstrings()]}
+        splits = by_hash([Labelled((text,), module) for text, module in docstrings()])
     elif data.startswith("hf:"):
         splits = read_hub(data[3:], columns, notes)
     else:
@@ -108,6 +109,15 @@ def load(data: str, train: Sequence[str], valid: Sequence[str], test: Sequence[s
         notes.append(f"{missing[0]}: none given, so that {other} serves as both")
     notes += [f"{count:,} of the {name} texts are in train too" for name, count in copies(splits) if count]
     return LabelledTexts(splits["train"], splits["valid"], splits["test"], notes)
+
+
+def by_hash(examples: Sequence[Labelled]) -> dict[str, list[Labelled]]:
+    """A fifth for test, a twentieth for valid, by the SHA-256 of the text: what a text is for does not depend on the others."""
+    found: dict[str, list[Labelled]] = {"train": [], "valid": [], "test": []}
+    for example in examples:
+        number = int(hashlib.sha256(example.texts[0].encode()).hexdigest(), 16) % 20
+        found["test" if number < 4 else "valid" if number == 4 else "train"].append(example)
+    return found
 
 
 def held_out(examples: Sequence[Labelled]) -> dict[str, list[Labelled]]:
@@ -200,16 +210,15 @@ def examples(path: Path, rows: Iterator[Row], header: Sequence[str], columns: st
                 raise DataError(f"{path}, line {number}: the text must be a string, got {text!r}")
         if label is None or isinstance(label, list | dict) or not str(label).strip():
             raise DataError(f"{path}, line {number}: no label")
-        yield Labelled((*texts,), str(label).strip())
+        place = f"{path}, line {number}"
+        yield Labelled((*(whole(text, place) for text in texts),), whole(str(label).strip(), place))
 
 
 def places_of(header: Sequence[str], columns: str, where: str) -> tuple[list[int], bool]:
     """Places of texts and label, from 0, and whether the first line is one of names."""
     wanted = [name.strip() for name in columns.split(",")] if columns else []
     if columns and (len(wanted) not in (2, 3) or not all(wanted) or "0" in wanted or len({*wanted}) < len(wanted)):
-        raise DataError(
-            f"--columns must be a text, or two, and the label, such as 1,3 or question1,question2,label, got {columns!r}"
-        )
+        raise DataError(f"--columns must be a text, or two, and the label, such as 1,3 or text,label, got {columns!r}")
     if wanted and all(name.isdecimal() for name in wanted):
         return [int(name) - 1 for name in wanted], False
     known = [name.lower() for name in header]
@@ -241,11 +250,12 @@ def read_hub(name: str, columns: str, notes: list[str]) -> dict[str, list[Labell
         places, _ = places_of(rows.column_names, columns, f"hf:{name}")
         *texts, label = (rows.column_names[place] for place in places)
         names = getattr(rows.features[label], "names", None)
-        if -1 in rows[label]:
+        labels = [None if n in (-1, None) else names[n] if names else str(n) for n in rows[label]]
+        if None in labels:
             notes.append(f"hf:{name}: {split} has no labels, and is left out")
             continue
-        labels = [names[n] if names else str(n) for n in rows[label]]
-        found[role] = [Labelled(row, x) for row, x in zip(zip(*(rows[key] for key in texts), strict=True), labels, strict=True)]
+        columns_of_texts: list[Sequence[str]] = [rows[key] for key in texts]
+        found[role] = [Labelled((*some,), str(x)) for *some, x in zip(*columns_of_texts, labels, strict=True)]
     if "train" not in found:
         raise DataError(f"hf:{name} has no labelled split to train on, only {', '.join(splits)}")
     return found

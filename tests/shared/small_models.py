@@ -42,6 +42,7 @@ FAMILIES = {
     "llama_small": TEXT | dict(kv_heads=1, experts=2, scaling=dict(kind="yarn", factor=2.0, original_length=8)),
     "lstm_small": dict(vocab_size=19, dim=8, hidden_dim=12),
     "bigru_small": dict(vocab_size=19, dim=8, layers=2, head="sequence", num_classes=3),
+    "fasttext": dict(vocab_size=19, dim=8, grams=2, buckets=23, num_classes=3),
     "seq2seq_bahdanau": dict(vocab_size=19, dim=8, hidden_dim=12),
     "seq2seq_luong": dict(vocab_size=19, dim=8, hidden_dim=12, layers=2),
 }

@@ -1,0 +1,96 @@
+"""fastText against `nn.EmbeddingBag`, whose n-grams are listed one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+import zoo
+from layers.testing import Contract, Input, Twin, padding_invariant, tokens
+from zoo.fasttext import fasttext
+
+
+def row_of(gram, buckets):
+    """The row of an n-gram, with Python's own integers brought back to 64 bits."""
+
+    def wrapped(value):
+        return (value + 2**63) % 2**64 - 2**63
+
+    value = 0
+    for token in gram:
+        value = wrapped(value * 1_000_003 + token + 1)
+    value = wrapped(value * (2 * len(gram) - 1))
+    return (value ^ (value >> 17)) % buckets
+
+
+class Bag(nn.Module):
+    def __init__(self, a):
+        super().__init__()
+        self.grams, self.buckets = a.grams, a.buckets
+        self.bag, self.output = nn.EmbeddingBag(a.buckets, a.dim, mode="sum"), nn.Linear(a.dim, a.num_classes)
+
+    def forward(self, tokens, mask):
+        texts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
+        lists = [[t[i : i + n] for n in range(1, self.grams + 1) for i in range(len(t) - n + 1)] for t in texts]
+        rows = [torch.tensor([row_of(gram, self.buckets) for gram in grams]) for grams in lists]
+        starts = torch.tensor([0, *map(len, rows)])[:-1].cumsum(0)
+        numbers = torch.tensor([[max(len(row), 1)] for row in rows]).reshape(-1, 1).to(self.output.weight.dtype)
+        return self.output(self.bag(torch.cat([*rows, torch.tensor([], dtype=torch.long)]), starts) / numbers.sqrt())
+
+
+def real_tokens(axes):
+    """(b, n), True for the real tokens of rows that are padded on the right; each has one at least."""
+
+    def sample(shape, g):
+        return torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1), generator=g)
+
+    return Input(tuple(axes.split()), {}, sample)
+
+
+model = Contract(
+    fasttext,
+    arguments=dict(
+        vocab_size=st.integers(23, 25), dim=st.integers(3, 5), grams=st.integers(1, 4), buckets=st.integers(7, 40),
+        dropout=st.sampled_from([0.0, 0.3]), num_classes=st.integers(31, 33),
+    ),
+    inputs=lambda a: dict(tokens=tokens("batch length", a.vocab_size), mask=real_tokens("batch length")),
+    outputs=lambda a, s: ("batch", a.num_classes),
+    call=lambda model, i: model(i["tokens"], i["mask"].flatten(1) if "mask" in i else None),
+    twins=[Twin("torch", Bag, lambda a: fasttext(**a.passed()).maps["torch"])],
+    holds=[padding_invariant("tokens", "length", 1)],
+    trains_differently=lambda a: a.dropout > 0,
+    stochastic=lambda a: a.dropout > 0,
+    invalid=[
+        (dict(vocab_size=0), "vocab_size"), (dict(grams=0), "grams"), (dict(buckets=0), "vocab_size"), (dict(dim=0), "dim"),
+        (dict(dropout=1.0), "dropout"), (dict(num_classes=0), "num_classes"), (dict(head="tokens"), "head"),
+    ],
+    without={"bad_input": "texts of any number and length will do"},
+    model=True,
+)  # fmt: skip
+
+
+def test_sizes_and_the_order_of_characters_matter():
+    model = zoo.create("fasttext", vocab_size=9, num_classes=4).eval()
+    assert tuple(model.embedding.table.weight.shape) == (65_536, 32)
+    there, back = torch.tensor([[4, 5, 6, 7]]), torch.tensor([[7, 6, 5, 4]])
+    assert not torch.allclose(model(there), model(back))
+    single = zoo.create("fasttext", vocab_size=9, grams=1).eval()
+    torch.testing.assert_close(single(there), single(back))
+
+
+def test_half_of_a_hash_table_is_used_by_as_many_n_grams_as_it_has_rows():
+    """Rows that a random function would hit: 1 - 1/e of them."""
+    model = zoo.create("fasttext", vocab_size=200, grams=5, buckets=4096)
+    tokens = torch.randint(200, (1, 4096 // 5 + 2), generator=torch.Generator().manual_seed(0))
+    rows, _ = model.hashed(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert 0.55 < len(rows.unique()) / 4096 < 0.66
+
+
+def test_what_cannot_be_read_is_named():
+    model = zoo.create("fasttext", vocab_size=9)
+    with pytest.raises(ValueError, match="tokens must be tokens from 0 to 8, got 9"):
+        model(torch.tensor([[9]]))
+    with pytest.raises(ValueError, match="tokens must be of one token a row"):
+        model(torch.zeros(2, 0, dtype=torch.long))
