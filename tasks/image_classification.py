@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import commands
-from tasks.classes import match_classes
 from tasks.commands import Command
-from tasks.image_evaluation import ImageDataOptions, EvaluateOptions, evaluate
+from tasks.image_evaluation import EvaluateOptions, ImageDataOptions, evaluate
 from tasks.image_predictions import ExportOptions, PredictOptions, export, predict
 from tasks.options import EngineOptions, UserError, option
 from tasks.saved import require_run_of, run_or_path
@@ -71,7 +70,6 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     import torch
 
     import zoo
-    from tasks.classes import match_classes
     from tasks.data.augment import split_names
     from tasks.data.images import load_images
     from tasks.image_task import Classification

@@ -40,7 +40,7 @@ class EvaluateOptions(ImageDataOptions, UseOptions, SavedOptions):
 def evaluate(given: dict[str, Any]) -> None:
     from tasks.classes import scores, table
     from tasks.data.images import load_test
-    from tasks.data.tree import shown
+    from tasks.data.tree import printable
     from tasks.image_scores import measure
 
     options = EvaluateOptions(**given)
@@ -69,7 +69,7 @@ def evaluate(given: dict[str, Any]) -> None:
         of = "" if len(found) == len(classes) else f", which have {len(found)} of the model's {len(classes)} classes"
         print(f"{path}: test {said} on {len(images):,} images of {source}{of}")
         if options.per_class:
-            print(*by_class_lines(measured, classes, "images"), sep="\n")
+            print(*table(measured, classes), sep="\n")
         names = [printable(name) for name in images.names] or [*range(len(images))]
         true = [classes[label] for label in images.labels.tolist()]
         rows = answers(names, measured.logs.exp(), classes, 1, options.all)

@@ -21,7 +21,7 @@ from tasks.data import DataError, fingerprint
 from tasks.data.docstrings import docstrings
 from tasks.data.families import by_role
 from tasks.data.splitting import split_80_10_10
-from tasks.data.tables import csv_rows, tsv_rows, whole
+from tasks.data.tables import csv_rows, tsv_rows, whole_characters
 from tasks.data.text_files import lines, optional
 from zoo.files import first_line
 
@@ -211,7 +211,7 @@ def examples(path: Path, rows: Iterator[Row], header: Sequence[str], columns: st
         if label is None or isinstance(label, list | dict) or not str(label).strip():
             raise DataError(f"{path}, line {number}: no label")
         place = f"{path}, line {number}"
-        yield Labelled((*(whole(text, place) for text in texts),), whole(str(label).strip(), place))
+        yield Labelled((*(whole_characters(text, place) for text in texts),), whole_characters(str(label).strip(), place))
 
 
 def places_of(header: Sequence[str], columns: str, where: str) -> tuple[list[int], bool]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from tasks.classes import Measured, by_class, match_classes, scores, table
+from tasks.classes import Measured, by_class, match_classes, scores
 from tasks.data.images import ImageData, Images
 from tasks.image_classification import TrainOptions
 from tasks.image_scores import measure
@@ -137,7 +137,7 @@ def test_scores_are_scikit_learns():
     assert found["top5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, logs.numpy(), k=5, labels=range(7)))
     assert found["loss"] == pytest.approx(log_loss(labels, logs.exp().numpy(), labels=range(7)))
     assert by_class(Measured(logs, labels))[1] == pytest.approx(recall_score(labels, predicted, average=None))
-    lines = [*by_class_lines(Measured(logs, labels), list("abcdefg"), "images")]
+    lines = [*table(Measured(logs, labels), list("abcdefg"))]
     assert len(lines) == 8
     assert lines[1].split()[::4] == ["a", str((labels == 0).sum().item())]
 
@@ -146,7 +146,7 @@ def test_classes_that_do_not_occur_do_not_count():
     """Two of three classes occur, the third one is said; no warning, for warnings are errors here."""
     labels, logs = torch.tensor([0, 0, 2, 2]), torch.eye(3)[[0, 1, 2, 1]].mul(9).log_softmax(-1)
     assert scores(Measured(logs, labels))["balanced_accuracy"] == 0.5
-    assert [line.split()[0] for line in by_class_lines(Measured(logs, labels), ["a", "b", "c"], "images")] == ["class", "a", "c"]
+    assert [line.split()[0] for line in table(Measured(logs, labels), ["a", "b", "c"])] == ["class", "a", "c"]
 
 
 def test_the_report_is_on_the_best_model_and_the_test_split(tmp_path):
