@@ -70,6 +70,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     import torch
 
     import zoo
+    from tasks.classes import match_classes
     from tasks.data.augment import split_names
     from tasks.data.images import load_images
     from tasks.image_task import Classification

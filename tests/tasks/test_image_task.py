@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from tasks.classes import Measured, by_class, match_classes, scores
+from tasks.classes import Measured, by_class, match_classes, scores, table
 from tasks.data.images import ImageData, Images
 from tasks.image_classification import TrainOptions
 from tasks.image_scores import measure
