@@ -7,7 +7,8 @@
 
 A context is the head of a function and the first line of its docstring. A regular expression nearly answers all of them, which
 `regular_expression` shows: what is learned here is to find the word that was asked for, and what belongs to it. Whether a
-function is for train, valid or test is up to the hash of its context, so that no context of one is in another.
+function is for train, valid or test is up to the hash of its context, so that no context of one is in another. Made up signatures
+are for training alone.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from hashlib import blake2b
 
 from tasks.data import seed_of, split_of
 from tasks.data.documents import stdlib
+from tasks.data.cldr_values import Draw
 from tasks.data.questions import Question
 
 LONGEST = 100
 """Characters of a context, at most."""
+INVENTED = 8000
+"""Signatures that are made up for training."""
 
 
 def signatures(no_answer: float = 1 / 3) -> dict[str, list[Question]]:
@@ -37,7 +41,30 @@ def signatures(no_answer: float = 1 / 3) -> dict[str, list[Question]]:
                 known.add(context)
                 split = found[split_of(int.from_bytes(blake2b(context.encode(), digest_size=8).digest(), "big"))]
                 split += [Question(f"{document.name}:{n}", *x[:1], context, *x[1:]) for n, x in enumerate(questions, len(split))]
-    return {name: balanced(split, no_answer) for name, split in found.items()}
+    found = {name: balanced(split, no_answer) for name, split in found.items()}
+    return found | {"train": found["train"] + invented(found["train"], INVENTED)}
+
+
+def invented(train: Sequence[Question], size: int) -> list[Question]:
+    """Questions about signatures that are nobody's, of the names and defaults in `train`: so many that none can be learned by heart."""
+    names = sorted({x.question.partition(" of ")[2] for x in train})
+    values = [text for x in train if x.question.startswith("default") for text in x.texts]
+    found: list[Question] = []
+    for n in range(size):
+        draw = Draw("signatures", n)
+        called, *chosen = dict.fromkeys(draw.pick(names) for _ in range(2 + draw.below(4)))
+        free = draw.below(len(chosen) + 1)  # of those with a default
+        context, where = f"def {called}( ", {}
+        for k, name in enumerate(chosen):
+            context += f"{', ' if k else ''}{name}"
+            if k >= free:
+                value = draw.pick(values)
+                context += f" = {value}"
+                where[name] = (len(context) - len(value), len(context))
+        context += "):"
+        for name in chosen[:: max(1, len(chosen) - 1)]:
+            found.append(Question(f"invented:{n}", f"default of {name}", context, (where[name],) if name in where else ()))
+    return [x for x in found if len(x.context) <= LONGEST]
 
 
 def balanced(questions: Sequence[Question], no_answer: float) -> list[Question]:
