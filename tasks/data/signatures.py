@@ -18,6 +18,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 from tasks.data import seed_of, split_of
@@ -31,6 +32,7 @@ INVENTED = 8000
 """Signatures that are made up for training."""
 
 
+@lru_cache(1)
 def signatures(no_answer: float = 1 / 3) -> dict[str, list[Question]]:
     """Questions by split; of those without an answer as many as make up a part `no_answer` of all, drawn by their hashes."""
     found: dict[str, list[Question]] = {"train": [], "valid": [], "test": []}
