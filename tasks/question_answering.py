@@ -40,7 +40,10 @@ class QuestionOptions(Options):
 @dataclass
 class TrainOptions(AnswerOptions, WindowOptions, QuestionOptions):
     title, program = "question answering", PROGRAM
-    epochs: int = option(8, "passes over the training questions", least=1)
+    context: int = option(64, "tokens of a window", least=8)
+    vocab_size: int = option(4000, "tokens of a trained tokenizer, at most", least=5, most=10_000_000)
+    lr: float = option(0.002, "peak learning rate", above=0)
+    epochs: int = option(6, "passes over the training questions", least=1)
     examples: int = option(8, "questions of the test set to print", least=0)
 
 

@@ -151,7 +151,8 @@ def test_of(options: EvaluateOptions) -> list[Tagged]:
     folder = find_run(options, "best.safetensors")
     saved = read_json(folder / "options.json")
     run = restored(TrainOptions, saved, folder)
-    splits, _ = load(run)
-    if (data_of(saved) or {}).get("test") != identity(splits)["test"]:
+    kept = (data_of(saved) or {}).get("test")
+    splits = load(run)[0] if kept else {}
+    if not kept or kept != identity(splits)["test"]:
         raise UserError(f"{folder}: the test texts are not those of the run any more: give texts by --test")
     return splits["test"]

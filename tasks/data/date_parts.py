@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -36,6 +37,7 @@ DATES, TIMES = ("full", "long", "medium", "short"), ("medium", "short")
 SIZE = 16_000
 
 
+@lru_cache(1)
 def date_parts(size: int = SIZE) -> dict[str, list[Tagged]]:
     """Different texts by split, of `size` drawn ones. Errors: `DataError` without Babel."""
     optional("babel")

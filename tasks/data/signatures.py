@@ -18,11 +18,12 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 from tasks.data import seed_of, split_of
-from tasks.data.documents import stdlib
 from tasks.data.cldr_values import Draw
+from tasks.data.documents import stdlib
 from tasks.data.questions import Question
 
 LONGEST = 100
@@ -31,6 +32,7 @@ INVENTED = 8000
 """Signatures that are made up for training."""
 
 
+@lru_cache(1)
 def signatures(no_answer: float = 1 / 3) -> dict[str, list[Question]]:
     """Questions by split; of those without an answer as many as make up a part `no_answer` of all, drawn by their hashes."""
     found: dict[str, list[Question]] = {"train": [], "valid": [], "test": []}
@@ -46,7 +48,7 @@ def signatures(no_answer: float = 1 / 3) -> dict[str, list[Question]]:
 
 
 def invented(train: Sequence[Question], size: int) -> list[Question]:
-    """Questions about signatures that are nobody's, of the names and defaults in `train`: so many that none can be learned by heart."""
+    """Questions about signatures that are nobody's, of the names and defaults in `train`: too many to be learned by heart."""
     names = sorted({x.question.partition(" of ")[2] for x in train})
     values = [text for x in train if x.question.startswith("default") for text in x.texts]
     found: list[Question] = []

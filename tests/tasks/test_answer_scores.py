@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.answer_scores import best_threshold, exact, f1, measure, normalised, scores, summary
@@ -69,6 +69,7 @@ CASES = st.lists(
 )  # fmt: skip
 
 
+@example([("x", 0.0, ["x"]), ("x", 0.0, [])], "f1")  # no threshold is between equal numbers
 @given(CASES, st.sampled_from(["exact", "f1"]))
 def test_the_threshold_is_the_best_of_all(cases, key):
     """By trying all of them; what it promises is what applying it gives."""
