@@ -14,10 +14,10 @@ from command import contents, small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import commands, image_classification, translation
+from tasks import commands, image_classification, text_classification, translation
 from tasks.engine import Run
 
-PROGRAMS = {"image": image_classification, "text": translation}
+PROGRAMS = {"image": image_classification, "text": translation, "label": text_classification}
 COMMANDS = [(program, name) for program, module in PROGRAMS.items() for name in module.COMMANDS]
 NASTY = {
     int: ["-1", "0", "1", "7", "1000000000000", str(2**63 - 1), "9" * 400, "1.5", "x", ""],
@@ -52,7 +52,7 @@ class Accepted(Exception):
 
 @pytest.fixture(scope="module")
 def here(pictures, tmp_path_factory) -> Path:
-    """A classifier and a translator, both trained for an epoch, their data, and a file of lines."""
+    """Classifiers of pictures and texts and a translator, trained for an epoch, their data, and a file of lines."""
     folder = tmp_path_factory.mktemp("fuzz")
     shutil.copytree(pictures, folder / "pictures")
     (folder / "corpus").mkdir()
@@ -60,9 +60,13 @@ def here(pictures, tmp_path_factory) -> Path:
         for language, words in (("de", "eins\nzwei\ndrei\n"), ("en", "one\ntwo\nthree\n")):
             (folder / "corpus" / f"{split}.{language}").write_text(words)
     (folder / "lines").write_text("eins\n\nzwei drei\n")
+    (folder / "labelled.csv").write_text(
+        "text,label\n" + "".join(f"{w},{n}\n" for n in "abc" for w in ("eins", "zwei", "drei", "vier"))
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         assert image_classification.main([*small(folder / "pictures", folder / "runs", "image"), "--epochs=1"]) == 0
-        assert translation.main([*plain(folder, "text", "train"), "--name", "text", "--epochs", "1"]) == 0
+        for program in ("text", "label"):
+            assert PROGRAMS[program].main([*plain(folder, program, "train"), "--name", program, "--epochs", "1"]) == 0
     return folder
 
 
@@ -80,6 +84,8 @@ def plain(here: Path, program: str, command: str) -> list[str]:
             "--device=cpu",
             *runs,
         ],
+        ("label", "train"): [f"--train={here / 'labelled.csv'}", "--context=16", "--dim=4", "--device=cpu", *runs],
+        ("label", "predict"): ["--name=label", *runs, f"--input={here / 'lines'}"],
         ("image", "predict"): ["--name=image", *runs, f"--image={here / 'pictures' / 'test' / 'dark' / '00.png'}"],
         ("image", "export"): ["--name=image", *runs, f"--out={here / 'out.safetensors'}"],
         ("text", "export"): ["--name=text", *runs, f"--out={here / 'theirs'}"],
@@ -191,6 +197,7 @@ def test_whatever_lies_in_a_file(here, program, command, data):
     paths += [
         here / "pictures" / "test" / "dark" / "00.png",
         here / "lines",
+        here / "labelled.csv",
         here / "corpus" / "train.de",
         here / "corpus" / "test.en",
     ]
