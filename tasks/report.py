@@ -132,9 +132,9 @@ def default(kind: type, options: Mapping[str, Any], name: str) -> Any:
 
 
 def kind_of(options: Mapping[str, Any]) -> type:
-    from tasks import image_classification, translation
+    from tasks import image_classification, text_classification, text_generation, translation
 
-    kinds = (image_classification.TrainOptions, translation.TrainOptions)
+    kinds = [program.TrainOptions for program in (image_classification, text_classification, text_generation, translation)]
     return max(kinds, key=lambda kind: len(options.keys() & {spec.name for spec in fields(kind)}))
 
 

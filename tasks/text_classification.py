@@ -44,8 +44,8 @@ class TrainOptions(EngineOptions, TextModelOptions, LabelledOptions):
     title, program = "text classification", PROGRAM
     model: str = option("", f"a model of zoo.names() that reads tokens (default: {SMALLEST}, or what --init is)")
     level: str = option(None, f"what a trained tokenizer's tokens are (default: bpe, for {SMALLEST} char)", LEVELS)
-    context: int = option(None, f"tokens that the model sees (default: 128, for {SMALLEST} 512)", least=4)
-    epochs: int = option(12, "passes over the training texts", least=1)
+    context: int = option(None, f"tokens that the model sees (default: 128, for {SMALLEST} 700)", least=4)
+    epochs: int = option(8, "passes over the training texts", least=1)
     batch_tokens: int = option(
         None,
         f"tokens in an optimizer step, padding among them: texts of like length share one (default: 1,024, for {SMALLEST} 8,192)",
@@ -55,13 +55,13 @@ class TrainOptions(EngineOptions, TextModelOptions, LabelledOptions):
     clip: float = option(1.0, "largest gradient norm; 0 is off", least=0)
     weight_decay: float = option(0.01, "on matrices only", least=0)
     word_dropout: float = option(0.0, "probability with which a token of a training text becomes unknown", least=0, below=1)
-    label_smoothing: float = option(0.0, "part of the target that is spread over all classes", least=0, below=1)
+    label_smoothing: float = option(0.1, "part of the target that is spread over all classes", least=0, below=1)
 
     def __post_init__(self) -> None:
         self.model = self.model or ("" if self.init else SMALLEST)
         small = self.model == SMALLEST
         self.level = self.level or ("char" if small else "bpe")
-        self.context = (512 if small else 128) if self.context is None else self.context
+        self.context = (700 if small else 128) if self.context is None else self.context
         self.batch_tokens = (8192 if small else 1024) if self.batch_tokens is None else self.batch_tokens
         self.lr = (0.0002 if self.init else 0.005 if small else 0.001) if self.lr is None else self.lr
         super().__post_init__()
@@ -86,12 +86,16 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TextClassification, nn.M
     from tasks import text_models
     from tasks.data.labelled import load
     from tasks.text_task import TextClassification
+    from zoo.fasttext import FastText
 
     data = load(options.data, options.train, options.valid, options.test, options.columns)
     texts = (text for example in data.train for text in example.texts)
     reader = text_models.begin(options, folder, texts, "sequence", classes=data.classes)
     reader.model.config |= {"classes": data.classes, "texts": len(data.train[0].texts)}
-    return TextClassification(data, reader, options), reader.model
+    task = TextClassification(data, reader, options)
+    if isinstance(reader.model, FastText) and not options.init:
+        reader.model.weigh(row.tokens for row in task.rows["train"])
+    return task, reader.model
 
 
 COMMANDS = {

@@ -139,10 +139,9 @@ def test_layers_load_without_the_other_rooms_and_the_kit():
 
 
 def test_help_is_quick_because_it_loads_nothing_heavy():
-    tasks = "from tasks import image_classification, translation"
-    names = loaded(
-        tasks, *(f"try: {task}.main(['--help'])\nexcept SystemExit: pass" for task in ("image_classification", "translation"))
-    )
+    programs = ("image_classification", "text_classification", "translation")
+    helps = (f"try: {program}.main(['--help'])\nexcept SystemExit: pass" for program in programs)
+    names = loaded(f"from tasks import {', '.join(programs)}", *helps)
     assert "tasks" in names
     assert names.isdisjoint({"torch", "torchvision", "sklearn", "matplotlib", "accelerate", "tokenizers"})
 

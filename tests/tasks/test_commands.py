@@ -12,7 +12,7 @@ import torch
 from command import refused, small
 
 import zoo
-from tasks import commands, image_classification, question_answering, token_classification, translation
+from tasks import commands, image_classification, text_classification, translation
 from tasks.image_classification import image_models, main
 from tasks.options import owner
 from tasks.saved import run_or_path
@@ -143,7 +143,7 @@ def test_only_image_models_are_offered_and_taken(capsys, pictures, tmp_path):
         assert line.endswith(f"There are {', '.join(names)}")
 
 
-@pytest.mark.parametrize("program", [image_classification, translation, token_classification, question_answering])
+@pytest.mark.parametrize("program", [image_classification, text_classification, translation])
 def test_help_groups_the_options_and_shows_an_example_that_parses(program, capsys):
     for name, command in program.COMMANDS.items():
         found, given = commands.parse("x", program.COMMANDS, [name, *shlex.split(command.example)])
@@ -159,7 +159,7 @@ def test_help_groups_the_options_and_shows_an_example_that_parses(program, capsy
 
 def test_a_home_is_expanded_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/zoo")
-    for program in (image_classification, translation, token_classification, question_answering):
+    for program in (image_classification, text_classification, translation):
         for command in program.COMMANDS.values():
             for name, spec in command.options.__dataclass_fields__.items():
                 if spec.metadata["path"]:

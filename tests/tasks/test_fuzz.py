@@ -15,15 +15,10 @@ from command import contents, small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import commands, image_classification, question_answering, token_classification, translation
+from tasks import commands, image_classification, text_classification, translation
 from tasks.engine import Run
 
-PROGRAMS = {
-    "image": image_classification,
-    "text": translation,
-    "spans": token_classification,
-    "answers": question_answering,
-}
+PROGRAMS = {"image": image_classification, "text": translation, "label": text_classification}
 COMMANDS = [(program, name) for program, module in PROGRAMS.items() for name in module.COMMANDS]
 NASTY = {
     int: ["-1", "0", "1", "7", "1000000000000", str(2**63 - 1), "9" * 400, "1.5", "x", ""],
@@ -58,7 +53,7 @@ class Accepted(Exception):
 
 @pytest.fixture(scope="module")
 def here(pictures, tmp_path_factory) -> Path:
-    """A run of each program, trained for an epoch, their data, and a file of lines."""
+    """Classifiers of pictures and texts and a translator, trained for an epoch, their data, and a file of lines."""
     folder = tmp_path_factory.mktemp("fuzz")
     shutil.copytree(pictures, folder / "pictures")
     (folder / "corpus").mkdir()
@@ -66,14 +61,12 @@ def here(pictures, tmp_path_factory) -> Path:
         for language, words in (("de", "eins\nzwei\ndrei\n"), ("en", "one\ntwo\nthree\n")):
             (folder / "corpus" / f"{split}.{language}").write_text(words)
     (folder / "lines").write_text("eins\n\nzwei drei\n")
-    (folder / "tagged.conll").write_text("Ada B-PER\nreads O\n\nBob B-PER\nSmith I-PER\nsleeps O\n")
-    asked = {"question": "who", "answers": [{"text": "Ada", "answer_start": 0}]}
-    paragraphs = [{"context": "Ada reads", "qas": [asked, {"question": "why", "answers": []}]}]
-    (folder / "squad.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
-    (folder / "asked.jsonl").write_text('{"question": "who", "context": "Ada reads"}\n')
+    (folder / "labelled.csv").write_text(
+        "text,label\n" + "".join(f"{w},{n}\n" for n in "abc" for w in ("eins", "zwei", "drei", "vier"))
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         assert image_classification.main([*small(folder / "pictures", folder / "runs", "image"), "--epochs=1"]) == 0
-        for program in ("text", "spans", "answers"):
+        for program in ("text", "label"):
             assert PROGRAMS[program].main([*plain(folder, program, "train"), "--name", program, "--epochs", "1"]) == 0
     return folder
 
@@ -92,10 +85,8 @@ def plain(here: Path, program: str, command: str) -> list[str]:
             "--device=cpu",
             *runs,
         ],
-        ("spans", "train"): [*small_reader(here / "tagged.conll"), *runs],
-        ("answers", "train"): [*small_reader(here / "squad.json"), *runs],
-        ("spans", "predict"): ["--name=spans", *runs, f"--input={here / 'lines'}"],
-        ("answers", "predict"): ["--name=answers", *runs, f"--input={here / 'asked.jsonl'}"],
+        ("label", "train"): [f"--train={here / 'labelled.csv'}", "--context=16", "--dim=4", "--device=cpu", *runs],
+        ("label", "predict"): ["--name=label", *runs, f"--input={here / 'lines'}"],
         ("image", "predict"): ["--name=image", *runs, f"--image={here / 'pictures' / 'test' / 'dark' / '00.png'}"],
         ("image", "export"): ["--name=image", *runs, f"--out={here / 'out.safetensors'}"],
         ("text", "export"): ["--name=text", *runs, f"--out={here / 'theirs'}"],
@@ -212,9 +203,7 @@ def test_whatever_lies_in_a_file(here, program, command, data):
     paths += [
         here / "pictures" / "test" / "dark" / "00.png",
         here / "lines",
-        here / "tagged.conll",
-        here / "squad.json",
-        here / "asked.jsonl",
+        here / "labelled.csv",
         here / "corpus" / "train.de",
         here / "corpus" / "test.en",
     ]

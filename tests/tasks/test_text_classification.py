@@ -229,7 +229,7 @@ def test_padding_and_neighbours_change_nothing(here):
         (["--init", "bert", "--lora_rank", "2", "--lora_targets", "querry", "--context", "16"], "--lora_targets must be one of"),
         (["--init", "bert", "--freeze", "encoder9", "--context", "16"], "--freeze must be one of"),
         (["--init", "bert"], "--context must be 16 or less for bert_small, got 128"),
-        (["--batch_tokens", "100"], "--batch_tokens must be at least --context, 512, got 100"),
+        (["--batch_tokens", "100"], "--batch_tokens must be at least --context, 700, got 100"),
         (["--columns", "a"], "--columns must be a text, or two, and the label"),
         (["--columns", "review,label"], "expected columns review, label, the first line has text, label"),
         (["--layers", "2"], "fasttext takes"),

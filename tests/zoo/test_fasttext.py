@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import nn
 
 import zoo
@@ -30,14 +33,15 @@ class Bag(nn.Module):
         super().__init__()
         self.grams, self.buckets = a.grams, a.buckets
         self.bag, self.output = nn.EmbeddingBag(a.buckets, a.dim, mode="sum"), nn.Linear(a.dim, a.num_classes)
+        self.register_buffer("weights", torch.ones(a.buckets))
 
     def forward(self, tokens, mask):
         texts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
         lists = [[t[i : i + n] for n in range(1, self.grams + 1) for i in range(len(t) - n + 1)] for t in texts]
-        rows = [torch.tensor([row_of(gram, self.buckets) for gram in grams]) for grams in lists]
-        starts = torch.tensor([0, *map(len, rows)])[:-1].cumsum(0)
-        numbers = torch.tensor([[max(len(row), 1)] for row in rows]).reshape(-1, 1).to(self.output.weight.dtype)
-        return self.output(self.bag(torch.cat([*rows, torch.tensor([], dtype=torch.long)]), starts) / numbers.sqrt())
+        rows = [torch.tensor(sorted({row_of(gram, self.buckets) for gram in grams})) for grams in lists]
+        weights = [self.weights[row] / self.weights[row].norm() for row in rows]
+        starts, none = torch.tensor([0, *map(len, rows)])[:-1].cumsum(0), torch.tensor([], dtype=torch.long)
+        return self.output(self.bag(torch.cat([*rows, none]), starts, torch.cat([*weights, none.to(self.weights)])))
 
 
 def real_tokens(axes):
@@ -73,7 +77,7 @@ model = Contract(
 
 def test_sizes_and_the_order_of_characters_matter():
     model = zoo.create("fasttext", vocab_size=9, num_classes=4).eval()
-    assert tuple(model.embedding.table.weight.shape) == (65_536, 32)
+    assert tuple(model.embedding.table.weight.shape) == (131_072, 24)
     there, back = torch.tensor([[4, 5, 6, 7]]), torch.tensor([[7, 6, 5, 4]])
     assert not torch.allclose(model(there), model(back))
     single = zoo.create("fasttext", vocab_size=9, grams=1).eval()
@@ -86,6 +90,17 @@ def test_half_of_a_hash_table_is_used_by_as_many_n_grams_as_it_has_rows():
     tokens = torch.randint(200, (1, 4096 // 5 + 2), generator=torch.Generator().manual_seed(0))
     rows, _ = model.hashed(tokens, torch.ones_like(tokens, dtype=torch.bool))
     assert 0.55 < len(rows.unique()) / 4096 < 0.66
+
+
+def test_weights_are_inverse_document_frequencies():
+    """As scikit-learn has them."""
+    texts = [[4, 5], [4, 4, 6], [7]]
+    model = zoo.create("fasttext", vocab_size=9, grams=1)
+    model.weigh(texts)
+    found = [model.weights[row_of([token], 131_072)].item() for token in (4, 5, 6, 7, 8)]
+    counter = TfidfVectorizer(analyzer=lambda text: text).fit(texts)
+    expected = [counter.idf_[counter.vocabulary_[token]] for token in (4, 5, 6, 7)]
+    assert found == pytest.approx([*expected, 1 + math.log(4)])
 
 
 def test_what_cannot_be_read_is_named():
