@@ -6,9 +6,9 @@
 An n-gram is 1 to `grams` neighbouring tokens: with a tokenizer of characters, pieces of words and whole ones. There are too many
 for a table, so that each takes the row that its hash says; a few share one.
 
-Differs from theirs: an n-gram counts once a text, and weighs the more the fewer texts have it (inverse document frequencies:
-Sparck Jones, 1972); the weights of a text have length 1, where theirs is the mean. Proven against `nn.EmbeddingBag`, with n-grams listed
-one by one.
+Differs from theirs, a mean: an n-gram counts once a text, and weighs the more the fewer texts have it (inverse document
+frequencies: Sparck Jones, 1972); the weights of a text have length 1. Proven against `nn.EmbeddingBag`, with n-grams listed one
+by one.
 """
 
 from __future__ import annotations
