@@ -17,7 +17,22 @@ WORDS = {"eins": "one", "zwei": "two", "drei": "three"}
 def test_a_language_model_learns_and_writes(tmp_path, capsys):
     for n in range(40):
         (tmp_path / f"{n}.txt").write_text("the cat sat on the mat\na dog ran to the cat\n" * 3 + f"{n}\n")
-    sizes = ["--dim", "24", "--layers", "1", "--context", "32", "--vocab_size", "280", "--epochs", "3", "--batch_size", "4"]
+    sizes = [
+        "--dim",
+        "24",
+        "--layers",
+        "1",
+        "--context",
+        "32",
+        "--vocab_size",
+        "280",
+        "--epochs",
+        "3",
+        "--batch_size",
+        "4",
+        "--lr",
+        "0.01",
+    ]
     where = ["--name", "a", "--runs_dir", str(tmp_path / "runs")]
     given = ["train", "--train", str(tmp_path), "--model", "lstm_small", *sizes, "--tracker", "none", "--device", "cpu", *where]
     assert text_generation.main(given) == 0

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from layers.weights import Source, Stored, WeightMap, headers
 from zoo import files
-from zoo.bert import Bert
 from zoo.files import first_line
 from zoo.model import ImageModel, Model, without_values
 from zoo.pretrained import containers
@@ -211,7 +210,7 @@ def create(build: Build, name: str, weights: Weights, arguments: dict[str, Any])
     """
     given, arguments = arguments, {k: v for k, v in weights.arguments.items() if k != "num_classes"} | arguments
     bare = on_meta(build, name, arguments)
-    if isinstance(bare, Bert):
+    if hasattr(bare, "head") and not isinstance(bare, ImageModel):
         return with_head(build, name, weights, given)
     tensors, naming = fitting(bare, weights)
     trained_in, about = dict(arguments), dict(weights.about)

@@ -125,7 +125,7 @@ def test_another_number_of_labels(tmp_path):
     made = auto.from_pretrained(tmp_path / "new", num_labels=5, ignore_mismatched_sizes=True)
     assert made.model.head.output.weight.shape == (5, 8)
     assert made(prompts()[0]).logits.shape == (2, 5)
-    assert made.model.head.output.weight.std() < 0.05
+    assert made.model.head.output.weight.std() < 2 * 8**-0.5
 
 
 class Bigrams(LanguageModel):
