@@ -46,7 +46,7 @@ class TrainOptions(EngineOptions, DocumentOptions):
     context: int = option(256, "tokens that the model sees", least=2)
     stride: int = option(None, "tokens that are foretold at a time at the end (default: half of the context)", least=1)
     epochs: int = option(5, "parts of the training text, or passes over it", least=1)
-    epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 1,500, else all)", least=1)
+    epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 350, else all)", least=1)
     batch_size: int = option(2, "contexts in an optimizer step", least=1)
     lr: float = option(0.002, "peak learning rate", above=0)
     beta2: float = option(0.99, "decay of the mean of squared gradients", least=0, below=1)
@@ -60,7 +60,7 @@ class TrainOptions(EngineOptions, DocumentOptions):
 
     def __post_init__(self) -> None:
         if self.epoch_windows is None and self.data == "stdlib" and not self.train:
-            self.epoch_windows = 1500
+            self.epoch_windows = 350
         self.stride = self.stride or max(1, self.context // 2)
         super().__post_init__()
         if self.stride > self.context:

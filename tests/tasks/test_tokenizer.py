@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,17 @@ from tasks.data import DataError
 from tasks.data.cldr import pair
 from tasks.data.tokenizer import LEAST, LEVELS, SPECIAL, TextTokenizer, load_tokenizer, train_tokenizer
 
-TEXTS = [text for n in range(1500) for text in pair("de", "en", 0, n)]
 PHONEMES = ["HH AH0 L OW1", "T AH0 M EY1 T OW2", "W ER1 L D"]
+
+
+@cache
+def cldr_texts() -> list[str]:
+    return [text for n in range(1500) for text in pair("de", "en", 0, n)]
 
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, TextTokenizer]:
-    return {level: train_tokenizer(TEXTS, level, 600) for level in LEVELS}
+    return {level: train_tokenizer(cldr_texts(), level, 600) for level in LEVELS}
 
 
 AWKWARD = [
@@ -67,7 +72,7 @@ def test_special_tokens_are_the_first_four(trained: dict[str, TextTokenizer], le
 def test_a_saved_one_is_the_same(trained: dict[str, TextTokenizer], level: str, tmp_path: Path):
     trained[level].save(tmp_path / "tokenizer.json")
     loaded = load_tokenizer(tmp_path)
-    texts = [*TEXTS[:200], *AWKWARD]
+    texts = [*cldr_texts()[:200], *AWKWARD]
     assert loaded.encode_batch(texts) == trained[level].encode_batch(texts) == [trained[level].encode(text) for text in texts]
     assert loaded.fingerprint == trained[level].fingerprint
     assert not list(tmp_path.glob(".*"))
@@ -75,9 +80,9 @@ def test_a_saved_one_is_the_same(trained: dict[str, TextTokenizer], level: str, 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_training_is_deterministic(trained: dict[str, TextTokenizer], level: str):
-    again = train_tokenizer(iter(TEXTS), level, 600)
+    again = train_tokenizer(iter(cldr_texts()), level, 600)
     assert again.fingerprint == trained[level].fingerprint
-    assert train_tokenizer(TEXTS[:100], level, 600).fingerprint != trained[level].fingerprint
+    assert train_tokenizer(cldr_texts()[:100], level, 600).fingerprint != trained[level].fingerprint
 
 
 @pytest.mark.parametrize("level", ["bpe", "unigram"])
@@ -144,7 +149,7 @@ def test_padding_and_truncation_of_a_given_file_are_undone(trained: dict[str, Te
     inner.enable_padding()
     inner.enable_truncation(3)
     inner.save(str(tmp_path / "tokenizer.json"))
-    assert load_tokenizer(tmp_path).encode_batch(["a", TEXTS[0]]) == trained["bpe"].encode_batch(["a", TEXTS[0]])
+    assert load_tokenizer(tmp_path).encode_batch(["a", cldr_texts()[0]]) == trained["bpe"].encode_batch(["a", cldr_texts()[0]])
 
 
 def load_again(tokenizer: TextTokenizer):
@@ -171,14 +176,16 @@ def test_complaints(trained: dict[str, TextTokenizer], tmp_path: Path, monkeypat
     (tmp_path / "tokenizer.json").write_text(json.dumps(foreign))
     lacking = complaint(load_tokenizer(tmp_path).require, "unk", "eos")
     assert lacking.startswith(f"{tmp_path / 'tokenizer.json'} has no eos token: expected one of </s>, <eos>, ")
-    assert "level must be bpe, unigram, word, char, got 'bytes'" in complaint(train_tokenizer, TEXTS, "bytes")
-    assert f"vocab_size must be {LEAST} or more for bpe, got {LEAST - 1}" in complaint(train_tokenizer, TEXTS, "bpe", LEAST - 1)
-    assert "vocab_size must be 5 or more for word" in complaint(train_tokenizer, TEXTS, "word", 4)
+    assert "level must be bpe, unigram, word, char, got 'bytes'" in complaint(train_tokenizer, cldr_texts(), "bytes")
+    assert f"vocab_size must be {LEAST} or more for bpe, got {LEAST - 1}" in complaint(
+        train_tokenizer, cldr_texts(), "bpe", LEAST - 1
+    )
+    assert "vocab_size must be 5 or more for word" in complaint(train_tokenizer, cldr_texts(), "word", 4)
     assert "no text" in complaint(train_tokenizer, iter(["", " "]), "unigram")
     trained["bpe"].require_vocab_size(trained["bpe"].vocab_size)
     assert "has 600 tokens, but the model's vocab_size is 8000" in complaint(trained["bpe"].require_vocab_size, 8000)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert 'tokenizers is not installed: pip install "zooproof[translation]"' in complaint(train_tokenizer, TEXTS)
+    assert 'tokenizers is not installed: pip install "zooproof[translation]"' in complaint(train_tokenizer, cldr_texts())
 
 
 @pytest.mark.parametrize("level", ["bpe", "unigram"])
