@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import commands
-from tasks.classes import match_classes
 from tasks.commands import Command
 from tasks.image_evaluation import DataOptions, EvaluateOptions, evaluate
 from tasks.image_predictions import ExportOptions, PredictOptions, export, predict
@@ -71,6 +70,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     import torch
 
     import zoo
+    from tasks.classes import match_classes
     from tasks.data.augment import split_names
     from tasks.data.images import load_images
     from tasks.image_task import Classification
