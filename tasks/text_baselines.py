@@ -37,6 +37,6 @@ def machines() -> dict[str, Any]:
     pieces = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 5))
     return {
         "naive Bayes on words": make_pipeline(CountVectorizer(), MultinomialNB(alpha=0.1)),
-        "linear SVM on words": make_pipeline(TfidfVectorizer(sublinear_tf=True), LinearSVC(random_state=0)),
-        "linear SVM on words and pieces": make_pipeline(make_union(words, pieces), LinearSVC(random_state=0)),
+        "linear SVM on words": make_pipeline(TfidfVectorizer(sublinear_tf=True), LinearSVC(dual=True, random_state=0)),
+        "linear SVM on words and pieces": make_pipeline(make_union(words, pieces), LinearSVC(dual=True, random_state=0)),
     }
