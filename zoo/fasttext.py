@@ -13,7 +13,7 @@ by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -74,6 +74,10 @@ class FastText(Model):
         rows = rows.masked_fill(~real, none).sort(1).values
         first = rows != torch.cat([torch.full_like(rows[:, :1], -1), rows[:, :-1]], 1)
         return rows.clamp(max=none - 1), first & (rows != none)
+
+    def adapted(self, tensors: Mapping[str, Tensor], reference: str) -> dict[str, Tensor]:
+        """Without what only another head has."""
+        return {name: x for name, x in tensors.items() if name in self.state_dict() or not name.startswith("head.")}
 
     @torch.no_grad()
     def weigh(self, texts: Iterable[Sequence[int]]) -> None:
