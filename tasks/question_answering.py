@@ -43,7 +43,7 @@ class TrainOptions(AnswerOptions, WindowOptions, QuestionOptions):
     context: int = option(64, "tokens of a window", least=8)
     vocab_size: int = option(4000, "tokens of a trained tokenizer, at most", least=5, most=10_000_000)
     lr: float = option(0.002, "peak learning rate", above=0)
-    epochs: int = option(6, "passes over the training questions", least=1)
+    epochs: int = option(2, "passes over the training questions", least=1)
     examples: int = option(8, "questions of the test set to print", least=0)
 
 
