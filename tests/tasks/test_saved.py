@@ -50,7 +50,10 @@ def test_every_command_that_takes_runs_says_whose():
 @pytest.mark.parametrize(("program", "name", "other"), [kind for kind in KINDS if kind[0] != kind[2]])
 def test_a_run_of_another_program_is_told_with_the_commands_that_take_it(runs, tmp_path, capsys, program, name, other):
     module, words = programs()[program], commands_of(program)[name]
-    needed = {"predict": ["--image", __file__], "export": ["--out", tmp_path / "out.pth"]}.get(name, [])
+    takes = module.COMMANDS[name].options.__dataclass_fields__
+    given = {"image": __file__, "text": "a", "question": "b", "context": "c"} if name == "predict" else {}
+    given |= {"out": tmp_path / "out.pth"} if name == "export" else {}
+    needed = [word for option, value in given.items() if option in takes for word in (f"--{option}", value)]
     common = ["--runs_dir", runs, *needed]
     theirs = ", ".join(" ".join(taking) for taking in commands_of(other).values())
     ends = f"{runs / other} is a run of {other}, not of {program}; python -m {other} takes it: {theirs}\n"
