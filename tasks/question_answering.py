@@ -187,6 +187,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[QuestionAnswering, nn.Mo
     """Task and model. Errors: `UserError` and `ValueError` for whatever is wrong with options and data."""
     from tasks import text_models
 
+    text_models.place_of(options, folder)  # refuses before data is read
     splits, notes = load(options)
     texts = {text: None for x in splits["train"] for text in (x.context, x.question)}
     reader = text_models.begin(options, folder, texts, "answer")

@@ -88,6 +88,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TextClassification, nn.M
     from tasks.text_task import TextClassification
     from zoo.fasttext import FastText
 
+    text_models.place_of(options, folder)  # refuses before data is read
     data = load(options.data, options.train, options.valid, options.test, options.columns)
     texts = (text for example in data.train for text in example.texts)
     reader = text_models.begin(options, folder, texts, "sequence", classes=data.classes)

@@ -198,6 +198,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TokenClassification, nn.
     from tasks import text_models
     from tasks.data.spans import tag_set
 
+    text_models.place_of(options, folder)  # refuses before data is read
     splits, notes = load(options)
     types = sorted({span.type for text in splits["train"] for span in text.spans})
     if not types:
