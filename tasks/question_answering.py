@@ -66,6 +66,7 @@ class QuestionAnswering(Task):
         self.told = [
             *(f"{name}: {len(x):,} questions, {sum(not q.answers for q in x):,} without an answer" for name, x in splits.items()),
             *notes,
+            *reader.told,
             f"{reader.tokenizer.vocab_size:,} tokens; {len(flat['train']):,} windows to train on"
             + (f"; {lost:,} answers are in none as a whole" if lost else ""),
         ]
@@ -186,12 +187,14 @@ def default_name(options: TrainOptions) -> str:
 def begin(options: TrainOptions, folder: Path) -> tuple[QuestionAnswering, nn.Module]:
     """Task and model. Errors: `UserError` and `ValueError` for whatever is wrong with options and data."""
     from tasks import text_models
+    from zoo.files import read_json
 
     text_models.place_of(options, folder)  # refuses before data is read
     splits, notes = load(options)
     texts = {text: None for x in splits["train"] for text in (x.context, x.question)}
     reader = text_models.begin(options, folder, texts, "answer")
-    reader.model.config |= {"overlap": options.overlap, "threshold": 0.0}
+    kept = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}  # of the best epoch so far
+    reader.model.config |= {"overlap": options.overlap, "threshold": kept.get("threshold", 0.0)}
     return QuestionAnswering(splits, reader, options, notes), reader.model
 
 

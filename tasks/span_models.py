@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.options import EngineOptions, UserError, option
+from tasks.options import EngineOptions, UserError, data_of, option, restored
 from tasks.saved import SavedOptions, find_run, placed
 from tasks.text_models import Reader, TextModelOptions, load_reader
 
@@ -14,6 +17,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor
 
     from tasks.task import Split
+
+
+CHUNK = 256
+"""Texts or questions that are read, answered and written at a time."""
 
 
 @dataclass
@@ -45,6 +52,34 @@ class UseOptions(SavedOptions):
         reader = load_reader(find_run(self, "best.safetensors"))
         model, precision = placed(reader.model, self)
         return reader._replace(model=model), precision
+
+
+def chunks(path: str, parse: Callable[[int, str], Any]) -> Iterator[list[Any]]:
+    """What `parse(number, line)` makes of the lines of a file, - for standard input, `CHUNK` at a time; None is left out.
+
+    Errors: `UserError` and `DataError` that name the file and the line.
+    """
+    from tasks.data.text_files import decoded, lines
+
+    if path != "-" and not Path(path).is_file():
+        raise UserError(f"--input {path} is not there: a file is expected")
+    rows = decoded(sys.stdin.buffer, "standard input") if path == "-" else lines(Path(path))
+    found = filter(lambda one: one is not None, (parse(number, line) for number, line in enumerate(rows, 1)))
+    while chunk := list(islice(found, CHUNK)):
+        yield chunk
+
+
+def own_test(options: UseOptions, kind: type, load: Callable[[Any], Any], identity: Callable[[Any], dict[str, Any]]) -> Any:
+    """The test part of a run's data, which `load` gives first. Errors: `UserError` if it is no longer what it was."""
+    from zoo.files import read_json
+
+    folder = find_run(options, "best.safetensors")
+    saved = read_json(folder / "options.json")
+    kept = (data_of(saved) or {}).get("test")
+    splits = load(restored(kind, saved, folder))[0] if kept else {}
+    if not kept or kept != identity(splits)["test"]:
+        raise UserError(f"{folder}: what the run was tested on is not what it was: give files by --test")
+    return splits["test"]
 
 
 def split(rows: Sequence[Any], collate: Callable[[Sequence[Any]], Any], options: WindowOptions, training: bool) -> Split:

@@ -80,10 +80,10 @@ def begin(
         raise UserError("--lora_rank is for a model that has learnt something: give --init")
     arguments |= {"num_classes": len(classes)} if classes else {}
     kept = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    place, weights = (None, None) if kept else place_of(options, folder)
+    place, weights = place_of(options, folder)
     known = kept or (read_json(place / "config.json") if place and (place / "config.json").is_file() else {})
     name = options.model or name_of(known, place or folder, options.init)
-    tokenizer = tokenizer_of(options, texts, name, [path for path in (folder, place) if path])
+    tokenizer = tokenizer_of(options, texts, [path for path in (folder, place) if path])
     torch.manual_seed(options.seed)
     told: list[str] = []
     if kept:
@@ -107,7 +107,7 @@ def begin(
     return Reader(model, tokenizer, takes_types(model), told)
 
 
-def tokenizer_of(options: Any, texts: Iterable[str], model: str, folders: Sequence[Path]) -> Any:
+def tokenizer_of(options: Any, texts: Iterable[str], folders: Sequence[Path]) -> Any:
     """The one of --tokenizer, else of the first folder that has one, else a new one."""
     from tasks.data.tokenizer import load_tokenizer, train_tokenizer
 
@@ -154,8 +154,11 @@ def vocab_size_of(model: Any) -> int:
 
 
 def place_of(options: Any, folder: Path) -> tuple[Path | None, str | None]:
-    """The folder that --init means, and what `zoo.create` calls its weights."""
-    if not options.init:
+    """The folder that --init means, and what `zoo.create` calls its weights; none for a run that goes on, which has its own.
+
+    Errors: `UserError` for what is not there, and for a run of another program.
+    """
+    if not options.init or (folder / "config.json").is_file():
         return None, None
     if options.init.startswith(HUB):
         path = Path(options.init.removeprefix(HUB)).expanduser()
@@ -208,10 +211,8 @@ def rows(tokenizer: Any, texts: Sequence[Sequence[str]], context: int) -> list[R
         first, *second = (part[:size] for part, size in zip(parts, kept, strict=True))
         tokens, types = [cls, *first, sep], [0] * (len(first) + 2)
         if second:
-            tokens, types = (
-                [cls, *first, *between, *second[0], sep],
-                types + [0] * (len(between) - 1) + [1] * (len(second[0]) + 1),
-            )
+            tokens = [cls, *first, *between, *second[0], sep]
+            types += [0] * (len(between) - 1) + [1] * (len(second[0]) + 1)
         found.append(Row(tokens, types, sum(map(len, parts)) - sum(kept)))
     return found
 

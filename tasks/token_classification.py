@@ -84,6 +84,7 @@ class TokenClassification(Task):
         self.told = [
             *(f"{name}: {len(x):,} texts, {sum(len(t.spans) for t in x):,} spans" for name, x in splits.items()),
             *notes,
+            *reader.told,
             f"{(len(tags) - 1) // 2} types of spans, {tokenizer.vocab_size:,} tokens"
             + (f"; {longer:,} more windows for texts longer than {options.context} tokens" if longer else "")
             + (f"; {lost:,} of {words:,} words have no token of their own" if lost else ""),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.commands import checking_input
-from tasks.options import UserError, data_of, option, restored
-from tasks.saved import find_run
-from tasks.span_models import UseOptions
+from tasks.options import UserError, option
+from tasks.span_models import UseOptions, chunks, own_test
 from tasks.tables import FILES, require_table, writing
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -21,8 +18,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
 PROGRAM = "tasks.token_classification"
 TAGGED = "files of a word and its tag a line, as CoNLL's, or .xml of labelled words"
-CHUNK = 256
-"""Texts that are read, labelled and written at a time."""
 
 
 @dataclass
@@ -55,27 +50,19 @@ def predict(given: dict[str, Any]) -> None:
 
 
 def read(options: PredictOptions) -> Iterator[list[Tagged]]:
-    """Texts to label, `CHUNK` at a time. Errors: `UserError` that names file and line."""
+    """Texts to label, some at a time. Errors: `UserError` that names file and line."""
     from tasks.data.tagged import Tagged, words_of
-    from tasks.data.text_files import decoded, lines
 
     if options.text:
         yield [Tagged(text, words_of(text), ()) for text in options.text]
         return
-    if options.input != "-" and not Path(options.input).is_file():
-        raise UserError(f"--input {options.input} is not there: a file of texts is expected")
-    rows = decoded(sys.stdin.buffer, "standard input") if options.input == "-" else lines(Path(options.input))
-    objects = Path(options.input).name.removesuffix(".gz").endswith(".jsonl")
-    chunk: list[Tagged] = []
-    for number, line in enumerate(rows, 1):
-        if objects and not line.strip():
-            continue
-        chunk.append(of_json(line, f"{options.input}, line {number}") if objects else Tagged(line, words_of(line), ()))
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+
+    def parse(number: int, line: str) -> Tagged | None:
+        if not options.input.removesuffix(".gz").endswith(".jsonl"):
+            return Tagged(line, words_of(line), ())
+        return of_json(line, f"{options.input}, line {number}") if line.strip() else None
+
+    yield from chunks(options.input, parse)
 
 
 def of_json(line: str, place: str) -> Tagged:
@@ -106,12 +93,13 @@ def row(text: Tagged, found: Labelled) -> dict[str, Any]:
 def evaluate(given: dict[str, Any]) -> None:
     from tasks.data.tagged import read as read_tagged
     from tasks.span_scores import table
+    from tasks.token_classification import TrainOptions, identity, load
     from tasks.token_labelling import label
 
     options = EvaluateOptions(**given)
     require_table("--output", options.output)
     reader, precision = options.load()
-    test = read_tagged(options.test, options.scheme) if options.test else test_of(options)
+    test = read_tagged(options.test, options.scheme) if options.test else own_test(options, TrainOptions, load, identity)
     with precision, writing(options.output) as put:
         found = label(reader, test, options.batch_size)
         put(beside(*pair) for pair in zip(test, found, strict=True))
@@ -141,18 +129,3 @@ def told(by_type: Any, exact: float, texts: int) -> str:
         f"span F1 {whole.f1:.4f} (precision {whole.precision:.4f}, recall {whole.recall:.4f}; macro F1 {macro_f1(by_type):.4f}), "
         f"whole texts {exact:.4f}: {whole.true:,} spans in {texts:,} texts"
     )
-
-
-def test_of(options: EvaluateOptions) -> list[Tagged]:
-    """The test texts of a run. Errors: `UserError` if they are no longer what they were."""
-    from tasks.token_classification import TrainOptions, identity, load
-    from zoo.files import read_json
-
-    folder = find_run(options, "best.safetensors")
-    saved = read_json(folder / "options.json")
-    run = restored(TrainOptions, saved, folder)
-    kept = (data_of(saved) or {}).get("test")
-    splits = load(run)[0] if kept else {}
-    if not kept or kept != identity(splits)["test"]:
-        raise UserError(f"{folder}: the test texts are not those of the run any more: give texts by --test")
-    return splits["test"]

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.data import SHARE, DataError, fingerprint, split_of
-from tasks.data.text_files import optional, reading
-from zoo.files import first_line
+from tasks.data.families import by_role
+from tasks.data.text_files import hub_splits, reading
 
 LEFT_OUT = ("test", "tests", "idlelib", "encodings", "pydoc_data", "lib2to3", "site-packages", "dist-packages", "__pycache__")
 """Folders of the standard library that are no module, or tables."""
@@ -110,7 +110,7 @@ def read_file(path: Path, name: str) -> list[Document]:
     if not path.name.removesuffix(".gz").endswith(".jsonl"):
         return [Document(name, text)] if text.strip() else []
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             rows.append(Document(f"{name}:{number}", row["text"]))
@@ -123,19 +123,16 @@ def read_file(path: Path, name: str) -> list[Document]:
 
 def read_hub(name: str) -> dict[str, list[Document]]:
     """The splits of a data set of the hub that has a column of texts."""
-    datasets = optional("datasets")
     path, _, config = name.partition(":")
-    try:
-        splits = datasets.load_dataset(path, config or None)
-    except Exception as error:  # of many kinds: no network, no such set, no such configuration
-        raise DataError(f"hf:{name} is not in the cache and could not be fetched ({first_line(error)})") from error
+    splits = hub_splits(name, path, config or None)
     found = {}
-    for split, rows in splits.items():
+    for role, split in by_role(splits).items():
+        rows = splits[split]
         if "text" not in rows.column_names:
             raise DataError(f"hf:{name} has no column text, only {', '.join(rows.column_names)}")
-        found["valid" if split == "validation" else split] = [
-            Document(f"{split}:{n}", text) for n, text in enumerate(rows["text"]) if text.strip()
-        ]
+        found[role] = [Document(f"{split}:{n}", text) for n, text in enumerate(rows["text"]) if text.strip()]
+    if "train" not in found:
+        raise DataError(f"hf:{name} has no split train, only {', '.join(splits)}")
     return found
 
 

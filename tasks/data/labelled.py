@@ -11,7 +11,6 @@ are no validation or test texts, a tenth each is held out of the texts to train 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,8 @@ from tasks.data import DataError, fingerprint
 from tasks.data.docstrings import docstrings
 from tasks.data.families import by_role
 from tasks.data.splitting import split_80_10_10
-from tasks.data.tables import csv_rows, tsv_rows, whole_characters
-from tasks.data.text_files import lines, optional
-from zoo.files import first_line
+from tasks.data.tables import csv_rows, json_rows, tsv_rows, whole_characters
+from tasks.data.text_files import hub_splits
 
 TEXTS = (
     ("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"), ("question", "sentence"),
@@ -171,16 +169,11 @@ def objects(path: Path) -> tuple[Iterator[Row], list[str]]:
     """Objects of JSON lines as rows of the keys that the first one has, which come first."""
     found: list[Row] = []
     keys: list[str] = []
-    for number, line in enumerate(lines(path), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-            keys = keys or [*row]
-            found.append((number, [row.get(key) for key in keys]))
+    for number, row in json_rows(path):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
+        keys = keys or [*row]
+        found.append((number, [row.get(key) for key in keys]))
     return iter([(0, [*keys]), *found] if keys else ()), keys
 
 
@@ -238,12 +231,8 @@ def places_of(header: Sequence[str], columns: str, where: str) -> tuple[list[int
 
 def read_hub(name: str, columns: str, notes: list[str]) -> dict[str, list[Labelled]]:
     """The splits of a data set of the hub. One whose labels are withheld, as GLUE's tests, is left out and told."""
-    datasets = optional("datasets")
     path, _, config = name.partition(":")
-    try:
-        splits = datasets.load_dataset(path, config or None)
-    except Exception as error:  # of many kinds: no network, no such set, no such configuration
-        raise DataError(f"hf:{name} is not in the cache and could not be fetched ({first_line(error)})") from error
+    splits = hub_splits(name, path, config or None)
     found: dict[str, list[Labelled]] = {}
     for role, split in by_role([*splits, *matched(splits)]).items():
         rows = splits[split if split in splits else f"{split}_matched"]

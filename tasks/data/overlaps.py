@@ -18,19 +18,10 @@ def windows(length: int, width: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, min(start + width, length)) for start in starts]
 
 
-def context(token: int, window: tuple[int, int], length: int) -> int:
-    """Tokens that a window has on the side of `token` where it has fewer; an end of the text counts as if all were there."""
-    start, end = window
-    left = token - start if start else length
-    right = end - 1 - token if end < length else length
-    return min(left, right)
-
-
 def owners(length: int, windows: Sequence[tuple[int, int]]) -> list[int]:
-    """For each token the window that has the most context for it, the first of these; -1 where none holds it."""
+    """For each token the window that has the most context on the side where it has less, the first of these."""
     best = [(-1, -1)] * length
-    for n, window in enumerate(windows):
-        for token in range(*window):
-            found = context(token, window, length)
-            best[token] = max(best[token], (found, n), key=lambda pair: pair[0])
+    for n, (start, end) in enumerate(windows):
+        for token in range(start, end):
+            best[token] = max(best[token], (min(token - start, end - 1 - token), n), key=lambda pair: pair[0])
     return [n for _, n in best]

@@ -120,15 +120,20 @@ def place_of(name: str, header: Sequence[str], path: Path) -> int:
     return header.index(name)
 
 
-def read_jsonl(path: Path, source: str | None, target: str | None, columns: str = "") -> Iterator[Pair]:
-    names = named(source, target, columns)
+def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number of each line that is not blank, and what its JSON says. Errors: `DataError` that names the line."""
     for number, line in enumerate(lines(path), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-            yield Placed(*pair_of(row, names, f"{path}, line {number}"), path, "line", number)
+
+
+def read_jsonl(path: Path, source: str | None, target: str | None, columns: str = "") -> Iterator[Pair]:
+    names = named(source, target, columns)
+    for number, row in json_rows(path):
+        yield Placed(*pair_of(row, names, f"{path}, line {number}"), path, "line", number)
 
 
 def pair_of(row: Any, names: Sequence[tuple[str, str]], where: str) -> Pair:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data import DataError
+from zoo.files import first_line
 
 Pair = tuple[str, str]
 """Source and target."""
@@ -52,6 +53,15 @@ def optional(name: str) -> Any:
         package = name.partition(".")[0]
         extra = "hub" if package == "datasets" else "translation"
         raise DataError(f'{package} is not installed: pip install "zooproof[{extra}]" brings it') from error
+
+
+def hub_splits(name: str, path: str, config: str | None) -> Any:
+    """All splits of a data set of the Hugging Face hub. Errors: `DataError` that names it, hf:`name`, if it cannot be had."""
+    datasets = optional("datasets")
+    try:
+        return datasets.load_dataset(path, config)
+    except Exception as error:  # of many kinds: no network, no such set, no such configuration
+        raise DataError(f"hf:{name} is not in the cache and could not be fetched ({first_line(error)})") from error
 
 
 def open_bytes(path: Path) -> Any:

@@ -10,8 +10,7 @@ from typing import Any
 from tasks.data import SPLITS, DataError, seed_of, split_of
 from tasks.data.families import by_role
 from tasks.data.tables import named, pair_of
-from tasks.data.text_files import Pair, Placed, optional
-from zoo.files import first_line
+from tasks.data.text_files import Pair, Placed, hub_splits, optional
 
 PAIR_OF_LANGUAGES = "([a-z]{2,3})-([a-z]{2,3})"
 
@@ -37,12 +36,7 @@ def read_hub(
     Of train, and of valid and test as far as it has them under one of their names, what begins to read the pairs.
     Errors: `DataError` if it cannot be had, or has nothing to train on, or nothing to hold out.
     """
-    datasets, names = optional("datasets"), named(source, target, columns)
-    path, config = hub_parts(name)
-    try:
-        splits = datasets.load_dataset(path, config)
-    except Exception as error:  # of many kinds: no network, no such set, no such configuration
-        raise DataError(f"hf:{name} is not in the cache and could not be fetched ({first_line(error)})") from error
+    names, splits = named(source, target, columns), hub_splits(name, *hub_parts(name))
     found = by_role(splits)
     if "train" not in found or len(found) < 2:
         lacking = "valid or test" if "train" in found else "train"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -13,7 +14,9 @@ from command import complaint, one_line
 from tasks.answer_scores import scores
 from tasks.data import signatures
 from tasks.data.questions import Question, read
-from tasks.question_answering import main
+from tasks.options import restored
+from tasks.question_answering import TrainOptions, begin, main
+from zoo import files
 
 NAMES = ["Ada", "Bob", "Cy", "Dee"]
 CITIES = ["Oslo", "Rome", "Lima", "Kyōto"]
@@ -71,6 +74,16 @@ def test_a_run_learns_and_leaves_what_there_is_to_see(runs):
     }
     config = json.loads((folder / "config.json").read_text())
     assert config["threshold"] == summary["threshold"]
+
+
+def test_a_run_that_goes_on_needs_nothing_but_its_folder(runs, tmp_path):
+    """The threshold of its best epoch stays, which may be the best one to the end; what --init named may be gone."""
+    shutil.copytree(runs / "a", tmp_path / "b")
+    config = files.read_json(runs / "a" / "config.json")
+    files.write_json(tmp_path / "b" / "config.json", config | {"threshold": 3.5})
+    options = restored(TrainOptions, files.read_json(runs / "a" / "options.json") | {"init": "gone"}, runs / "a")
+    _, model = begin(options, tmp_path / "b")
+    assert model.config == config | {"threshold": 3.5}
 
 
 def test_answers_are_parts_of_the_context(runs, capsys, tmp_path, monkeypatch):

@@ -124,9 +124,9 @@ def test_a_file_that_is_no_text_is_named(content, words, tmp_path, capsys):
 
 def test_texts_in_json_lines(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"text": "one"}\n{"text": " "}\n{"text": "two", "id": 3}\n')
+    rows.write_text('{"text": "one"}\n{"text": " "}\n{"text": "two", "id": 3}\n{"text": "a\u2028b"}\n')
     data = load("", [str(rows)], [str(rows)], [str(rows)], "none")
-    assert data.train == [Document("rows.jsonl:1", "one"), Document("rows.jsonl:3", "two")]
+    assert data.train == [Document("rows.jsonl:1", "one"), Document("rows.jsonl:3", "two"), Document("rows.jsonl:4", "a\u2028b")]
     rows.write_text('{"text": "one"}\n{"words": "two"}\n')
     assert 'line 2: expected an object with "text"' in one_line(capsys, main, *small(rows, tmp_path))
 
