@@ -33,8 +33,11 @@ def can_run(layers: Layers, x: Tensor, state: State, mask: Tensor | None) -> boo
         return False
     cells = [cell for layer in layers for cell in layer]
     kernel, biased, cast = kernel_of(cells[0]), cells[0].input.bias is not None, torch.is_autocast_enabled(x.device.type)
-    if kernel is torch.lstm and cells[0].projection is not None and x.is_cpu and x.dtype != torch.float64:
-        return False  # torch would warn that oneDNN has no projections, and write out the loop too
+    if kernel is torch.lstm and x.is_cpu and x.dtype != torch.float64:
+        if cells[0].projection is not None:
+            return False  # torch would warn that oneDNN has no projections, and write out the loop too
+        if cast and x.dtype == torch.float32 and not onednn_has(torch.get_autocast_dtype("cpu")):
+            return False  # torch would call oneDNN all the same, which raises
     return kernel is not None and all(
         kernel_of(cell) is kernel
         and all(type(m) is nn.Linear and (cast or m.weight.dtype == x.dtype) for m in linears(cell))
@@ -42,6 +45,15 @@ def can_run(layers: Layers, x: Tensor, state: State, mask: Tensor | None) -> boo
         and not any(hooked(m) for m in cell.modules())
         for cell in cells
     )
+
+
+def onednn_has(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in this half precision on this processor: of those with AVX2 alone on none."""
+    known = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype in known and known[dtype]()
 
 
 def kernel_of(cell: Any) -> Callable[..., Any] | None:
