@@ -11,9 +11,7 @@ QUICK = 3
 CI = 20
 THOROUGH = 200
 """Examples from which a run counts as thorough."""
-COMMON: dict[str, Any] = dict(
-    deadline=None, print_blob=True, suppress_health_check=list(HealthCheck), report_multiple_bugs=False
-)
+COMMON: dict[str, Any] = dict(deadline=None, print_blob=True, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
 """One failure at a time: of a group of them pytest would show no message."""
 
 settings.register_profile("dev", max_examples=8, **COMMON)

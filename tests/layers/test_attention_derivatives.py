@@ -26,8 +26,6 @@ def square(block, inputs):
     return lambda x: block(x, **inputs).pow(3).sum()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is not supported:FutureWarning")
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_second_and_forward_derivatives(name):
     """Against finite differences of the first derivative, which the kit holds against finite differences too."""
