@@ -23,6 +23,8 @@ SPELLINGS = {
 """How tokenizers spell each special token; where one has several of a kind, the first in the list counts."""
 READERS, WRITERS = ("pad", "unk", "cls", "sep", "mask"), ("pad", "unk", "bos", "eos")
 """The kinds that models need which read in both directions, and those that go on with a text."""
+TRANSLATORS = ("pad", "unk", "eos")
+"""Those of models whose source ends with `eos`."""
 
 
 def special_tokens(vocabulary: Collection[str], declared: Collection[str]) -> dict[str, str]:
@@ -41,10 +43,11 @@ def fast_tokenizer(
     """A `transformers.PreTrainedTokenizerFast` for a model.
 
     tokenizer: one of `tokenizers.Tokenizer`, or the path of a tokenizer.json or of a folder that holds it.
-    kinds:     special tokens that the model needs, where the tokenizer has them.
+    kinds:     special tokens that the model needs, where the tokenizer has them: `READERS`, `WRITERS` or `TRANSLATORS`.
     types:     whether the model takes token types. longest: tokens that it can read, None where there is no bound.
     Errors:    `ValueError` for a file that is missing or damaged, and for a vocabulary of another size than the model's.
     """
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     given: dict[str, Any] = {"tokenizer_object": tokenizer}
@@ -57,7 +60,7 @@ def fast_tokenizer(
         raise ValueError(f"tokenizer must be a tokenizers.Tokenizer or the path of a tokenizer.json, got {tokenizer!r}")
     names = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
     bound = {} if longest is None else {"model_max_length": longest}
-    side = "right" if "cls" in kinds else "left"
+    side = "left" if kinds == WRITERS else "right"
     try:
         fast = PreTrainedTokenizerFast(**given, model_input_names=names, padding_side=side, **bound)
     except Exception as error:  # the library raises nothing narrower
@@ -74,6 +77,9 @@ def fast_tokenizer(
     for kind, spelling in special_tokens(vocabulary, declared).items():
         if kind in kinds:
             setattr(fast, f"{kind}_token", spelling)
+    if kinds == TRANSLATORS and fast.eos_token is not None and inner.num_special_tokens_to_add(False) == 0:
+        ending = [(fast.eos_token, fast.eos_token_id)]
+        inner.post_processor = TemplateProcessing(single=f"$A {fast.eos_token}", special_tokens=ending)
     return fast
 
 

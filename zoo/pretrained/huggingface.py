@@ -19,7 +19,7 @@ from zoo import bert, transformer
 from zoo.model import Model
 from zoo.pretrained import decoder_options, encoder_options, marian
 from zoo.pretrained.architecture import IGNORED, Architecture, made_by
-from zoo.pretrained.fast_tokenizer import READERS, WRITERS, fast_tokenizer, require_new, save
+from zoo.pretrained.fast_tokenizer import READERS, TRANSLATORS, WRITERS, fast_tokenizer, require_new, save
 
 ARCHITECTURES: dict[str, Architecture] = decoder_options.DECODERS | encoder_options.ENCODERS
 READ_ELSEWHERE = decoder_options.READ_ELSEWHERE | encoder_options.READ_ELSEWHERE
@@ -28,6 +28,9 @@ BODIES = {kind.replace("LMHead", "").replace("ForCausalLM", "Model"): kind for k
 """Classes without the output layer, whose weights are enough where that is tied."""
 PREFIX = "summary_"
 """Of GPT-2's options for another head."""
+MARIAN = "MarianMTModel"
+NONE = ("sliding_window", "forced_eos_token_id")
+"""Options of theirs that are on by default, and off as None."""
 PICTURES = ("ImageClassification", "ImageClassificationWithTeacher")
 
 
@@ -108,11 +111,11 @@ def to_huggingface(model: Model, tokenizer: Any = None, folder: str | Path | Non
     kind = class_of(zoo.MODELS[name], arguments)
     path = None if folder is None else require_new(folder)
     fast = None if tokenizer is None else tokenizer_for(tokenizer, arguments)
-    found, theirs = ARCHITECTURES[kind], getattr(transformers, kind)
-    options = {theirs: arguments[ours] for theirs, ours in found.rows.items() if ours in arguments} | found.back(arguments)
+    theirs = getattr(transformers, kind)
+    options = options_of(kind, arguments)
     special = {f"{kind}_token_id": getattr(fast, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
     special |= {"pad_token_id": arguments["padding"]} if "padding" in arguments else {}
-    known = {key: value for key, value in options.items() if value is not None or key == "sliding_window"}
+    known = {key: value for key, value in options.items() if value is not None or key in NONE}
     config = theirs.config_class(**special | known)
     if arguments.get("head") in ("sequence", "tokens"):
         config.num_labels = arguments["num_classes"] or 2
@@ -122,16 +125,26 @@ def to_huggingface(model: Model, tokenizer: Any = None, folder: str | Path | Non
     state = model.maps["huggingface"].export(model)
     made = theirs(config, **pooling).to(next(iter(state.values())).dtype)
     made.load_state_dict(state, strict=True)
+    if kind == MARIAN:
+        made.generation_config.bad_words_ids = [[arguments["padding"]]]  # nothing else keeps it from being generated
     if path is not None:
         save(path, made, *([] if fast is None else [fast]))
     return made.eval()
+
+
+def options_of(kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The options of their class that our arguments are."""
+    if kind == MARIAN:
+        return marian.options_of(arguments)
+    found = ARCHITECTURES[kind]
+    return {theirs: arguments[ours] for theirs, ours in found.rows.items() if ours in arguments} | found.back(arguments)
 
 
 def tokenizer_for(tokenizer: Any, arguments: Mapping[str, Any]) -> Any:
     """The tokenizer of a model with these arguments. Errors: `ValueError` where it pads with another token too."""
     reads = "padding" in arguments
     types, longest = arguments.get("types", 0) > 1, arguments.get("max_positions")
-    kinds = READERS if reads else WRITERS
+    kinds = TRANSLATORS if "interleaved" in arguments else READERS if reads else WRITERS
     fast = fast_tokenizer(tokenizer, arguments["vocab_size"], kinds=kinds, types=types, longest=longest)
     if reads and fast.pad_token_id not in (None, arguments["padding"]):
         raise ValueError(f"tokenizer pads with token {fast.pad_token_id}, and the model's padding is {arguments['padding']}")
@@ -143,7 +156,9 @@ def class_of(build: Any, arguments: Mapping[str, Any]) -> str:
     function, parts = made_by(build)
     if function is bert.build:
         return encoder_options.class_of(parts[0], arguments)
+    if function is transformer.build and arguments["bias"] and not arguments["interleaved"]:
+        return MARIAN
     kind = decoder_options.class_of(function, arguments)
     if kind is None:
-        raise ValueError(f"model must be one of {CHOICES}, got one of {function.__module__}")
+        raise ValueError(f"model must be one of {CHOICES}, or {MARIAN}, got one of {function.__module__}")
     return kind

@@ -1,4 +1,4 @@
-"""What the config.json of a Marian folder says: the arguments of `zoo.transformer.build`. transformers are not needed."""
+"""A Marian folder's config.json: the arguments of `zoo.transformer.build`, and back. transformers are not needed."""
 
 from __future__ import annotations
 
@@ -47,3 +47,19 @@ def arguments_of(config: Config) -> dict[str, Any]:
     arguments = {"vocab_size": size, "dim": number(config, "d_model"), **sizes, "dropout": config.get("dropout", 0.1)}
     wiring = {"padding": padding, "interleaved": False, "activation": ACTIVATIONS[activation], "bias": True}
     return arguments | wiring
+
+
+def options_of(arguments: Config) -> dict[str, Any]:
+    """The opposite of `arguments_of`: options of `MarianConfig`, whose decoding begins with padding, as in the published ones."""
+    sizes = {f"{side}_{theirs}": arguments[ours] for ours, theirs in SIZES.items() for side in ("encoder", "decoder")}
+    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # silu is swish there
+    constant = {key: value for key, (value, _) in ONLY.items() if key != "model_type"}
+    return {
+        **constant, **sizes, "d_model": arguments["dim"], "vocab_size": arguments["vocab_size"], "dropout": arguments["dropout"],
+        "activation_function": names[arguments["activation"]], "decoder_vocab_size": arguments["vocab_size"],
+        "max_position_embeddings": LONGEST, "decoder_start_token_id": arguments["padding"], "forced_eos_token_id": None,
+    }  # fmt: skip
+
+
+LONGEST = 512
+"""Positions of which the published models keep a table."""
