@@ -21,6 +21,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     Cache,
@@ -30,6 +31,7 @@ from transformers.modeling_outputs import (
     BaseModelOutput,
     CausalLMOutputWithPast,
     MaskedLMOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
@@ -159,10 +161,32 @@ class ZooproofForTokenClassification(Headed):
     head, made = "tokens", TokenClassifierOutput
 
 
+class ZooproofForQuestionAnswering(Wrapper):
+    """Logits (b, n) for where an answer starts, and for where it ends."""
+
+    head = "answer"
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """start_positions, end_positions: (b,); one behind the text counts for nothing."""
+        start, end = self.outputs(self.model, input_ids, attention_mask, kwargs)
+        known = start_positions is not None and end_positions is not None
+        loss = self.loss_function(start, end, start_positions, end_positions, **kwargs) if known else None
+        return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
+
+
 CLASSES: dict[Any, Any] = {
     AutoModel: ZooproofModel, AutoModelForCausalLM: ZooproofForCausalLM, AutoModelForMaskedLM: ZooproofForMaskedLM,
     AutoModelForSequenceClassification: ZooproofForSequenceClassification,
     AutoModelForTokenClassification: ZooproofForTokenClassification,
+    AutoModelForQuestionAnswering: ZooproofForQuestionAnswering,
 }  # fmt: skip
 HEADED = {made.head: made for made in CLASSES.values()}
 

@@ -29,9 +29,10 @@ MODELS = {
     "masked": ("distilbert_base", READERS | dict(head="masked")),
     "sequence": ("bert_small", READERS | dict(head="sequence", num_classes=3, std=0.02)),
     "tokens": ("roberta_base", READERS | dict(head="tokens", num_classes=3)),
+    "answer": ("roberta_base", READERS | dict(head="answer")),
 }
 AUTO = {"causal": "ForCausalLM", "states": "", "masked": "ForMaskedLM", "sequence": "ForSequenceClassification",
-        "tokens": "ForTokenClassification"}  # fmt: skip
+        "tokens": "ForTokenClassification", "answer": "ForQuestionAnswering"}  # fmt: skip
 TEXTS = ["a zoo in which nothing is taken", "all can fly"]
 
 
@@ -55,6 +56,11 @@ def same(found, expected):
     return found.keys() == expected.keys() and all(torch.equal(found[name], x) for name, x in expected.items())
 
 
+def first(output):
+    """Where an answer starts, of a model that tells its end too."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def prompts(side="left"):
     tokens = torch.randint(5, 19, (2, 5), generator=torch.Generator().manual_seed(0))
     mask = masks.allowed_from_lengths(torch.tensor([5, 3]), 5, side)
@@ -74,7 +80,7 @@ def test_saved_and_loaded(kind, tmp_path):
     assert same(again.state_dict(), made.state_dict())
     with torch.no_grad():
         assert torch.equal(again(tokens, attention_mask=mask.long())[0], made(tokens, attention_mask=mask.long())[0])
-        expected = model(tokens, mask)
+        expected = first(model(tokens, mask))
         assert torch.equal(again(input_ids=tokens, attention_mask=mask.long(), return_dict=False)[0], expected)
     assert [*again.config.id2label.values()] == (LABELS if kind in ("sequence", "tokens") else ["LABEL_0", "LABEL_1"])
     ours = zoo.load(tmp_path / "new")
@@ -99,10 +105,10 @@ for kind, auto in {AUTO}.items():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for kind in MODELS:
-        assert torch.equal(torch.load(tmp_path / f"{kind}.pt"), drawn(kind)(tokens, mask)), kind
+        assert torch.equal(torch.load(tmp_path / f"{kind}.pt"), first(drawn(kind)(tokens, mask))), kind
 
 
-@pytest.mark.parametrize("asked", ["states", "sequence", "tokens"])
+@pytest.mark.parametrize("asked", ["states", "sequence", "tokens", "answer"])
 def test_another_head_on_a_saved_body(asked, tmp_path):
     """The body is the file's; the new head is drawn by the model's law, and nothing is left without a value."""
     model = drawn("masked", dim=64, heads=2)
@@ -116,6 +122,15 @@ def test_another_head_on_a_saved_body(asked, tmp_path):
     for name, x in head.items():
         assert (x == 0).all() if name.endswith("bias") else 0.01 < x.std() < 0.03
     assert made.config.arguments.get("head") == (None if asked == "states" else asked)
+
+
+def test_the_loss_of_answers_is_that_of_their_class():
+    """Which takes no account of an answer that a text's cut has lost."""
+    model, (tokens, mask) = drawn("answer"), prompts("right")
+    given = dict(attention_mask=mask.long(), start_positions=torch.tensor([1, 5]), end_positions=torch.tensor([3, 5]))
+    found, expected = (made(tokens, **given) for made in (wrap(model), zoo.to_huggingface(model)))
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.end_logits[mask], expected.end_logits[mask], rtol=1e-4, atol=1e-4)
 
 
 def test_another_number_of_labels(tmp_path):
@@ -242,7 +257,7 @@ def test_what_is_refused(tmp_path):
         loaded("causal", tmp_path / "new")
     with pytest.raises(ValueError, match="exists already: give another one"):
         wrap(model, folder=tmp_path / "new")
-    for other in (zoo.create("resnet20"), drawn("bert_small", head="answer")):
+    for other in (zoo.create("resnet20"), drawn("bert_small", head="pooled")):
         with pytest.raises(ValueError, match="model must be a language model, or have one of the heads None, masked, sequence"):
             wrap(other)
     model.config = {}
