@@ -44,7 +44,7 @@ def foretell(
         nats, count = 0.0, 0
         windows = strided([ids], tokenizer.eos, context, stride)
         for start in range(0, len(windows), batch_size):
-            tokens, labels = (x.to(device) for x in collate(windows[start : start + batch_size], tokenizer.pad))
+            tokens, labels = (x.to(device) for x in collate(windows[start : start + batch_size], tokenizer.pad_or_eos))
             with torch.inference_mode():
                 logits = model(tokens).float().flatten(0, 1)
                 nats += float(F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum"))
@@ -89,7 +89,7 @@ def generate(
             stop=(tokenizer.eos,),
             pad=tokenizer.eos,
             choose=lambda logits, step, before=done: choose(logits, before + step),
-            **rules | {"forbidden": (tokenizer.pad,)},
+            **rules | {"forbidden": tuple({tokenizer.pad_or_eos} - {tokenizer.eos})},
         )
         for token in (int(step[0]) for step in steps):
             done += 1

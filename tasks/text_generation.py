@@ -16,6 +16,7 @@ from tasks.options import EngineOptions, Options, UserError, did_you_mean, optio
 from tasks.saved import placed
 from tasks.task import Metric, Split, Task
 from tasks.text_generation_use import PROGRAM, TEXTS, EvaluateOptions, GenerateOptions, evaluate, write
+from tasks.text_models import LearningOptions
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor, nn
@@ -23,6 +24,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from tasks.data.documents import Documents
     from tasks.data.tokenizer import TextTokenizer
     from tasks.engine import Run
+
+
+DEFAULT = "llama_small"
 
 
 @dataclass
@@ -33,35 +37,37 @@ class DocumentOptions(Options):
     valid: list[str] = option((), "the same, to choose the best model by (default: a part of --train)", many=True, path=True)
     test: list[str] = option((), "the same, to measure at the end (default: a part of --train)", many=True, path=True)
     normalize: str = option("none", "Unicode normal form of all text", ("nfc", "nfkc", "none"))
-    tokenizer: str = option("", "tokenizer.json to use (default: one is trained)", path=True)
+    tokenizer: str = option("", "tokenizer.json to use (default: one is trained, or that of --init)", path=True)
     level: str = option("bpe", "what a trained tokenizer's tokens are", ("bpe", "unigram", "char"))
     vocab_size: int = option(8192, "tokens of a trained tokenizer, at most", least=260, most=10_000_000)
     seed: int = option(0, "of initial weights, order, dropout and samples", least=0)
 
 
 @dataclass
-class TrainOptions(EngineOptions, DocumentOptions):
+class TrainOptions(EngineOptions, LearningOptions, DocumentOptions):
     title, program = "text generation", PROGRAM
-    model: str = option("llama_small", "a language model of zoo.names()")
+    model: str = option("", f"a language model of zoo.names() (default: {DEFAULT}, or what --init is)")
+    init: str = option("", "start from a run, a folder or file of one, or hf:PATH, a folder of Hugging Face's", path=True)
     context: int = option(256, "tokens that the model sees", least=2)
     stride: int = option(None, "tokens that are foretold at a time at the end (default: half of the context)", least=1)
     epochs: int = option(5, "parts of the training text, or passes over it", least=1)
     epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 350, else all)", least=1)
     batch_size: int = option(2, "contexts in an optimizer step", least=1)
-    lr: float = option(0.002, "peak learning rate", above=0)
+    lr: float = option(None, "peak learning rate (default: 0.002, after --init 0.0001)", above=0)
     beta2: float = option(0.99, "decay of the mean of squared gradients", least=0, below=1)
     warmup: float = option(0.1, "epochs in which the learning rate rises from zero", least=0)
     clip: float = option(1.0, "largest gradient norm; 0 is off", least=0)
     weight_decay: float = option(0.1, "on matrices only", least=0)
     dropout: float | None = option(None, "in the model (default: the model's own)", least=0, below=1)
-    layers: int | None = option(None, "of the model (default: its own)", least=1)
-    dim: int | None = option(None, "of the model (default: its own)", least=1)
+    layers: int | None = option(None, "of a new model (default: its own)", least=1)
+    dim: int | None = option(None, "of a new model (default: its own)", least=1)
     sample: str = option("def ", "what the samples begin with that are written while it learns")
 
     def __post_init__(self) -> None:
         if self.epoch_windows is None and self.data == "stdlib" and not self.train:
             self.epoch_windows = 350
         self.stride = self.stride or max(1, self.context // 2)
+        self.lr = (0.0001 if self.init else 0.002) if self.lr is None else self.lr
         super().__post_init__()
         if self.stride > self.context:
             raise UserError(f"--stride must be at most --context, {self.context}, got {self.stride}")
@@ -91,7 +97,7 @@ class TextGeneration(Task):
         self.valid = Split(
             len(valid),
             lambda epoch: torch.arange(len(valid)).split(max(16, options.batch_size)),
-            lambda n, epoch: collate([valid[i] for i in n.tolist()], tokenizer.pad),
+            lambda n, epoch: collate([valid[i] for i in n.tolist()], tokenizer.pad_or_eos),
         )
         self.identity = {"tokenizer": tokenizer.fingerprint, "normalize": options.normalize, **data.identity()}
         part = windows.size * options.epochs / windows.per_round
@@ -165,40 +171,53 @@ def train(given: dict[str, Any]) -> None:
 
 def default_name(options: TrainOptions) -> str:
     data = Path((options.train or [options.data.removeprefix("hf:")])[0])
-    return f"{options.model}-{data.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    model = options.model or (Path(options.init.removeprefix("hf:")).stem if options.init else DEFAULT)
+    return f"{model}-{data.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def begin(options: TrainOptions, folder: Path) -> tuple[TextGeneration, nn.Module]:
-    """Task and model. Errors: `UserError` and `ValueError` for whatever is wrong with options and data."""
+    """Task and model. Errors: `UserError` and `ValueError` for whatever is wrong with options, data and weights."""
     import torch
 
     import zoo
+    from tasks import text_models
     from tasks.data.documents import load
-    from tasks.data.tokenizer import load_tokenizer, train_tokenizer
+    from zoo.files import read_json
 
-    require_language_model(options.model)
+    place, weights = text_models.place_of(options, folder)
+    text_models.require_learnt(options)
+    config = next((read_json(at / "config.json") for at in (folder, place) if at and (at / "config.json").is_file()), {})
+    name = options.model or text_models.name_of(config, place or folder, options.init, DEFAULT)
+    require_language_model(name, "--model" if options.model else f"--init {options.init}:")
     data = load(options.data, options.train, options.valid, options.test, options.normalize)
-    if options.tokenizer or (folder / "tokenizer.json").is_file():
-        tokenizer = load_tokenizer(options.tokenizer or folder / "tokenizer.json").with_padding().require("eos")
-    else:
-        tokenizer = train_tokenizer((document.text for document in data.train), options.level, options.vocab_size)
+    texts = (document.text for document in data.train)
+    tokenizer = text_models.tokenizer_of(options, texts, [at for at in (folder, place) if at]).require("eos")
     torch.manual_seed(options.seed)
-    wanted = {"dropout": options.dropout, "layers": options.layers, "dim": options.dim}
-    arguments: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
-    if "max_positions" in zoo.arguments(options.model):
-        arguments["max_positions"] = options.context
-    model = zoo.create(options.model, vocab_size=tokenizer.vocab_size, **arguments)
+    wanted = {"dropout": options.dropout} | ({} if weights else {"layers": options.layers, "dim": options.dim})
+    arguments: dict[str, Any] = {n: value for n, value in wanted.items() if value is not None}
+    if weights:
+        model = zoo.create(name, weights=weights, **arguments)
+    else:
+        arguments |= {"max_positions": options.context} if "max_positions" in zoo.arguments(name) else {}
+        arguments = config["arguments"] if place is None and config else arguments | {"vocab_size": tokenizer.vocab_size}
+        model = zoo.create(name, **arguments)
+    tokenizer.require_vocab_size(text_models.vocab_size_of(model))
+    most = getattr(getattr(model, "positions", None), "max_positions", options.context)
+    if options.context > most:
+        raise UserError(f"--context must be {most} or less for {name}, got {options.context}")
     model.config |= {"tokenizer": tokenizer.fingerprint, "context": options.context}
-    return TextGeneration(data, tokenizer, options), model
+    task = TextGeneration(data, tokenizer, options)
+    task.told = [*task.told, *text_models.limited(model, options)]
+    return task, model
 
 
-def require_language_model(name: str) -> None:
+def require_language_model(name: str, where: str = "--model") -> None:
     """Errors: `UserError` for a model that does not go on from tokens alone, with the nearest one."""
     import zoo
 
     known = zoo.names(zoo.LanguageModel)
     if name not in known:
-        raise UserError(f"--model {name} is no language model{did_you_mean(name, known)}; there are {', '.join(known)}")
+        raise UserError(f"{where} {name} is no language model{did_you_mean(name, known)}; there are {', '.join(known)}")
 
 
 COMMANDS = {

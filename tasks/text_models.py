@@ -21,7 +21,18 @@ LEVELS = ("bpe", "unigram", "word", "char")
 
 
 @dataclass
-class TextModelOptions(Options):
+class LearningOptions(Options):
+    """What of a model learns."""
+
+    title = "model"
+    freeze: str = option("", "parts to leave as they are, such as embedding,encoder1")
+    lora_rank: int | None = option(None, "learn matrices of this rank beside linear layers, and a head, nothing else", least=1)
+    lora_alpha: float | None = option(None, "what their product weighs (default: 2 times the rank)", above=0)
+    lora_targets: str = option("query,value", "linear layers that get them, by their last names")
+
+
+@dataclass
+class TextModelOptions(LearningOptions):
     title = "model"
     model: str = option("", "a model of zoo.names() that reads tokens (default: bert_small, or what --init is)")
     init: str = option("", "start from a run, a folder or file of one, or hf:PATH, a folder of Hugging Face's", path=True)
@@ -32,10 +43,6 @@ class TextModelOptions(Options):
     layers: int | None = option(None, "of a new model (default: its own)", least=1)
     dim: int | None = option(None, "of a new model (default: its own)", least=1)
     dropout: float | None = option(None, "in the model (default: the model's own)", least=0, below=1)
-    freeze: str = option("", "parts to leave as they are, such as embedding,encoder1")
-    lora_rank: int | None = option(None, "learn matrices of this rank beside linear layers, and the head, nothing else", least=1)
-    lora_alpha: float | None = option(None, "what their product weighs (default: 2 times the rank)", above=0)
-    lora_targets: str = option("query,value", "linear layers that get them, by their last names")
 
 
 class Reader(NamedTuple):
@@ -74,16 +81,15 @@ def begin(
     from zoo.files import read_json
     from zoo.pretrained import load
 
-    if options.model:
-        require_reader(options.model)
-    if options.lora_rank and not options.init:
-        raise UserError("--lora_rank is for a model that has learnt something: give --init")
+    require_learnt(options)
     arguments |= {"num_classes": len(classes)} if classes else {}
     kept = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     place, weights = place_of(options, folder)
     known = kept or (read_json(place / "config.json") if place and (place / "config.json").is_file() else {})
     name = options.model or name_of(known, place or folder, options.init)
+    require_reader(name, "--model" if options.model else str(place or folder))
     tokenizer = tokenizer_of(options, texts, [path for path in (folder, place) if path])
+    tokenizer = tokenizer.with_padding().require("cls", "sep", "unk")
     torch.manual_seed(options.seed)
     told: list[str] = []
     if kept:
@@ -114,8 +120,7 @@ def tokenizer_of(options: Any, texts: Iterable[str], folders: Sequence[Path]) ->
     files = [options.tokenizer] if options.tokenizer else [path for path in folders if (path / "tokenizer.json").is_file()]
     if folders[1:] and not files:
         raise UserError(f"--init {options.init}: {folders[1]} has no tokenizer.json: give --tokenizer")
-    tokenizer = load_tokenizer(files[0]) if files else train_tokenizer(texts, options.level, options.vocab_size)
-    return tokenizer.with_padding().require("cls", "sep", "unk")
+    return load_tokenizer(files[0]) if files else train_tokenizer(texts, options.level, options.vocab_size)
 
 
 def told_of_head(model: Any, weights: Any, head: str, classes: Sequence[str]) -> list[str]:
@@ -127,8 +132,15 @@ def told_of_head(model: Any, weights: Any, head: str, classes: Sequence[str]) ->
     return match_classes(model, weights.about.get("classes"), classes) if classes else []
 
 
+def require_learnt(options: Any) -> None:
+    if options.lora_rank and not options.init:
+        raise UserError("--lora_rank is for a model that has learnt something: give --init")
+
+
 def limited(model: Any, options: Any) -> list[str]:
     """Let only a part of the model learn, as --lora_rank and --freeze say; lines that tell which."""
+    from torch import nn
+
     from layers.lora import add_lora
 
     split = {name: [x.strip() for x in getattr(options, name).split(",") if x.strip()] for name in ("lora_targets", "freeze")}
@@ -136,7 +148,7 @@ def limited(model: Any, options: Any) -> list[str]:
     try:
         if options.lora_rank:
             layers = add_lora(model, options.lora_rank, targets=split["lora_targets"], alpha=options.lora_alpha)
-            model.head.requires_grad_(True)
+            getattr(model, "head", nn.Identity()).requires_grad_(True)
             learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
             told = [f"LoRA of rank {options.lora_rank} in {len(layers)} layers: {learning:,} parameters learn, merged when saved"]
         model.freeze(split["freeze"])
@@ -172,16 +184,15 @@ def place_of(options: Any, folder: Path) -> tuple[Path | None, str | None]:
     return path if path.is_dir() else path.parent, str(path)
 
 
-def name_of(config: dict[str, Any], folder: Path, init: str) -> str:
+def name_of(config: dict[str, Any], folder: Path, init: str, default: str = DEFAULT) -> str:
     """The model that a config.json describes, ours or Hugging Face's; the default one where nothing is to be loaded."""
     from zoo.pretrained.load import trained_as
 
     if not config and not init:
-        return DEFAULT
+        return default
     names, *_ = (trained_as(config, folder) if config else None) or ([],)
     if not names:
         raise UserError(f"--init {init}: no config.json in {folder} tells the model: give --model")
-    require_reader(names[0], str(folder))
     return names[0]
 
 

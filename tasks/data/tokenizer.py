@@ -90,6 +90,11 @@ class TextTokenizer:
         inner.add_special_tokens([SPELLINGS["pad"][0]])
         return TextTokenizer(inner, self.path)
 
+    @property
+    def pad_or_eos(self) -> int:
+        """What fills up rows of which no one looks at the end, as of texts that a language model foretells."""
+        return self.special.get("pad", self.eos)
+
     def encode(self, text: str) -> list[int]:
         """Ids without `bos` and `eos`."""
         return self.encode_batch([text])[0]

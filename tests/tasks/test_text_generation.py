@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import torch
 from command import one_line
+from tokenizers import ByteLevelBPETokenizer
 
 import zoo
 from tasks.data.documents import Document, compressors, load, split_up, stdlib
 from tasks.data.tokenizer import load_tokenizer
 from tasks.language_modelling import generate
 from tasks.text_generation import main
+from zoo import files
 from zoo.generation.sampling import Sampler
 
 SENTENCES = ["the cat sat on the mat", "a dog ran to the cat", "naïve café, 日本語 und ẞ", "def f(x): return x + 1"]
@@ -155,3 +159,93 @@ def test_a_compressor_that_has_read_the_text_needs_little():
     text = [Document("a", "".join(chr(97 + n * n % 26) for n in range(3000)))]
     bits = compressors(text, text)
     assert bits["xz after the training text"] < 0.2 < bits["xz"] < 8
+
+
+# -------------------------------------------------------------------------------------------------------- from other weights
+
+
+@pytest.fixture(scope="module")
+def published(texts, tmp_path_factory):
+    """A GPT-2 as it is published, small: no token for padding."""
+    folder = tmp_path_factory.mktemp("published")
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train([str(path) for path in texts.glob("*.txt")], vocab_size=300, special_tokens=["<|endoftext|>"])
+    tokenizer.save(str(folder / "made.json"))
+    torch.manual_seed(0)
+    size = tokenizer.get_vocab_size()
+    model = zoo.create("gpt_small", vocab_size=size, dim=24, heads=2, layers=2, max_positions=48).eval()
+    zoo.to_huggingface(model, folder / "made.json", folder / "gpt2")
+    return folder / "gpt2"
+
+
+def fine_tuned(texts, runs, *more):
+    sizes = ["--context", "32", "--epochs", "2", "--batch_size", "4"]
+    return [
+        "train",
+        "--train",
+        str(texts),
+        "--runs_dir",
+        str(runs),
+        *sizes,
+        "--tracker",
+        "none",
+        "--name",
+        "new",
+        *map(str, more),
+    ]
+
+
+def test_fine_tuning_of_what_is_published(texts, published, tmp_path, capsys):
+    """With its tokenizer, which has no padding; then from that run, by LoRA, which is merged."""
+    assert main(fine_tuned(texts, tmp_path, "--init", f"hf:{published}", "--lr", "0.003")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[1]["valid_bits_per_byte"] < rows[0]["valid_bits_per_byte"]
+    config = files.read_json(tmp_path / "new" / "config.json")
+    assert (config["model"], config["arguments"]["layers"]) == ("gpt2", 2)
+    assert load_tokenizer(tmp_path / "new").vocab_size == config["arguments"]["vocab_size"]
+    assert main(["generate", "--name", "new", "--runs_dir", str(tmp_path), "--max_new_tokens", "9", "--prompt", "the"]) == 0
+    before = files.read_tensors(tmp_path / "new" / "best.safetensors")
+    shutil.move(tmp_path / "new", tmp_path / "first")
+    lora = ["--init", "first", "--lora_rank", 2, "--lr", "0.01"]
+    capsys.readouterr()
+    assert main(fine_tuned(texts, tmp_path, *lora)) == 0
+    assert "LoRA of rank 2 in 4 layers: 384 parameters learn" in capsys.readouterr().out
+    after = files.read_tensors(tmp_path / "new" / "best.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert moved == {name for name in before if name.endswith(("query.weight", "value.weight"))}
+
+
+def test_a_fine_tuned_run_goes_on_without_its_beginning(texts, published, tmp_path):
+    begin = tmp_path / "begin"
+    shutil.copytree(published, begin)
+    words = fine_tuned(texts, tmp_path, "--init", f"hf:{begin}", "--epochs", "1")
+    assert main(words) == 0
+    shutil.rmtree(begin)
+    assert main([*words, "--epochs", "2", "--resume"]) == 0
+    assert len((tmp_path / "new" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (["--init", "hf:nowhere"], "--init hf:nowhere: nowhere is not there"),
+        (["--init", "none"], "--init none is not there: a run, one of its .safetensors files or hf:PATH is expected"),
+        (["--lora_rank", "2"], "--lora_rank is for a model that has learnt something: give --init"),
+        (["--init", "hf:{}", "--context", "64"], "--context must be 48 or less for gpt2, got 64"),
+        (["--init", "hf:{}", "--lora_rank", "2", "--lora_targets", "nothing"], "--lora_targets"),
+        (["--init", "hf:{}", "--freeze", "nothing"], "--freeze must be one of embedding"),
+        (["--init", "hf:{}", "--model", "llama_small"], "another architecture"),
+    ],
+)
+def test_beginnings_that_cannot_be(texts, published, tmp_path, capsys, more, error):
+    assert error in one_line(capsys, main, *fine_tuned(texts, tmp_path, *(str(word).format(published) for word in more)))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_beginning_without_its_tokenizer(texts, published, tmp_path, capsys):
+    shutil.copytree(published, tmp_path / "begin")
+    (tmp_path / "begin" / "tokenizer.json").unlink()
+    words = fine_tuned(texts, tmp_path, "--init", f"hf:{tmp_path / 'begin'}")
+    assert "has no tokenizer.json: give --tokenizer" in one_line(capsys, main, *words)
+    assert main([*words, "--tokenizer", str(published / "tokenizer.json"), "--epochs", "1"]) == 0
