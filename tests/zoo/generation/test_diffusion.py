@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
+from unittest import mock
 
 import pytest
 import torch
@@ -130,7 +131,12 @@ def test_min_snr_weighs_the_same_error_alike(schedule, seed, gamma):
         close(weights, snr.clamp(max=gamma) / published, 1e-9)
 
 
-def test_min_snr_where_no_image_is_left():
+def test_min_snr_over_a_training():
+    """Hang et al., 2023, where the signal-to-noise ratio is above 5, where it is below, and where no image is left."""
+    times, ratios = torch.arange(1000), linear().snr(torch.arange(1000))
+    assert 100 < int((ratios > 5).sum()) < 900
+    for kind, divisor in (("sample", 1.0), ("epsilon", ratios), ("velocity", ratios + 1)):
+        close(linear(prediction=kind).min_snr(times), ratios.clamp(max=5) / divisor, 1e-9)
     times = torch.tensor([9])
     schedules = zero_terminal(linear(10)), zero_terminal(linear(10), "sample")
     assert [float(schedule.min_snr(times)) for schedule in schedules] == [0, 0]
@@ -172,6 +178,9 @@ def test_times_as_published():
     assert found["linspace"] == [1000, 889, 778, 667, 556, 445, 334, 223, 112, 1]
     assert found["trailing"] == [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100]
     assert spaced(linear(), 600, "leading")[0] == 998
+    assert spaced(linear(5), 3, "leading") == [3, 1, 0]
+    assert spaced(linear(5), 2, "trailing") == [4, 1]  # 2.5 of 5, counted from 1, is 2
+    assert spaced(linear(4), 3, "linspace") == [3, 2, 0]
     assert [spaced(flow(10), 4, spacing) for spacing in SPACINGS] == [[8.5, 6, 3.5, 1], [10, 7.5, 5, 2.5], [10, 7, 4, 1]]
 
 
@@ -187,6 +196,8 @@ def test_times_of_training():
         logits = (flow(8).draw_times(20_000, logit_normal=(mean, deviation), generator=rng).double() / 8).logit()
         assert abs(float(logits.mean()) - mean) < 5 * deviation / math.sqrt(20_000)
         assert abs(float(logits.std()) / deviation - 1) < 5 / math.sqrt(40_000)
+    with mock.patch("torch.rand", lambda count, **_: torch.zeros(count)):
+        assert flow(8).draw_times(1).tolist() == [8]  # never 0, where there is no noise to see
     before = torch.get_rng_state()
     again = [flow(8).draw_times(4, logit_normal=(0, 1), generator=torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(*again)
