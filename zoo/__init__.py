@@ -22,10 +22,10 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import bert, fasttext, files, gpt, inception, mobilenet, recurrent, resnet, seq2seq, transformer, vgg
+from zoo import bert, dit, fasttext, files, gpt, inception, mobilenet, recurrent, resnet, seq2seq, transformer, unet, vgg
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
-from zoo.model import EncoderDecoder, ImageModel, LanguageModel, Model, without_values
+from zoo.model import DiffusionModel, EncoderDecoder, ImageModel, LanguageModel, Model, without_values
 from zoo.pretrained import containers, preprocess
 from zoo.pretrained.huggingface import to_huggingface
 from zoo.pretrained.load import Weights, find
@@ -36,12 +36,12 @@ from zoo.saving import DTYPES, dense_state, plain, saved
 for _room in (decoding, sampling, preprocess):  # their names before there were rooms: `zoo.sampling`
     sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
 
-FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt, bert, recurrent, fasttext, seq2seq)
+FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt, bert, recurrent, fasttext, seq2seq, unet, dit)
 MODELS: dict[str, Callable[..., Model]] = {name: build for family in FAMILIES for name, build in family.VARIANTS.items()}
 
 
 def names(kind: type[Model] = Model) -> tuple[str, ...]:
-    """Every name that `create` knows, of models of a kind: `ImageModel`, `LanguageModel`, `EncoderDecoder`."""
+    """Every name that `create` knows, of models of a kind: `ImageModel`, `LanguageModel`, `EncoderDecoder`, `DiffusionModel`."""
     return tuple(name for name in MODELS if issubclass(kind_of(name), kind))
 
 
@@ -166,6 +166,6 @@ def load_state(model: nn.Module, path: str | Path) -> None:
 
 
 __all__ = [
-    "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create", "kind_of", "load",
-    "load_state", "names", "optimize", "save", "save_state", "to_huggingface",
+    "DiffusionModel", "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create",
+    "kind_of", "load", "load_state", "names", "optimize", "save", "save_state", "to_huggingface",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from layers.checks import require, require_axes, require_pixels
+from layers.conditioning import ClassEmbedding, TimeEmbedding, require_multiples
 from layers.weights import WeightMap
 from zoo.pretrained.preprocess import Preprocess
 
@@ -124,6 +125,44 @@ class EncoderDecoder(Model):
     """
 
     embedding: Any
+
+
+class DiffusionModel(Model):
+    """Abstract: noisy images (b, c, y, x), times (b,) and classes (b,) -> what is predicted of them, (b, out_channels, y, x).
+
+    Times are integers or floats. Classes are from 0 to `no_class`, which stands for none, as None does for all rows.
+    """
+
+    in_channels: int
+    out_channels: int
+    multiple: int
+    """What rows and columns of images are multiples of."""
+    time: TimeEmbedding
+    class_embedding: ClassEmbedding | None
+
+    @property
+    def no_class(self) -> int | None:
+        """The class that stands for none; None of a network that knows no classes."""
+        return None if self.class_embedding is None else self.class_embedding.no_class
+
+    def condition(self, images: Tensor, times: Tensor, classes: Tensor | None) -> Tensor:
+        """The sum of the embeddings of times and classes, (b, dim). Errors: `ValueError` for what the network does not take."""
+        require_axes(images, "images", "batch channels height width", channels=self.in_channels)
+        require_multiples(images, self.multiple)
+        require_axes(times, "times", "batch", batch=images.shape[0])
+        if self.class_embedding is None:
+            require(classes is None, "classes", "classes", "None for a network that was built without classes")
+            return self.time(times)
+        if classes is None:
+            classes = torch.full((images.shape[0],), self.class_embedding.no_class, device=images.device)
+        require_axes(classes, "classes", "batch", batch=images.shape[0])
+        return self.time(times) + self.class_embedding(classes)
+
+    def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module:
+        """Errors: `ValueError`: there is no program of images, times and classes."""
+        raise ValueError(
+            f"model must be no {type(self).__name__} to be optimized: give it channels_last, which is what helps most"
+        )
 
 
 class ImageModel(Model):

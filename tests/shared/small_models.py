@@ -45,6 +45,8 @@ FAMILIES = {
     "fasttext": dict(vocab_size=19, dim=8, grams=2, buckets=23, num_classes=3),
     "seq2seq_bahdanau": dict(vocab_size=19, dim=8, hidden_dim=12),
     "seq2seq_luong": dict(vocab_size=19, dim=8, hidden_dim=12, layers=2),
+    "unet_small": dict(in_channels=1, classes=3),
+    "dit_small": dict(in_channels=1, classes=3),
 }
 """A small member of each family."""
 
@@ -54,5 +56,7 @@ def inputs_of(name, model):
     if isinstance(model, zoo.ImageModel):
         size = 75 if name == "inception_v3" else 32
         return (torch.randn(2, model.in_channels, size, size),)
+    if isinstance(model, zoo.DiffusionModel):
+        return torch.randn(2, model.in_channels, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 2])
     tokens = torch.randint(1, 19, (2, 5))
     return (tokens, tokens) if isinstance(model, zoo.EncoderDecoder) else (tokens,)

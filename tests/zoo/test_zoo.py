@@ -50,8 +50,8 @@ def test_arguments_are_all_that_a_model_takes(name):
     given = taken | least(name)
     state = known(name).state_dict()
     assert {k: v.shape for k, v in on_meta(name, **given).state_dict().items()} == {k: v.shape for k, v in state.items()}
-    with pytest.raises(ValueError, match=f"{name} takes {', '.join(taken)}, got classes=10"):
-        on_meta(name, classes=10)
+    with pytest.raises(ValueError, match=f"{name} takes {', '.join(taken)}, got labels=10"):
+        on_meta(name, labels=10)
     for inner in ("depths", "block", "table", "norm"):
         with pytest.raises(ValueError, match=f"{name} takes .*, got {inner}=1"):
             on_meta(name, **{inner: 1})
@@ -67,8 +67,8 @@ def test_an_argument_that_is_left_out_is_named():
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_names_tell_the_kind_of_a_model(name):
-    kinds = [kind for kind in (zoo.ImageModel, zoo.LanguageModel, zoo.EncoderDecoder) if name in zoo.names(kind)]
-    assert kinds == [kind for kind in (zoo.ImageModel, zoo.LanguageModel, zoo.EncoderDecoder) if isinstance(known(name), kind)]
+    every = (zoo.ImageModel, zoo.LanguageModel, zoo.EncoderDecoder, zoo.DiffusionModel)
+    assert [kind for kind in every if name in zoo.names(kind)] == [kind for kind in every if isinstance(known(name), kind)]
     assert issubclass(zoo.kind_of(name), zoo.Model)
     assert type(known(name)) is zoo.kind_of(name)
 
