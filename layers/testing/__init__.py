@@ -16,10 +16,11 @@ if TYPE_CHECKING:
         initial_distribution,
         padding_invariant,
         permutation_equivariant,
+        seeded,
         shift_equivariant,
     )
     from layers.testing.contract import Case, Contract, KnownFailure, Twin
-    from layers.testing.drawing import Input, fill, mask, part, tensor, tokens
+    from layers.testing.drawing import Function, Input, fill, generator, mask, part, tensor, tokens
     from layers.testing.equality import Mismatch, leaves, require_equal
     from layers.testing.properties import GENERIC, Property
 
@@ -27,6 +28,7 @@ __all__ = [
     "GENERIC",
     "Case",
     "Contract",
+    "Function",
     "Input",
     "KnownFailure",
     "Mismatch",
@@ -35,6 +37,7 @@ __all__ = [
     "cache_consistent",
     "causal",
     "fill",
+    "generator",
     "influence",
     "initial_distribution",
     "leaves",
@@ -43,6 +46,7 @@ __all__ = [
     "part",
     "permutation_equivariant",
     "require_equal",
+    "seeded",
     "shift_equivariant",
     "tensor",
     "tokens",

@@ -2,11 +2,13 @@
 
 `causal(...)` and `influence(...)` ask what must not change and what must; `permutation_equivariant`, `shift_equivariant` ask that
 the output follows the input, and that the input moved at all; `padding_invariant` that what a mask hides does not matter;
-`cache_consistent` that decoding in pieces equals one call; `initial_distribution` looks at what the constructor drew.
+`cache_consistent` that decoding in pieces equals one call; `seeded` that a generator
+decides what is drawn; `initial_distribution` looks at what the constructor drew.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -188,6 +190,38 @@ def cache_consistent(source: str, axis: str, output_axis: int, cache: Callable[[
         return shown
 
     return Property("cache_consistent", check, cost=2)
+
+
+def seeded(source: str = "generator") -> Property:
+    """The `torch.Generator` that is passed decides what is drawn, in training and in evaluation, and nothing else does.
+
+    From the same state come the same bits, forward and backward, whatever the global random state is, which is left alone; the
+    generator moves on, so that the next call draws anew; another seed gives another output.
+    """
+
+    def check(case: Case) -> bool:
+        for train in (False, True):
+            block, found = case.block(train), []
+            for seed in (0, 1):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    before = torch.get_rng_state(), random.getstate()
+                    found.append(case.gradients(lambda i, m=block: case.call(m, i), case.inputs(), block))
+                    if not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate():
+                        raise Mismatch(f"a call with a {source} of its own moved the global random state")
+                block = case.block(train)  # training may have moved the buffers
+            require_equal(found[1], found[0], 0, f"result for the same state of {source}")
+            inputs = case.inputs()
+            state = inputs[source].get_state()
+            output = first(case.contract.call(block, inputs))
+            if torch.equal(state, inputs[source].get_state()):
+                raise Mismatch(f"a call draws nothing from {source}")
+            other = torch.Generator().manual_seed(case.seed + 1)
+            if output.numel() and torch.equal(first(case.call(case.block(train), {**case.inputs(), source: other})), output):
+                raise Mismatch(f"another seed of {source} gives the same output")
+        return True
+
+    return Property("seeded", check, cost=2)
 
 
 def first(output: Any) -> Tensor:

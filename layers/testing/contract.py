@@ -180,7 +180,8 @@ class Case:
         return result
 
     def call(self, block: nn.Module, inputs: dict[str, Any]) -> Any:
-        return self.contract.call(block, inputs)
+        """The contract's call; generators are passed as copies, so that the same inputs draw the same numbers every time."""
+        return self.contract.call(block, renewed(inputs))
 
     def gradients(self, run: Callable[[dict[str, Any]], Any], inputs: dict[str, Any], module: nn.Module, stream: int = 2):
         """Output, and gradients of the sum of outputs times a drawn tensor: {"input.x": ...}, {parameter: ...}."""
@@ -223,10 +224,20 @@ class Called(nn.Module):
     def __init__(self, case: Case, block: nn.Module) -> None:
         super().__init__()
         self.block, self.run, self.given = block, case.contract.call, case.inputs()
+        self.draws = any(isinstance(v, torch.Generator) for v in self.given.values())
 
     def forward(self, *tensors: Tensor) -> Any:
         names = [k for k, v in self.given.items() if isinstance(v, Tensor)]
-        return self.run(self.block, {**self.given, **dict(zip(names, tensors, strict=True))})
+        given = renewed(self.given) if self.draws else self.given
+        return self.run(self.block, {**given, **dict(zip(names, tensors, strict=True))})
+
+
+def renewed(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same with copies of the generators, in the same state."""
+    others = {k: torch.Generator(v.device) for k, v in inputs.items() if isinstance(v, torch.Generator)}
+    for name, generator in others.items():
+        generator.set_state(inputs[name].get_state())
+    return {**inputs, **others}
 
 
 def is_float(value: Any) -> bool:

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 BATCH = ("b", "batch")
 """Names that an input's batch axis goes by."""
 
-Sampler = Callable[[tuple[int, ...], torch.Generator], Tensor]
-
 
 @dataclass(frozen=True)
 class Input:
@@ -28,7 +26,7 @@ class Input:
 
     axes: tuple[str, ...]
     sizes: Mapping[str, Any]
-    sample: Sampler
+    sample: Callable[[tuple[int, ...], torch.Generator], Any]
     broadcasts: bool = False
     """Whether a size of 1 stands for any size of the axis in other inputs."""
 
@@ -68,6 +66,26 @@ def mask(axes: str, **sizes: Any) -> Input:
         return (torch.rand(shape, generator=g) < 0.5) & (row > 0.25) | (row > 0.75)
 
     return Input(tuple(axes.split()), sizes, sample, broadcasts=True)
+
+
+def generator() -> Input:
+    """A `torch.Generator` on the CPU, for blocks and functions that draw: every call of the block finds it in the same state."""
+
+    def sample(shape: tuple[int, ...], g: torch.Generator) -> torch.Generator:
+        return torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=g)))
+
+    return Input((), {}, sample)
+
+
+class Function(nn.Module):
+    """A function as a block without parameters, for its contract: ``Contract(Function, arguments=dict(run=st.just(f)), ...)``."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.run(**inputs)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from torch import nn
 from layers.testing import (
     cache_consistent,
     causal,
+    generator,
     initial_distribution,
     padding_invariant,
     permutation_equivariant,
+    seeded,
     shift_equivariant,
 )
 
@@ -106,6 +108,48 @@ class WideStart(Sound):
         nn.init.normal_(self.linear.weight, std=2 * dim**-0.5)
 
 
+class Noised(Sound):
+    """Noise of its own for every element, from the generator that is passed."""
+
+    def noise(self, x, generator):
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    def forward(self, x, generator):
+        return super().forward(x) + self.noise(x, generator)
+
+
+class NoisedGlobally(Noised):
+    def noise(self, x, generator):
+        return super().noise(x, generator) + torch.randn(x.shape, dtype=x.dtype)
+
+
+class SeedsGlobally(Noised):
+    """The same bits every time, and what others draw is spoilt."""
+
+    def noise(self, x, generator):
+        torch.manual_seed(int(torch.randint(99, (), generator=generator)))
+        return torch.randn(x.shape, dtype=x.dtype)
+
+
+class CopiesGenerator(Noised):
+    """Draws the same at the next call."""
+
+    def noise(self, x, generator):
+        other = torch.Generator()
+        other.set_state(generator.get_state())
+        return super().noise(x, other)
+
+
+class DrawsForNothing(Noised):
+    def noise(self, x, generator):
+        return 0 * super().noise(x, generator)
+
+
+class NoisedGloballyInTraining(Noised):
+    def noise(self, x, generator):
+        return super().noise(x, None if self.training else generator)
+
+
 HOLDS = {
     "causal": (causal("x", "time", 1), Prefix, Suffix),
     "causal, two-sided": (causal("x", "time", 1), Prefix, IgnoresInput),
@@ -118,6 +162,10 @@ HOLDS = {
     "cache": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, ForgetsCache),
     "cache, all pieces": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, KeepsLastPiece),
     "cache, two-sided": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, NeedsNoCache),
+    **{
+        f"seeded, {bad.__name__}": (seeded(), Noised, bad)
+        for bad in (NoisedGlobally, SeedsGlobally, CopiesGenerator, DrawsForNothing, NoisedGloballyInTraining)
+    },
     "initial": (
         initial_distribution(linear__weight=lambda a, p: (0.0, (1 / (3 * a.dim)) ** 0.5)),
         Sound,
@@ -130,6 +178,9 @@ HOLDS = {
 def test_claims(name):
     claim, good, bad = HOLDS[name]
     wide = dict(arguments=dict(dim=st.integers(8, 12))) if name == "initial" else {}
+    if claim.name == "seeded":
+        inputs = contract(Sound).inputs
+        wide = dict(inputs=lambda a: {**inputs(a), "generator": generator()})
     check(claim.name, contract(good, holds=[claim], **wide))
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check(claim.name, contract(bad, holds=[claim], **wide))
