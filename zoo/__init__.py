@@ -22,7 +22,9 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
     raise ImportError(f"zooproof's package 'layers' is hidden by {layers.__file__ or layers.__path__}: rename that one")
 
 from layers.weights import WeightMap
-from zoo import bert, dit, fasttext, files, gpt, inception, mobilenet, recurrent, resnet, seq2seq, transformer, unet, vgg
+from zoo import (
+    autoencoder, bert, dit, fasttext, files, gan, gpt, inception, mobilenet, recurrent, resnet, seq2seq, transformer, unet, vgg,
+)  # fmt: skip
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
 from zoo.model import DiffusionModel, EncoderDecoder, ImageModel, LanguageModel, Model, without_values
@@ -36,7 +38,9 @@ from zoo.saving import DTYPES, dense_state, plain, saved
 for _room in (decoding, sampling, preprocess):  # their names before there were rooms: `zoo.sampling`
     sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
 
-FAMILIES = (vgg, resnet, inception, mobilenet, transformer, gpt, bert, recurrent, fasttext, seq2seq, unet, dit)
+FAMILIES = (
+    vgg, resnet, inception, mobilenet, transformer, gpt, bert, recurrent, fasttext, seq2seq, unet, dit, gan, autoencoder,
+)  # fmt: skip
 MODELS: dict[str, Callable[..., Model]] = {name: build for family in FAMILIES for name, build in family.VARIANTS.items()}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 import zoo
+from zoo.autoencoder import VAE
+from zoo.gan import GAN
 
 SMALL = dict(head="small", num_classes=3, in_channels=1)
 TEXT = dict(vocab_size=19, dim=8, heads=2, hidden_dim=12, layers=1)
@@ -47,6 +49,9 @@ FAMILIES = {
     "seq2seq_luong": dict(vocab_size=19, dim=8, hidden_dim=12, layers=2),
     "unet_small": dict(in_channels=1, classes=3),
     "dit_small": dict(in_channels=1, classes=3),
+    "dcgan_8": dict(width=4),
+    "r3gan_8": dict(width=8, group_size=4),
+    "vae_small": {},
 }
 """A small member of each family."""
 
@@ -58,5 +63,9 @@ def inputs_of(name, model):
         return (torch.randn(2, model.in_channels, size, size),)
     if isinstance(model, zoo.DiffusionModel):
         return torch.randn(2, model.in_channels, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 2])
+    if isinstance(model, GAN):
+        return (torch.randn(2, model.generator.latent_dim),)
+    if isinstance(model, VAE):
+        return (torch.randn(2, model.in_channels, 8, 8),)
     tokens = torch.randint(1, 19, (2, 5))
     return (tokens, tokens) if isinstance(model, zoo.EncoderDecoder) else (tokens,)
