@@ -23,7 +23,21 @@ if not layers.__file__ or Path(layers.__file__).resolve().parent.parent != Path(
 
 from layers.weights import WeightMap
 from zoo import (
-    autoencoder, bert, dit, fasttext, files, gan, gpt, inception, mobilenet, recurrent, resnet, seq2seq, transformer, unet, vgg,
+    autoencoder,
+    bert,
+    dit,
+    fasttext,
+    files,
+    gan,
+    gpt,
+    inception,
+    mobilenet,
+    recurrent,
+    resnet,
+    seq2seq,
+    transformer,
+    unet,
+    vgg,
 )  # fmt: skip
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling

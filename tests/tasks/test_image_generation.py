@@ -1,0 +1,414 @@
+"""The command `tasks.image_generation`: it learns, resumes, makes images, fills in, measures, and complains in one line."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from command import one_line, rows
+from PIL import Image
+
+import zoo
+from tasks import generation_task, image_classification, image_generation_use, sheets
+from tasks.data.images import load_images
+from tasks.generators import GENERATORS, Adversarial, Diffusion, Holding, as_bytes, as_values
+from tasks.image_generation import TrainOptions, begin, main
+from tasks.judge import Judge, spread
+from zoo import files, gan_losses
+from zoo.generation import samplers
+
+COUNT = 80
+"""Images to measure, in place of hundreds."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation_task, "WATCHED", COUNT)
+        patch.setattr(generation_task, "MEASURED", COUNT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, digits):
+    """A few digits as files, classifiers to measure with, and runs of a flow with classes and of a diffusion without."""
+    folder = tmp_path_factory.mktemp("generators")
+    for split, count in (("train", 8), ("valid", 2), ("test", 2)):
+        images = digits.splits[split]
+        for label in range(10):
+            place = folder / "few" / split / str(label)
+            place.mkdir(parents=True)
+            for n, pixels in enumerate(images.pixels[images.labels == label][:count]):
+                Image.fromarray(pixels[0].numpy()).save(place / f"{n}.png")
+    for name, data in (("judge-few-8", f"folder:{folder / 'few'}"), ("judge-digits-8", "digits")):
+        common = ["--data", data, "--image_size", "8", "--runs_dir", str(folder), "--device", "cpu", "--tracker", "none"]
+        assert image_classification.main(["train", *common, "--model", "resnet20", "--epochs", "2", "--name", name]) == 0
+    assert main(words(folder, folder, "--name", "flow", "--epochs", "2")) == 0
+    assert main(words(folder, folder, "--name", "ddpm", "--model", "ddpm", "--unconditional", "--steps", "3")) == 0
+    return folder
+
+
+def words(here, folder, *more):
+    data = ["--data", f"folder:{here / 'few'}", "--image_size", "8", "--batch_size", "40"]
+    small = ["--passes", "1", "--epochs", "1", "--steps", "2", "--lr", "0.001"]
+    return ["train", *data, "--runs_dir", str(folder), "--device", "cpu", "--tracker", "none", *small, *more]
+
+
+def use(command, folder, name, *more):
+    return [command, "--runs_dir", str(folder), "--name", name, "--device", "cpu", *map(str, more)]
+
+
+def size(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return load_images("digits", tmp_path_factory.mktemp("none"), 8)
+
+
+@pytest.mark.parametrize("name", ["flow", "ddpm"])
+def test_a_run_learns_and_leaves_what_there_is_to_see(here, name):
+    folder = here / name
+    summary = files.read_json(folder / "summary.json")
+    figures = {"frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"}
+    assert {f"{kind}_{figure}" for kind in ("test", "real") for figure in figures} < summary.keys()
+    assert ("test_accuracy" in summary) == (name == "flow")
+    assert summary["judge"] == str(here / "judge-few-8")
+    assert summary["real_frechet_distance"] < summary["test_frechet_distance"]
+    if name == "flow":
+        first, last = rows(folder)
+        assert last["train_loss"] < first["train_loss"]
+    left = {path.name for path in folder.iterdir()}
+    assert {"samples.png", "neighbours.png", "curves.png", "index.html", "best.safetensors"} <= left
+    config = files.read_json(folder / "config.json")
+    assert config["generation"]["schedule"] == ("flow" if name == "flow" else "linear")
+    assert config["classes"] == ([str(n) for n in range(10)] if name == "flow" else [])
+    assert config["image"] == [3, 8, 8]
+
+
+@pytest.mark.parametrize("model", sorted(GENERATORS.keys() - {"flow", "ddpm"}))
+def test_every_kind_learns_and_makes_images(here, tmp_path, capsys, model):
+    """Both parts of those that compete move; a killed run of theirs goes on to the same bits, as every run of several parts."""
+    shutil.copytree(here / "judge-few-8", tmp_path / "judge-few-8")
+    data = words(here, tmp_path, "--model", model, "--name", "a")
+    data = [word for n, word in enumerate(data) if "--steps" not in data[max(0, n - 1) : n + 1]]
+    assert main([*data, "--epochs", "2"]) == 0
+    first, last = rows(tmp_path / "a")
+    if isinstance(GENERATORS[model], Adversarial):
+        assert {"train_discriminator_loss", "train_generator_loss", "train_real_logits"} < last.keys()
+    else:
+        assert last["train_loss"] < first["train_loss"]
+    summary = files.read_json(tmp_path / "a" / "summary.json")
+    assert ("test_accuracy" in summary) == (model != "vae")
+    out = tmp_path / "out.png"
+    assert main(use("sample", tmp_path, "a", "--count", 2, "--out", out, "--interpolate")) == 0
+    assert size(out)[1] == (2 if model == "vae" else 10) * 50 // (2 if model == "vae" else 1) + 2
+    assert main(use("evaluate", tmp_path, "a")) == 0
+    assert f"{COUNT} images" in capsys.readouterr().out
+    if model != "dit":
+        assert "steps must be left out" in one_line(capsys, main, *use("sample", tmp_path, "a", "--steps", 3))
+        assert "--film is for models" in one_line(capsys, main, *use("sample", tmp_path, "a", "--film", tmp_path / "a.gif"))
+
+
+def test_penalties_are_added_to_the_discriminators_loss_alone():
+    """By finite differences of what it adds to the loss, as its weight grows."""
+    torch.manual_seed(0)
+    model = zoo.create("r3gan_8", width=16, depth=1, latent_dim=4).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    images, latents = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
+    found = {}
+    for weight in (0.0, 0.5):
+        turns = replace(GENERATORS["r3gan"], weight=weight).losses(model, images, None, latents)
+        found[weight] = {part: loss.detach() for part, loss, _ in turns}
+    fake = model.generator(latents[:, 0]).detach()
+    expected = sum(gan_losses.zero_centred_penalty(model.discriminator, x) for x in (images, fake))
+    torch.testing.assert_close(found[0.5]["discriminator"] - found[0.0]["discriminator"], 0.5 * 3 * expected.detach())
+    assert found[0.5]["generator"] == found[0.0]["generator"]
+    with torch.no_grad():
+        turns = {part: loss for part, loss, _ in GENERATORS["r3gan"].losses(model, images, None, latents)}
+    torch.testing.assert_close(turns["discriminator"], found[0.0]["discriminator"])
+
+
+def test_sheets_and_films(here, tmp_path, capsys):
+    out, film = tmp_path / "out.png", tmp_path / "film.gif"
+    assert main([*use("sample", here, "flow", "--classes", "0-2,7", "--count", 3, "--out", out, "--film", film)]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 12 images of 0, 1, 2, 7\n")
+    assert size(out) == (3 * 50 + 2, 4 * 50 + 2)
+    with Image.open(film) as opened:
+        assert opened.n_frames == 3
+        assert opened.size == size(out)
+    first = out.read_bytes()
+    for more, same in (((), True), (("--seed", 1), False), (("--steps", 3), False), (("--guidance", 2), False)):
+        again = tmp_path / "again.png"
+        assert main([*use("sample", here, "flow", "--classes", "0-2,7", "--count", 3, "--out", again, *more)]) == 0
+        assert (again.read_bytes() == first) == same, more
+    assert main([*use("sample", here, "ddpm", "--count", 20, "--out", out, "--neighbours", "--interpolate")]) == 0
+    assert size(out) == (10 * 50 + 2, 4 * 50 + 2)
+    assert "0 of 20 images are copies" in capsys.readouterr().out
+
+
+def test_films_end_with_the_sheet_and_begin_with_noise(here, tmp_path):
+    out, film = tmp_path / "out.png", tmp_path / "film.webp"
+    assert main([*use("sample", here, "flow", "--classes", "3", "--count", 2, "--out", out, "--film", film)]) == 0
+    with Image.open(film) as opened, Image.open(out) as sheet:
+        opened.seek(2)
+        assert opened.convert("RGB").tobytes() == sheet.tobytes()
+        opened.seek(0)
+        assert opened.convert("RGB").tobytes() != sheet.tobytes()
+
+
+def test_what_is_known_of_a_picture_stays(here, tmp_path, digits):
+    image = digits.test.pixels[torch.arange(1)][0]
+    mask = torch.zeros(8, 8, dtype=torch.uint8)
+    mask[4:] = 255
+    for name, pixels in (("image", image[0]), ("mask", mask)):
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{name}.png")
+    given = ["--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png"]
+    for name, more in (("flow", ("--label", "3")), ("flow", ()), ("ddpm", ())):
+        assert main([*use("inpaint", here, name, *given, "--count", 12, *more)]) == 0
+        assert size(tmp_path / "out.png") == (10 * 50 + 2, 3 * 50 + 2)
+
+
+@pytest.mark.parametrize("name", [name for name, generator in GENERATORS.items() if isinstance(generator, Diffusion)])
+def test_inpainting_predicts_what_is_known(name):
+    """Whatever a network says: there the image comes out, elsewhere what the network alone makes."""
+    generator = replace(GENERATORS[name], steps=4)
+    noise = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    image, there = torch.rand(1, 4, 4, dtype=torch.float64), torch.arange(16).view(4, 4) < 9
+
+    def network(x, times, classes):
+        return (x * 0.3).tanh() + times[0].double().sin() / 9
+
+    found = generator.images(Holding(network, generator.path, image, there), noise, None, 0)
+    alone = generator.images(network, noise, None, 0)
+    torch.testing.assert_close(found[..., there], image[..., there].expand(3, 1, -1), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found[..., ~there], alone[..., ~there], rtol=0, atol=1e-9)
+
+
+def test_measuring_again(here, capsys):
+    assert main([*use("evaluate", here, "flow")]) == 0
+    said = capsys.readouterr().out
+    assert f"{here / 'flow'}, {COUNT} images by 2 steps of heun: frechet distance " in said
+    assert "accuracy" in said
+    assert main([*use("evaluate", here, "ddpm", "--sampler", "ddim", "--steps", 5, "--judge", "judge-few-8")]) == 0
+    said = capsys.readouterr().out
+    assert "5 steps of ddim" in said
+    assert "accuracy" not in said
+
+
+def test_the_judge_tells_blurred_and_noisy_pictures_from_real_ones(here, digits):
+    """And real ones of another split are the nearest that anything comes; so are their labels."""
+    judge = Judge(here / "judge-digits-8", digits)
+    real, test = judge.look(digits.train.pixels[spread(len(digits.train), 500)]), digits.test.pixels[torch.arange(150)]
+    assert judge.look(digits.train.pixels[spread(len(digits.train), 2000)]).features.var(0).mean() == pytest.approx(1, rel=1e-4)
+    kernel = torch.ones(1, 1, 3, 3) / 9
+    blurred = torch.nn.functional.conv2d(test.float(), kernel, padding=1).round().to(torch.uint8)
+    noisy = torch.randint(256, test.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    floor, soft, random = (judge.measure(real, images, digits.test.labels[:150]) for images in (test, blurred, noisy))
+    for worse in (soft, random):
+        for name in ("frechet_distance", "kernel_distance"):
+            assert worse[name] > 2 * floor[name], name
+        for name in ("coverage", "accuracy"):
+            assert worse[name] < floor[name], name
+    ones = test[digits.test.labels[:150] == 1].repeat(10, 1, 1, 1)[:150]
+    assert judge.measure(real, ones, None)["coverage"] < floor["coverage"] / 2
+
+
+def test_a_batch_is_a_function_of_seed_epoch_and_image(here):
+    options = TrainOptions(runs_dir=str(here), passes=2, batch_size=100, label_dropout=0.5, flip=True)
+    task, _ = begin(options, here / "none")
+    batches = task.train.batches(3)
+    order = torch.cat(list(batches))
+    assert torch.equal(order.sort().values, torch.arange(2 * 1439))
+    whole = task.train.batch(batches[0], 3)
+    part = task.train.batch(batches[0][7:9], 3)
+    assert all(torch.equal(x[7:9], y) for x, y in zip(whole, part, strict=True))
+    same = torch.tensor([5])
+    others = [(same, 3), (same + 1439, 3), (same, 4)]
+    noises = [task.train.batch(*place)[2] for place in others] + [task.valid.batch(same, 3)[2]]
+    assert len({tuple(x.flatten().tolist()) for x in noises}) == 4
+    assert torch.equal(task.valid.batch(same, 3)[2], task.valid.batch(same, 8)[2])
+    images, labels, noise, times = task.train.batch(order, 0)
+    hidden = (labels == 10).float().mean()
+    assert 0.45 < hidden < 0.55
+    kept = labels != 10
+    assert torch.equal(labels[kept], task.data.train.labels[(order % 1439)[kept]])
+    own = as_values(task.data.train.pixels[order % 1439])
+    flipped = (images == own.flip(-1)).flatten(1).all(1)
+    assert torch.equal(flipped | (images == own).flatten(1).all(1), torch.ones(len(order), dtype=torch.bool))
+    assert 0.4 < flipped.float().mean() < 0.6
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
+    assert 0 < times.min() < times.max() <= 1000
+    assert torch.equal(as_bytes(images), as_bytes(as_values(as_bytes(images))))
+
+
+def test_the_loss_is_that_of_the_paper():
+    """Lipman et al., 2022: of a flow, |v - (noise - image)|^2 at image + t (noise - image), in the mean."""
+    images, noise, times = torch.randn(3, 1, 2, 2), torch.randn(3, 1, 2, 2), torch.tensor([100.0, 500.0, 1000.0])
+    asked = []
+
+    def network(x, t, classes):
+        asked.append(x)
+        return 0.1 * x
+
+    ((part, found, _),) = GENERATORS["flow"].losses(network, images, None, noise, times)
+    t = times.view(3, 1, 1, 1) / 1000
+    torch.testing.assert_close(asked[0], images + t * (noise - images))
+    torch.testing.assert_close(found, (0.1 * asked[0] - (noise - images)).square().mean((1, 2, 3)).sum())
+    assert part == "model"
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(here, tmp_path):
+    """After an epoch, and between two checkpoints of one."""
+    shutil.copytree(here / "judge-few-8", tmp_path / "judge-few-8")
+    data = words(here, tmp_path, "--epochs", "2", "--checkpoint_every", "1", "--name", "a")
+    calls = []
+
+    def stopping(run, *given, original=zoo.save):
+        original(run, *given)
+        calls.append(run)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "save", stopping)
+        assert main(data) == 130
+    assert main([*data, "--resume"]) == 0
+    for name in ("last", "best"):
+        one, other = (files.read_tensors(folder / f"{name}.safetensors") for folder in (here / "flow", tmp_path / "a"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    summaries = [files.read_json(folder / "summary.json") for folder in (here / "flow", tmp_path / "a")]
+    for summary in summaries:
+        for key in [key for key in summary if "second" in key or key == "judge"]:
+            del summary[key]
+    assert summaries[0] == summaries[1]
+
+
+@pytest.mark.processes
+def test_two_processes_give_the_metrics_of_one(here, tmp_path, launch, python):
+    shutil.copytree(here / "judge-few-8", tmp_path / "judge-few-8")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tasks.image_generation")
+    done = python(*torchrun, *words(here, tmp_path, "--name", "two"))
+    assert done.returncode == 0, done.stderr
+    assert main(words(here, tmp_path, "--name", "one")) == 0
+    (one,), (two,) = rows(tmp_path / "one"), rows(tmp_path / "two")
+    for name in ("train_loss", "valid_loss"):
+        assert two[name] == pytest.approx(one[name], rel=2e-5)
+
+
+@pytest.mark.processes
+def test_the_judge_is_trained_where_there_is_none(make_pictures, tmp_path, capsys):
+    make_pictures(tmp_path / "pictures" / "train", {"dark": 7, "light": 6}, size=8)
+    make_pictures(tmp_path / "pictures" / "test", {"dark": 4, "light": 4}, size=8, seed=1)
+    data = ["--data", f"folder:{tmp_path / 'pictures'}", "--batch_size", "8"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.judge.LOOKS", 26)
+        assert main([*words(tmp_path, tmp_path / "runs"), *data, "--name", "a"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"a classifier to measure with is trained first, {tmp_path / 'runs' / 'judge-pictures-8'}: 2 epochs of 13 images" in said
+    )
+    assert files.read_json(tmp_path / "runs" / "a" / "summary.json")["judge"] == str(tmp_path / "runs" / "judge-pictures-8")
+    make_pictures(tmp_path / "pictures" / "train" / "more", {"dark": 1}, size=8, seed=9)
+    shutil.move(tmp_path / "pictures" / "train" / "more" / "dark" / "00.png", tmp_path / "pictures" / "train" / "dark" / "99.png")
+    shutil.rmtree(tmp_path / "pictures" / "train" / "more")
+    error = one_line(capsys, main, *words(tmp_path, tmp_path / "runs"), *data, "--name", "b")
+    assert "judge-pictures-8 was trained on other images" in error
+    assert not (tmp_path / "runs" / "b").exists()
+
+
+def test_falling_coverage_is_told(here, capsys):
+    task, model = begin(TrainOptions(runs_dir=str(here), steps=2, data=f"folder:{here / 'few'}", image_size=8), here / "none")
+    task.score(model.eval())
+    assert "coverage has fallen" not in capsys.readouterr().out
+    task.most_covered = 1.0
+    task.score(model)
+    assert "coverage has fallen from 1.00 to 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (["--model", "flw"], "--model flw is unknown, did you mean flow?; there are flow, ddpm, dit, dcgan"),
+        (["--image_size", "9"], "--image_size must be a multiple of 2 for unet_small, such as 8, got 9"),
+        (["--steps", "1001"], "steps must be at most the 1000 that were trained, got 1001"),
+        (["--unconditional", "--guidance", "2"], "guidance must be 1 where there are no classes, got 2.0"),
+        (["--sampler", "eulr"], "--sampler must be one of ddpm, ddim, dpm++, euler, heun, got 'eulr', did you mean euler?"),
+        (["--judge", "flow"], "flow is a run of tasks.image_generation, not of tasks.image_classification"),
+        (["--judge", "nowhere"], "nowhere is no finished run of tasks.image_classification"),
+        (["--data", "digit"], "did you mean 'digits'?"),
+    ],
+)
+def test_what_training_refuses(here, capsys, more, error):
+    assert error in one_line(capsys, main, *words(here, here, "--name", "new", *more))
+    assert not (here / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("sample", "flow", "--classes", "0-10"), "--classes 0-10: classes are numbered from 0 to 9"),
+        (("sample", "flow", "--classes", "cat"), "--classes 'cat' is no class; there are 0, 1, 2"),
+        (("sample", "ddpm", "--classes", "1"), "--classes 1: the model was trained without classes"),
+        (("sample", "flow", "--steps", "1001"), "steps must be at most the 1000 that were trained, got 1001"),
+        (("sample", "ddpm", "--guidance", "2"), "guidance must be 1 where there are no classes, got 2.0"),
+        (("sample", "flow", "--out", "a.jpg"), "--out must end in .png, got a.jpg"),
+        (("sample", "flow", "--film", "a.mp4"), "--film must end in .gif or .webp, got a.mp4"),
+        (("inpaint", "flow"), "--image: give a picture, got 'none'"),
+        (("sample", "judge-digits-8"), "is a run of tasks.image_classification, not of tasks.image_generation"),
+    ],
+)
+def test_what_the_other_commands_refuse(here, capsys, monkeypatch, tmp_path, words, error):
+    monkeypatch.chdir(tmp_path)
+    command, name, *more = words
+    assert error in one_line(capsys, main, *use(command, here, name, *more))
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"prediction": "score"}, "prediction must be one of epsilon, sample, velocity, got 'score'"),
+        ({"schedule": "square"}, "schedule must be one of flow, linear, cosine, zero_terminal, got 'square'"),
+        ({"colour": "red"}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_model_of_something_unknown(here, tmp_path, capsys, change, error):
+    shutil.copytree(here / "flow", tmp_path / "runs" / "flow")
+    config = files.read_json(tmp_path / "runs" / "flow" / "config.json")
+    files.write_json(tmp_path / "runs" / "flow" / "config.json", config | {"generation": config["generation"] | change})
+    assert error in one_line(capsys, main, *use("sample", tmp_path / "runs", "flow"))
+
+
+def test_every_generator_is_possible():
+    for generator in GENERATORS.values():
+        assert {generator.network(8), generator.network(32)} <= set(zoo.names())
+    assert image_generation_use.SAMPLERS == samplers.SAMPLERS
+
+
+def test_between_two_noises():
+    one, other = torch.randn(2, 1, 5, 5)
+    found = image_generation_use.between(one, other, 5)
+    assert torch.equal(found[0], one)
+    torch.testing.assert_close(found[-1], other, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[2], (one + other) / 2**0.5)
+
+
+def test_sheets_keep_every_pixel(tmp_path):
+    """Enlarged by a whole factor, on white."""
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+    sheets.write(tmp_path / "a.png", [images, images[:1]])
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.size == (2 * 50 + 2, 2 * 50 + 2)
+        pixels = torch.frombuffer(bytearray(opened.tobytes()), dtype=torch.uint8).view(102, 102, 3).permute(2, 0, 1)
+    for place, image in (((2, 2), images[0]), ((2, 52), images[1]), ((52, 2), images[0])):
+        y, x = place
+        assert torch.equal(pixels[:, y : y + 48 : 12, x : x + 48 : 12], image)
+    assert (pixels[:, 52:, 52:] == 255).all()
