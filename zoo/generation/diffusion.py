@@ -100,18 +100,18 @@ class Schedule:
 
     def target(self, images: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """(b, ...): what the network should predict where `add_noise` was given the same."""
-        return self._of(self.prediction, images, noise, *self._levels_for(images, times)).to(images.dtype)
+        return self.express(self.prediction, images, noise, *self._levels_for(images, times)).to(images.dtype)
 
     def split(self, prediction: Tensor, noisy: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """The image and the noise, (b, ...) each, that a prediction (b, ...) about noisy images (b, ...) amounts to."""
-        sample, noise = self._split(prediction, noisy, *self._levels_for(noisy, times))
+        sample, noise = self.resolve(prediction, noisy, *self._levels_for(noisy, times))
         return sample.to(noisy.dtype), noise.to(noisy.dtype)
 
     def convert(self, prediction: Tensor, noisy: Tensor, times: Tensor, to: str) -> Tensor:
         """(b, ...): a prediction (b, ...) about noisy images (b, ...) as one of another kind, `to`, of `PREDICTIONS`."""
         require_one_of(PREDICTIONS, "to", to)
         alpha, sigma = self._levels_for(noisy, times)
-        return self._of(to, *self._split(prediction, noisy, alpha, sigma), alpha, sigma).to(noisy.dtype)
+        return self.express(to, *self.resolve(prediction, noisy, alpha, sigma), alpha, sigma).to(noisy.dtype)
 
     def snr(self, times: Tensor) -> Tensor:
         """(b,) float64: the signal-to-noise ratio (alpha / sigma)^2 at times (b,)."""
@@ -154,12 +154,14 @@ class Schedule:
             return (1 - torch.rand(count, generator=generator, device=device, dtype=torch.float32)) * self.steps
         return torch.randint(self.steps, (count,), generator=generator, device=device)
 
-    def _of(self, kind: str, sample: Any, noise: Any, alpha: Any, sigma: Any) -> Any:
+    def express(self, kind: str, sample: Any, noise: Any, alpha: Any, sigma: Any) -> Any:
+        """An image and noise, at levels that are numbers or tensors to multiply them by, as a prediction of this kind."""
         if kind == "velocity":
             return noise - sample if self.flow else alpha * noise - sigma * sample
         return noise if kind == "epsilon" else sample
 
-    def _split(self, prediction: Any, noisy: Any, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    def resolve(self, prediction: Any, noisy: Any, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+        """The image and the noise of the network's prediction; levels as in `express`."""
         if self.prediction == "epsilon":
             return (noisy - sigma * prediction) / alpha, prediction
         if self.prediction == "sample":

@@ -104,7 +104,7 @@ class Predictor:
         if self.guidance != 1:
             other = self._ask(images, times, self.negative)
             prediction = other + self.guidance * (prediction - other)
-        sample, noise = self.schedule._split(prediction, images, level.alpha, level.sigma)
+        sample, noise = self.schedule.resolve(prediction, images, level.alpha, level.sigma)
         if self.clip is not None:
             sample = sample.clamp(-self.clip, self.clip)
             noise = (images - level.alpha * sample) / level.sigma
@@ -274,7 +274,7 @@ def invert(
         )
         guess = images
         for _ in range(iterations):
-            velocity = schedule._of("velocity", *predict(guess, here), here.alpha, here.sigma)
+            velocity = schedule.express("velocity", *predict(guess, here), here.alpha, here.sigma)
             guess = (images + less * velocity) / turn
         images = guess
     return images

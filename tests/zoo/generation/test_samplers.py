@@ -38,7 +38,7 @@ def right(schedule):
     def predict(x, times, classes):
         alpha, sigma = (float(level[0]) for level in schedule.levels(times[:1]))
         images = mixture(x, alpha, sigma)[1]
-        return schedule._of(schedule.prediction, images, (x - alpha * images) / sigma, alpha, sigma)
+        return schedule.express(schedule.prediction, images, (x - alpha * images) / sigma, alpha, sigma)
 
     return predict
 
@@ -112,7 +112,7 @@ def test_one_image_is_found_by_every_sampler(schedule, seed, data):
 
     def predict(x, times, classes):
         alpha, sigma = (float(level[0]) for level in schedule.levels(times[:1]))
-        return schedule._of(schedule.prediction, image.expand(2, 3), (x - alpha * image) / sigma, alpha, sigma)
+        return schedule.express(schedule.prediction, image.expand(2, 3), (x - alpha * image) / sigma, alpha, sigma)
 
     steps, spacing = data.draw(st.integers(1, schedule.steps)), data.draw(st.sampled_from(SPACINGS))
     for sampler in SAMPLERS:
