@@ -30,7 +30,7 @@ class MinibatchStd(nn.Module):
         require(images.is_floating_point(), "images", images.dtype, "of a floating-point dtype")
         variance = (images - images.mean(0)).square().mean(0)
         statistic = (variance + self.eps).sqrt().mean()
-        return torch.cat([images, statistic.expand_as(images[:, :1])], 1)
+        return torch.cat([images, statistic.expand_as(images.narrow(1, 0, 1))], 1)
 
 
 def add_spectral_norm(model: nn.Module, iterations: int = 1) -> nn.Module:

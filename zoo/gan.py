@@ -239,7 +239,7 @@ class Basis(nn.Module):
         nn.init.normal_(self.weights.weight, std=in_dim**-0.5)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.grid * self.weights(latents)[:, :, None, None]
+        return self.grid * self.weights(latents)[..., None, None]
 
 
 def stages(sizes: list[int], width: int, depth: int, group_size: int, resample: Callable[[], nn.Module]) -> list[nn.Module]:

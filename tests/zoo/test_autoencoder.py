@@ -34,7 +34,7 @@ def their_reconstruction(theirs, inputs):
 
 
 ARGUMENTS = dict(
-    widths=st.sampled_from([(4, 6), (4, 8, 2), (6,)]),
+    widths=st.sampled_from([(4, 6), (4, 8, 4), (6,)]),
     in_channels=st.sampled_from([1, 3]),
     latent_channels=st.sampled_from([2, 3]),
     depth=st.sampled_from([1, 2]),
@@ -47,7 +47,8 @@ DIFFUSERS = Twin(
 
 
 def images(a):
-    sizes = st.sampled_from([n * 2 ** (len(a.widths) - 1) for n in (1, 2, 3)])
+    # at least 2 x 2 pixels everywhere: of a group of hardly any values a norm divides by about sqrt(eps), and rounding grows
+    sizes = st.sampled_from([n * 2 ** (len(a.widths) - 1) for n in (2, 3, 4)])
     return dict(images=tensor("batch channels height width", channels=a.in_channels, height=sizes, width=sizes))
 
 
