@@ -18,11 +18,11 @@ def part_of(part):
     return build
 
 
-COMMON = dict(
-    image_size=st.sampled_from([6, 8, 12]),
-    in_channels=st.sampled_from([1, 2]),
+COMMON = dict(  # hypothesis begins with what stands first: the case that shows most
+    image_size=st.sampled_from([12, 6, 8]),
+    in_channels=st.sampled_from([2, 1]),
     latent_dim=5,
-    num_classes=st.sampled_from([None, 3]),
+    num_classes=st.sampled_from([3, None]),
     class_dim=4,
 )
 

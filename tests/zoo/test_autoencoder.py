@@ -39,7 +39,7 @@ ARGUMENTS = dict(
     latent_channels=st.sampled_from([2, 3]),
     depth=st.sampled_from([1, 2]),
     groups=2,
-    attention=st.booleans(),
+    attention=st.sampled_from([True, False]),  # hypothesis begins with what stands first
 )
 DIFFUSERS = Twin(
     "diffusers", build=of_diffusers, weights=lambda a: VAE(**a.passed()).maps["diffusers"], call=their_reconstruction
