@@ -8,7 +8,6 @@ epoch, sample), dropout of (seed, step, share), the learning rate of the step. N
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import sys
 import time
@@ -31,11 +30,12 @@ from tasks.commands import Diverged
 from tasks.data import seed_of
 from tasks.loading import prepared
 from tasks.logs import Log, means, tracker
-from tasks.optimizers import learning_rate, update_average
+from tasks.optimizers import learning_rate
 from tasks.options import EngineOptions
 from tasks.recompute import blocks, recomputing
 from tasks.task import Task
 from zoo import files
+from zoo.generation.average import ExponentialAverage
 
 Turn = tuple[str, Any, dict[str, Any]]
 """A part, its loss and its metrics, as `Task.losses` yields them."""
@@ -56,7 +56,8 @@ class Run:
         model = model.to(self.accelerator.device)
         model = model.to(memory_format=torch.channels_last) if task.channels_last else model
         self.model = synchronise_norms(model) if self.world > 1 else model
-        self.average = copy.deepcopy(self.model).requires_grad_(False) if options.ema else None
+        self.ema = ExponentialAverage(self.model, options.ema) if options.ema else None
+        self.average = self.ema.module if self.ema else None
         self.parts = task.parts(self.model)
         require_partition(self.model, self.parts)
         optimizers = [task.optimizer(name, part, options) for name, part in self.parts.items()]
@@ -112,9 +113,9 @@ class Run:
             self.take(turn[0])
             turns.append(turn)
         self.step += 1
-        if self.average is not None:
-            decay = min(self.options.ema, (1 + self.step) / (10 + self.step))  # a young average forgets its start quickly
-            update_average(self.average, self.model, decay)
+        if self.ema is not None:
+            self.ema.updates = self.step - 1
+            self.ema.update(self.model)
         return self.combined(turns) | {"units": units}
 
     def backward(self, losses: list[Any], turn: int, units: float) -> Turn | None:

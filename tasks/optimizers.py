@@ -1,4 +1,4 @@
-"""Optimizers, the learning rate as a function of the step, and the average of weights."""
+"""Optimizers, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -63,10 +63,3 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> torch.optim.Opti
         return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
     return kind(groups, lr=options.lr, betas=(0.9, options.beta2), fused=True)
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average = decay * average + (1 - decay) * model, buffers included; counters are copied."""
-    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)

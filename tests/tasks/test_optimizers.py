@@ -10,7 +10,7 @@ from torch import nn
 from toys import network
 
 import zoo
-from tasks.optimizers import depths, learning_rate, make_optimizer, parameter_groups, update_average
+from tasks.optimizers import depths, learning_rate, make_optimizer, parameter_groups
 from tasks.options import EngineOptions
 
 
@@ -38,22 +38,6 @@ def test_parameter_groups_are_a_partition_without_decay_of_norms_and_biases(name
         for kind, p in module.named_parameters(recurse=False):
             decayed = isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding) and kind == "weight"
             assert decays[id(p)] == (0.1 if decayed else 0.0), (module, kind)
-
-
-def test_average_of_decay_zero_is_the_model_and_of_others_the_law():
-    models = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)) for _ in range(3)]
-    for seed, model in enumerate(models):
-        torch.manual_seed(seed)
-        for value in model.state_dict().values():
-            value.random_(0, 50)
-    average, model, copied = models
-    old = {name: value.clone() for name, value in average.state_dict().items()}
-    update_average(copied, model, 0.0)
-    update_average(average, model, 0.75)
-    for name, new in model.state_dict().items():
-        assert torch.equal(copied.state_dict()[name], new), name
-        expected = 0.75 * old[name] + 0.25 * new if new.is_floating_point() else new
-        torch.testing.assert_close(average.state_dict()[name], expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("name", ["vgg11_bn", "resnet20", "googlenet", "mobilenet_v3_small", "transformer_small"])
