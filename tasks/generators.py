@@ -104,8 +104,8 @@ class Diffusion(Generative):
     schedule: str = "flow"
     prediction: str = "velocity"
     middle: bool = False
-    sampler: str = "heun"
-    steps: int = 5
+    sampler: str = "euler"
+    steps: int = 10
     guidance: float = 1.0
 
     @cached_property
@@ -228,7 +228,7 @@ class Autoencoder(Generative):
 UNET = ("unet_small", "unet_medium")
 GENERATORS: dict[str, Generative] = {
     "flow": Diffusion(UNET, middle=True),
-    "ddpm": Diffusion(UNET, "linear", "epsilon", sampler="dpm++", steps=10),
+    "ddpm": Diffusion(UNET, "linear", "epsilon", sampler="dpm++"),
     "dit": Diffusion(("dit_small", "dit_small"), middle=True),
     "dcgan": Adversarial(("dcgan_8", "dcgan_28")),
     "wgan_gp": Adversarial(("wgan_gp_8", "wgan_gp_28"), "wasserstein", "gradient", 10.0, turns=3),

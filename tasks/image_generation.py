@@ -30,6 +30,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from tasks.generation_task import ImageGeneration
 
 
+LOOKS = 17_500
+"""Images of an epoch, in whole passes."""
+
+
 @dataclass
 class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
     title, program = "image generation", PROGRAM
@@ -38,16 +42,22 @@ class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
     )
     unconditional: bool = option(False, "learn and make images without classes")
     label_dropout: float = option(0.1, "part of the labels that are hidden, for --guidance", least=0, below=1)
-    passes: int | None = option(None, "passes over the data in an epoch (default: as many as look at 20,000 images)", least=1)
-    epochs: int = option(6, "epochs, after each of which images are measured", least=1)
+    passes: int | None = option(None, "passes over the data in an epoch (default: as many as look at 17,500 images)", least=1)
+    epochs: int = option(4, "epochs, after each of which images are measured", least=1)
     batch_size: int = option(64, "images in an optimizer step", least=1)
-    lr: float = option(0.002, "peak learning rate", above=0)
+    lr: float = option(None, "peak learning rate (default: 0.002, of networks that compete 0.0005)", above=0)
     ema: float = option(0.998, "decay of an exponential moving average of the weights; 0 is off", least=0, below=1)
     weight_decay: float = option(0.0, "on matrices and kernels only", least=0)
     warmup: float = option(0.2, "epochs in which the learning rate rises from zero", least=0)
-    clip: float = option(1.0, "largest gradient norm; 0 is off", least=0)
+    clip: float = option(None, "largest gradient norm; 0 is off (default: 1, of networks that compete 0)", least=0)
     beta2: float = option(0.99, "decay of the mean of squared gradients", least=0, below=1)
     judge: str = option("", "run of tasks.image_classification to measure with (default: one is trained on the same data)")
+
+    def __post_init__(self) -> None:
+        competing = self.model in ("dcgan", "wgan_gp", "r3gan")
+        self.lr = (0.0005 if competing else 0.002) if self.lr is None else self.lr
+        self.clip = (0.0 if competing else 1.0) if self.clip is None else self.clip
+        super().__post_init__()
 
 
 def train(given: dict[str, Any]) -> None:
@@ -67,7 +77,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[ImageGeneration, nn.Modu
     from tasks.data.images import load_images
     from tasks.generation_task import ImageGeneration
     from tasks.generators import GENERATORS
-    from tasks.judge import LOOKS, require_judge
+    from tasks.judge import require_judge
 
     if options.model not in GENERATORS:
         near = did_you_mean(options.model, GENERATORS)

@@ -193,7 +193,7 @@ def test_inpainting_predicts_what_is_known(name):
 def test_measuring_again(here, capsys):
     assert main([*use("evaluate", here, "flow")]) == 0
     said = capsys.readouterr().out
-    assert f"{here / 'flow'}, {COUNT} images by 2 steps of heun: frechet distance " in said
+    assert f"{here / 'flow'}, {COUNT} images by 2 steps of euler: frechet distance " in said
     assert "accuracy" in said
     assert main([*use("evaluate", here, "ddpm", "--sampler", "ddim", "--steps", 5, "--judge", "judge-few-8")]) == 0
     said = capsys.readouterr().out
