@@ -113,6 +113,18 @@ def test_no_class_and_no_classes():
         free(images[..., :5], times)
 
 
+def test_every_block_of_diffusers_gets_the_one_embedding_and_they_must_agree():
+    kind = of_diffusers("transformers.dit_transformer_2d").DiTTransformer2DModel
+    theirs = kind(2, 4, 1, num_layers=2, sample_size=4, num_embeds_ada_norm=3)
+    ours = DiT(8, 2, 2, in_channels=1, classes=3)
+    with pytest.raises(ValueError, match="tied entries must hold the same values"):
+        ours.maps["diffusers"].load(ours, theirs.state_dict())
+    theirs.load_state_dict(ours.maps["diffusers"].export(ours), strict=True)
+    first, second = (block.norm1.emb.state_dict() for block in theirs.transformer_blocks)
+    assert all(torch.equal(second[name], x) for name, x in first.items())
+    ours.maps["diffusers"].load(DiT(8, 2, 2, in_channels=1, classes=3), theirs.state_dict())
+
+
 @pytest.mark.parametrize(("name", "millions"), [("dit_s_2", 33), ("dit_b_2", 130)])
 def test_sizes_are_the_papers(name, millions):
     """Table 1: of latent images of 4 channels, for which it learns the variance too, and 1000 classes."""

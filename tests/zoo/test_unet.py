@@ -69,7 +69,7 @@ unets = Contract(
         head_dim=2,
         sines=st.sampled_from([{}, dict(cosines_first=True, frequency_shift=0.0)]),
         time_scale=st.sampled_from([1.0, 0.5]),
-        classes=st.sampled_from([None, 2]),
+        classes=st.sampled_from([2, 3, None]),
         class_dropout=0.0,
         groups=2,
         eps=st.sampled_from([1e-5, 1e-2]),
@@ -153,6 +153,11 @@ def test_bad_input_is_named(given, message):
 def test_classes_of_a_network_without_are_refused():
     with pytest.raises(ValueError, match="classes must be None for a network that was built without classes"):
         small(classes=None)(torch.zeros(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([1, 2]))
+
+
+def test_there_is_no_program_of_three_inputs():
+    with pytest.raises(ValueError, match="model must be no UNet to be optimized"):
+        zoo.optimize(small(), torch.zeros(2, 1, 8, 8))
 
 
 @pytest.mark.parametrize(
