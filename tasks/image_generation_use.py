@@ -51,7 +51,7 @@ class SamplingOptions(Options):
 
 
 @dataclass
-class SampleOptions(SavedOptions, SamplingOptions):
+class SampleOptions(SamplingOptions, SavedOptions):
     title, program = "images", PROGRAM
     classes: str = option("", "names of classes, or their numbers, such as 0-4,9 (default: all)")
     count: int = option(10, "images of each class; without classes, rows of ten", least=1, most=MOST)
@@ -63,7 +63,7 @@ class SampleOptions(SavedOptions, SamplingOptions):
 
 
 @dataclass
-class InpaintOptions(SavedOptions, SamplingOptions):
+class InpaintOptions(SamplingOptions, SavedOptions):
     title, program = "a picture", PROGRAM
     image: str = option("", "picture of which a part is missing", path=True)
     mask: str = option("", "picture that is white where it is missing", path=True)
@@ -74,7 +74,7 @@ class InpaintOptions(SavedOptions, SamplingOptions):
 
 
 @dataclass
-class EvaluateOptions(SavedOptions, SamplingOptions):
+class EvaluateOptions(SamplingOptions, SavedOptions):
     title, program = "measuring", PROGRAM
     judge: str = option("", "run of tasks.image_classification to measure with (default: the one of the training)")
     seed: int = option(0, "of the noise that images come from", least=0)
@@ -160,11 +160,11 @@ def inpaint(given: dict[str, Any]) -> None:
 
     options = InpaintOptions(**given)
     tables.require_writable("--out", options.out, [".png"])
+    found = Loaded(options)
+    found.require_diffusion("inpaint")
     for name in ("image", "mask"):
         if not getattr(options, name) or not Path(getattr(options, name)).is_file():
             raise UserError(f"--{name}: give a picture, got {getattr(options, name) or 'none'!r}")
-    found = Loaded(options)
-    found.require_diffusion("inpaint")
     labels = None
     if options.label or found.generator.guidance != 1:
         labels = torch.tensor(numbers(options.label, found.classes)).repeat(options.count)[: options.count]

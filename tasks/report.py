@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,11 @@ from typing import Any
 from tasks.commands import exit_code
 from tasks.options import UserError, owner
 from tasks.page import description_list, document, escape, html_table, image, words
-from tasks.saved import flattened, read_object
+from tasks.saved import flattened, program_of, read_object
 
 PAGE, EXAMPLES = "index.html", "examples.json"
 USAGE = "python -m tasks.report RUN [RUN ...]"
-FIRST = ("curves", "confusion", "mistakes")
+FIRST = ("samples", "curves", "confusion", "mistakes")
 """Pictures that come first, in this order."""
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -25,7 +26,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def write(folder: Path, kind: type | None = None) -> Path:
     """Make the page of the files that are there, whatever is missing or damaged; the same files give the same page.
 
-    kind: the class of the run's options, which groups them and knows their defaults (default: the task's that has most of them).
+    kind: the class of the run's options, which groups them and knows their defaults (default: that of the program that made it).
     """
     from zoo.files import write_bytes
 
@@ -38,7 +39,7 @@ def write(folder: Path, kind: type | None = None) -> Path:
         "Pictures": pictures(folder),
         "Examples": html_table(read_examples(folder / EXAMPLES)),
         "Epochs": html_table(rows, lambda row: "epoch" in row and row["epoch"] == summary.get("best_epoch")),
-        "Options": options_section(options, kind or kind_of(options)),
+        "Options": options_section(options, kind or kind_of(folder)),
         "Model": description_list(flattened(config)),
         "Data and versions": description_list(flattened(about if isinstance(about, dict) else {})),
     }
@@ -131,11 +132,15 @@ def default(kind: type, options: Mapping[str, Any], name: str) -> Any:
         return getattr(kind, name, None)
 
 
-def kind_of(options: Mapping[str, Any]) -> type:
-    from tasks import image_classification, text_classification, text_generation, translation
+def kind_of(folder: Path) -> type:
+    """The options of the program that made the run; those of image classification where that is not known."""
+    from tasks import image_classification
 
-    kinds = [program.TrainOptions for program in (image_classification, text_classification, text_generation, translation)]
-    return max(kinds, key=lambda kind: len(options.keys() & {spec.name for spec in fields(kind)}))
+    made = program_of(folder)
+    try:
+        return importlib.import_module(made).TrainOptions if made.startswith("tasks.") else image_classification.TrainOptions
+    except (ImportError, AttributeError):
+        return image_classification.TrainOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,8 +30,9 @@ MAY_IMPORT = {
         "timm",
         "transformers",
         "gguf",
+        "tokenizers",
         "PIL",
-    },  # the last five when they are needed
+    },  # the last six when they are needed
 }
 """First names of the modules that a package may import, besides Python's own. `tasks` may import whatever is declared."""
 

@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from command import one_line
+from command import one_line, programs
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -135,13 +135,20 @@ def test_options_that_differ_come_first_then_groups(run):
     assert texts[-3:] == ["also kept", "layers", "9"], "an option of another version"
 
 
-@pytest.mark.parametrize("kind", [TrainOptions, TranslationOptions])
-def test_the_options_tell_their_task(run, kind):
-    write(run / "options.json", asdict(kind()))
-    assert report.kind_of(asdict(kind())) is kind
+@pytest.mark.parametrize("program", [name for name, module in programs().items() if hasattr(module, "TrainOptions")])
+def test_the_program_tells_the_options(run, program):
+    kind = programs()[program].TrainOptions
+    write(run / "options.json", asdict(kind()) | {"about": {"program": program}})
+    assert report.kind_of(run) is kind
     told = report.write(run).read_bytes()
     assert b"<th>default</th>" not in told, "nothing was chosen"
     assert told == report.write(run, kind).read_bytes()
+
+
+@pytest.mark.parametrize("made", ["tasks.nothing", "tasks.options", "os", 3])
+def test_a_run_of_an_unknown_program_is_told_as_one_of_images(run, made):
+    write(run / "options.json", asdict(TrainOptions()) | {"about": {"program": made}})
+    assert report.kind_of(run) is TrainOptions
 
 
 def test_pictures_are_in_the_page(run):
