@@ -28,31 +28,43 @@ def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
 class TimeResidual(nn.Module):
     """images (b, in_channels, y, x), time (b, time_dim) -> (b, out_channels, y, x): two 3x3 convolutions, the time between.
 
+    time_dim:    None for a block that is told no time, as in autoencoders.
     groups, eps: of the norms, which come before the convolutions; the last convolution starts at zero.
     dropout:     before the last convolution.
     The shortcut is a 1x1 convolution where the channels differ. Proven against `ResnetBlock2D` of diffusers.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, time_dim: int, *, groups: int = 32, dropout: float = 0.0, eps: float = 1e-6
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_dim: int | None = None,
+        *,
+        groups: int = 32,
+        dropout: float = 0.0,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        require(time_dim > 0, "time_dim", time_dim, "positive")
+        require(time_dim is None or time_dim > 0, "time_dim", time_dim, "positive, or None")
         require(0 <= dropout < 1, "dropout", dropout, "a probability below 1")
         self.in_channels, self.time_dim = in_channels, time_dim
         self.norm1, self.norm2 = group_norm(in_channels, groups, eps), group_norm(out_channels, groups, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time = nn.Linear(time_dim, out_channels)
+        self.time = None if time_dim is None else nn.Linear(time_dim, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, images: Tensor, time: Tensor) -> Tensor:
+    def forward(self, images: Tensor, time: Tensor | None = None) -> Tensor:
         require_axes(images, "images", "batch channels height width", channels=self.in_channels)
-        require_axes(time, "time", "batch time_dim", batch=images.shape[0], time_dim=self.time_dim)
+        if (time is None) != (self.time is None):
+            right = "None" if self.time is None else f"given, of {self.time_dim} features"
+            raise ValueError(f"time must be {right}, as time_dim says, got {None if time is None else tuple(time.shape)}")
         hidden = self.conv1(F.silu(self.norm1(images)))
-        hidden = self.norm2(hidden + self.time(F.silu(time))[..., None, None])
-        return self.shortcut(images) + self.conv2(self.dropout(F.silu(hidden)))
+        if time is not None and self.time is not None:
+            require_axes(time, "time", "batch time_dim", batch=images.shape[0], time_dim=self.time_dim or 0)
+            hidden = hidden + self.time(F.silu(time))[..., None, None]
+        return self.shortcut(images) + self.conv2(self.dropout(F.silu(self.norm2(hidden))))
 
 
 class PixelAttention(nn.Module):

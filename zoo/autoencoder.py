@@ -12,12 +12,11 @@ from functools import partial
 from itertools import pairwise
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers.attention import MultiHeadAttention
 from layers.checks import require, require_axes
+from layers.unet import Downsample, PixelAttention, TimeResidual, Upsample
 from layers.weights import WeightMap
 from zoo.model import Model, References
 
@@ -50,65 +49,18 @@ class Gaussian:
         return terms.flatten(1).sum(1) / 2
 
 
-class NormedBlock(nn.Module):
-    """Twice group norm, SiLU and a 3x3 convolution, added to what goes in: (b, in_channels, y, x) -> (b, out_channels, y, x).
-
-    A 1x1 convolution on the way past, where the channels change.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(groups, in_channels, EPS), nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(groups, out_channels, EPS), nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(images)))
-        return self.shortcut(images) + self.conv2(F.silu(self.norm2(hidden)))
-
-
-class PixelAttention(nn.Module):
-    """Every pixel attends to every pixel, by one head, after a group norm; added to the input: (b, c, y, x) -> (b, c, y, x)."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm, self.attention = nn.GroupNorm(groups, channels, EPS), MultiHeadAttention(channels, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = self.attention(rearrange(self.norm(images), "b c y x -> b (y x) c"))
-        return images + rearrange(pixels, "b (y x) c -> b c y x", y=images.shape[2])
-
-
-class Halve(nn.Module):
-    """A strided 3x3 convolution, padded on the right and below alone: (b, c, y, x) -> (b, c, y / 2, x / 2)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.conv(F.pad(images, (0, 1, 0, 1)))
-
-
-class Double(nn.Module):
-    """Every pixel four times, then a 3x3 convolution: (b, c, y, x) -> (b, c, 2 y, 2 x)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.conv(F.interpolate(images, scale_factor=2.0, mode="nearest"))
+def block(in_channels: int, out_channels: int, groups: int) -> TimeResidual:
+    return TimeResidual(in_channels, out_channels, groups=groups, eps=EPS)
 
 
 def middle(channels: int, groups: int, attention: bool) -> nn.Sequential:
-    between = PixelAttention(channels, groups) if attention else nn.Identity()
-    return nn.Sequential(NormedBlock(channels, channels, groups), between, NormedBlock(channels, channels, groups))
+    between = PixelAttention(channels, groups=groups, eps=EPS) if attention else nn.Identity()
+    return nn.Sequential(block(channels, channels, groups), between, block(channels, channels, groups))
 
 
 def level(in_channels: int, out_channels: int, depth: int, groups: int, resample: nn.Module) -> nn.Sequential:
     widths = [in_channels] + [out_channels] * depth
-    return nn.Sequential(*(NormedBlock(i, o, groups) for i, o in pairwise(widths)), resample)
+    return nn.Sequential(*(block(i, o, groups) for i, o in pairwise(widths)), resample)
 
 
 class Coder(nn.Module):
@@ -155,7 +107,7 @@ class VAE(Model):
         low = widths[-1]
 
         down = [
-            level(i, o, depth, groups, Halve(o) if n < len(widths) - 1 else nn.Identity())
+            level(i, o, depth, groups, Downsample(o, pad_end=True) if n < len(widths) - 1 else nn.Identity())
             for n, (i, o) in enumerate(pairwise([widths[0], *widths]))
         ]
         body = nn.Sequential(*down, middle(low, groups, attention))
@@ -163,7 +115,7 @@ class VAE(Model):
         self.to_moments = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
 
         up = [
-            level(i, o, depth + 1, groups, Double(o) if n < len(widths) - 1 else nn.Identity())
+            level(i, o, depth + 1, groups, Upsample(o) if n < len(widths) - 1 else nn.Identity())
             for n, (i, o) in enumerate(pairwise([low, *reversed(widths)]))
         ]
         self.from_latents = nn.Conv2d(latent_channels, latent_channels, 1)
@@ -212,7 +164,7 @@ def names_of_diffusers(model: VAE) -> WeightMap:
             rows.append((f"{centre}.1.attention.{ours}", f"{theirs}.attentions.0.{their}"))
         for n in range(levels):
             stage, theirs = f"{half}.body.{n + first}", f"{half}.{direction}_blocks.{n}"
-            depth = sum(isinstance(block, NormedBlock) for block in model.get_submodule(stage).children())
+            depth = sum(isinstance(child, TimeResidual) for child in model.get_submodule(stage).children())
             for d in range(depth):
                 rows += names_of_block(f"{stage}.{d}", f"{theirs}.resnets.{d}")
             rows.append((f"{stage}.{depth}.conv", f"{theirs}.{direction}samplers.0.conv"))

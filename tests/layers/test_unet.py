@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from diffusion_twins import of_diffusers
 from hypothesis import strategies as st
@@ -35,13 +36,18 @@ RESIDUAL = dict(
     groups=st.integers(1, 2),
     in_channels=lambda a: a.groups * 2,
     out_channels=lambda a: st.sampled_from([a.in_channels, 3 * a.groups]),
-    time_dim=st.integers(5, 7),
+    time_dim=st.sampled_from([5, 7, None]),
     eps=st.sampled_from([1e-6, 1e-2]),
 )
 
 
 def timed(a):
-    return dict(images=images(a.in_channels), time=tensor("batch time_dim", time_dim=a.time_dim))
+    time = {} if a.time_dim is None else dict(time=tensor("batch time_dim", time_dim=a.time_dim))
+    return dict(images=images(a.in_channels), **time)
+
+
+def call_resnet(module, inputs):
+    return module(inputs["images"], inputs.get("time"))
 
 
 residual = Contract(
@@ -49,7 +55,7 @@ residual = Contract(
     arguments=RESIDUAL | dict(dropout=st.sampled_from([0.0, 0.4])),
     inputs=timed,
     outputs=lambda a, s: ("batch", a.out_channels, s.height, s.width),
-    twins=[Twin("diffusers", build=resnet, weights=WeightMap(*RESNET))],
+    twins=[Twin("diffusers", build=resnet, weights=WeightMap(*RESNET), call=call_resnet)],
     trains_differently=lambda a: a.dropout > 0,
     stochastic=lambda a: a.dropout > 0,
     holds=[initial_distribution(conv2__weight=zero, conv2__bias=zero)],
@@ -142,3 +148,11 @@ def test_what_is_fresh_is_the_shortcut():
     x, time = torch.randn(2, 4, 3, 5), torch.randn(2, 6)
     assert torch.equal(TimeResidual(4, 4, 6, groups=2)(x, time), x)
     assert torch.equal(PixelAttention(4, groups=2)(x), x)
+
+
+def test_a_residual_is_told_a_time_where_it_was_built_for_one():
+    x, time = torch.randn(2, 4, 3, 3), torch.randn(2, 5)
+    with pytest.raises(ValueError, match=r"time must be given, of 5 features, as time_dim says, got None"):
+        TimeResidual(4, 4, 5, groups=2)(x)
+    with pytest.raises(ValueError, match=r"time must be None, as time_dim says, got \(2, 5\)"):
+        TimeResidual(4, 4, groups=2)(x, time)

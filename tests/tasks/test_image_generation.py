@@ -115,7 +115,7 @@ def test_every_kind_learns_and_makes_images(here, tmp_path, capsys, model):
 
 
 def test_penalties_are_added_to_the_discriminators_loss_alone():
-    """By finite differences of what it adds to the loss, as its weight grows."""
+    """On the first images of the batch; and in evaluation not at all."""
     torch.manual_seed(0)
     model = zoo.create("r3gan_8", width=16, depth=1, latent_dim=4).double()
     for p in model.parameters():
@@ -123,10 +123,10 @@ def test_penalties_are_added_to_the_discriminators_loss_alone():
     images, latents = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
     found = {}
     for weight in (0.0, 0.5):
-        turns = replace(GENERATORS["r3gan"], weight=weight).losses(model, images, None, latents)
+        turns = replace(GENERATORS["r3gan"], weight=weight, share=0.5).losses(model, images, None, latents)
         found[weight] = {part: loss.detach() for part, loss, _ in turns}
     fake = model.generator(latents[:, 0]).detach()
-    expected = sum(gan_losses.zero_centred_penalty(model.discriminator, x) for x in (images, fake))
+    expected = sum(gan_losses.zero_centred_penalty(model.discriminator, x[:2]) for x in (images, fake))
     torch.testing.assert_close(found[0.5]["discriminator"] - found[0.0]["discriminator"], 0.5 * 3 * expected.detach())
     assert found[0.5]["generator"] == found[0.0]["generator"]
     with torch.no_grad():
