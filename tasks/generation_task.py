@@ -14,7 +14,7 @@ from tasks import commands, plots, sheets
 from tasks.data import epoch_order, generator_of
 from tasks.data.images import ImageData
 from tasks.generators import Diffusion, Generative, Turn, as_values
-from tasks.image_measures import nearest
+from tasks.image_measures import NEIGHBOURS, nearest
 from tasks.judge import Judge, Seen, judge_folder, spread, train_judge
 from tasks.saved import placed
 from tasks.task import Metric, Split, Task
@@ -133,7 +133,9 @@ class ImageGeneration(Task):
             images, labels = self.drawn(model, MEASURED)
         found = judge.measure(real, images, labels)
         test = self.data.test
-        floor = judge.measure(real, test.pixels[spread(len(test), MEASURED)], test.labels[spread(len(test), MEASURED)])
+        chosen = spread(len(test), MEASURED)
+        enough = len(test) > NEIGHBOURS
+        floor = judge.measure(real, test.pixels[chosen], test.labels[chosen]) if enough else {}
         rows = sheets.rows(images, labels, SHOWN)
         sheets.write(run.folder / "samples.png", rows)
         pixels = self.data.train.pixels[torch.arange(len(self.data.train))]
@@ -142,7 +144,7 @@ class ImageGeneration(Task):
         sheets.write(run.folder / "neighbours.png", sheets.beside(first, pixels[close], SHOWN))
         print(*plots.curves(run.history, run.folder / "curves.png", self.primary), sep="\n", end="")
         copies = int((apart == 0).sum())
-        print(f"test {told(found)}; {len(test):,} real test images: {told(floor)}")
+        print(f"test {told(found)}; {len(test):,} real test images: {told(floor) or 'too few to measure'}")
         print(f"{copies} of {len(first)} images shown are copies of training images; the others are beside their nearest ones")
         print(f"{summary['seconds']:.1f} s of training; see {run.folder}")
         measured = {f"test_{name}": value for name, value in found.items()} | {f"real_{name}": x for name, x in floor.items()}

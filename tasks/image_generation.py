@@ -77,6 +77,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[ImageGeneration, nn.Modu
     from tasks.data.images import load_images
     from tasks.generation_task import ImageGeneration
     from tasks.generators import GENERATORS
+    from tasks.image_measures import NEIGHBOURS
     from tasks.judge import require_judge
 
     if options.model not in GENERATORS:
@@ -84,6 +85,8 @@ def begin(options: TrainOptions, folder: Path) -> tuple[ImageGeneration, nn.Modu
         raise UserError(f"--model {options.model} is unknown{near}; there are {', '.join(GENERATORS)}")
     generator = GENERATORS[options.model].given(options)
     data = load_images(options.data, Path(options.data_root), options.size, options.skip_bad)
+    if len(data.train) <= NEIGHBOURS:
+        raise UserError(f"--data {options.data} must have more than {NEIGHBOURS} training images, got {len(data.train)}")
     size, conditional = data.image_size, generator.conditional and not options.unconditional
     options.passes = options.passes or max(1, LOOKS // len(data.train))
     torch.manual_seed(options.seed)

@@ -14,10 +14,10 @@ from command import contents, small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import commands, image_classification, text_classification, translation
+from tasks import commands, generation_task, image_classification, image_generation, text_classification, translation
 from tasks.engine import Run
 
-PROGRAMS = {"image": image_classification, "text": translation, "label": text_classification}
+PROGRAMS = {"image": image_classification, "text": translation, "label": text_classification, "make": image_generation}
 COMMANDS = [(program, name) for program, module in PROGRAMS.items() for name in module.COMMANDS]
 NASTY = {
     int: ["-1", "0", "1", "7", "1000000000000", str(2**63 - 1), "9" * 400, "1.5", "x", ""],
@@ -52,7 +52,7 @@ class Accepted(Exception):
 
 @pytest.fixture(scope="module")
 def here(pictures, tmp_path_factory) -> Path:
-    """Classifiers of pictures and texts and a translator, trained for an epoch, their data, and a file of lines."""
+    """Classifiers of pictures and texts, a translator and a generator, trained for an epoch, their data, and a file of lines."""
     folder = tmp_path_factory.mktemp("fuzz")
     shutil.copytree(pictures, folder / "pictures")
     (folder / "corpus").mkdir()
@@ -65,7 +65,9 @@ def here(pictures, tmp_path_factory) -> Path:
     )
     with contextlib.redirect_stdout(io.StringIO()):
         assert image_classification.main([*small(folder / "pictures", folder / "runs", "image"), "--epochs=1"]) == 0
-        for program in ("text", "label"):
+        judge = [*plain(folder, "image", "train"), "--image_size=8", "--epochs=1", "--name=judge-pictures-8"]
+        assert image_classification.main(judge) == 0
+        for program in ("text", "label", "make"):
             assert PROGRAMS[program].main([*plain(folder, program, "train"), "--name", program, "--epochs", "1"]) == 0
     return folder
 
@@ -84,6 +86,17 @@ def plain(here: Path, program: str, command: str) -> list[str]:
             "--device=cpu",
             *runs,
         ],
+        ("make", "train"): [
+            f"--data=folder:{here / 'pictures'}",
+            "--image_size=8",
+            "--model=dcgan",
+            "--passes=1",
+            "--batch_size=8",
+            "--device=cpu",
+            *runs,
+        ],
+        ("make", "sample"): ["--name=make", *runs, "--count=2", f"--out={here / 'out.png'}"],
+        ("make", "inpaint"): ["--name=make", *runs, f"--out={here / 'out.png'}"],
         ("label", "train"): [f"--train={here / 'labelled.csv'}", "--context=16", "--dim=4", "--device=cpu", *runs],
         ("label", "predict"): ["--name=label", *runs, f"--input={here / 'lines'}"],
         ("image", "predict"): ["--name=image", *runs, f"--image={here / 'pictures' / 'test' / 'dark' / '00.png'}"],
@@ -107,6 +120,7 @@ def ends_well(program: str, words: list[str], here: Path, capsys: Any) -> int | 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setattr(Run, "fit", accepted)
+        patch.setattr(generation_task.ImageGeneration, "keep", lambda task, folder: None)  # trains a judge, in another process
         try:
             code = PROGRAMS[program].main(words)
         except Accepted:
@@ -140,7 +154,7 @@ def accepted(run: Run) -> None:
 
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
 def test_the_words_to_begin_with_are_right(here, capsys, program, command):
-    refused = (program, command) == ("text", "export")  # of a Transformer that Marian's are not like
+    refused = (program, command) in (("text", "export"), ("make", "inpaint"))  # no Marian; no diffusion
     assert ends_well(program, plain(here, program, command), here, capsys) in ((2,) if refused else (None, 0))
 
 

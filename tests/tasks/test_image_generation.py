@@ -412,3 +412,11 @@ def test_sheets_keep_every_pixel(tmp_path):
         y, x = place
         assert torch.equal(pixels[:, y : y + 48 : 12, x : x + 48 : 12], image)
     assert (pixels[:, 52:, 52:] == 255).all()
+
+
+def test_too_few_pictures_to_train_on(make_pictures, tmp_path, capsys):
+    make_pictures(tmp_path / "few" / "train", {"dark": 3, "light": 2}, size=8)
+    make_pictures(tmp_path / "few" / "test", {"dark": 2, "light": 2}, size=8, seed=1)
+    error = one_line(capsys, main, *words(tmp_path, tmp_path / "runs", "--name", "a"))
+    assert "must have more than 5 training images, got 5" in error
+    assert not (tmp_path / "runs").exists()
