@@ -14,7 +14,7 @@ from tasks import commands, plots, sheets
 from tasks.data import epoch_order, generator_of
 from tasks.data.images import ImageData
 from tasks.generators import Diffusion, Generative, Turn, as_values
-from tasks.image_measures import NEIGHBOURS, nearest
+from tasks.image_measures import NEIGHBOURS, nearest_pictures
 from tasks.judge import Judge, Seen, judge_folder, spread, train_judge
 from tasks.saved import placed
 from tasks.task import Metric, Split, Task
@@ -134,15 +134,14 @@ class ImageGeneration(Task):
         found = judge.measure(real, images, labels)
         test = self.data.test
         chosen = spread(len(test), MEASURED)
-        enough = len(test) > NEIGHBOURS
-        floor = judge.measure(real, test.pixels[chosen], test.labels[chosen]) if enough else {}
+        floor = judge.measure(real, test.pixels[chosen], test.labels[chosen]) if len(test) > NEIGHBOURS else {}
         rows = sheets.rows(images, labels, SHOWN)
         sheets.write(run.folder / "samples.png", rows)
-        pixels = self.data.train.pixels[torch.arange(len(self.data.train))]
-        first = torch.cat(list(rows))
-        close, apart = nearest(first.flatten(1).float(), pixels.flatten(1).float())
-        sheets.write(run.folder / "neighbours.png", sheets.beside(first, pixels[close], SHOWN))
-        print(*plots.curves(run.history, run.folder / "curves.png", self.primary), sep="\n", end="")
+        first = torch.cat(rows)
+        close, apart = nearest_pictures(first, self.data.train.pixels)
+        sheets.write(run.folder / "neighbours.png", sheets.beside(first, close, SHOWN))
+        for note in plots.curves(run.history, run.folder / "curves.png", self.primary):
+            print(note)
         copies = int((apart == 0).sum())
         print(f"test {told(found)}; {len(test):,} real test images: {told(floor) or 'too few to measure'}")
         print(f"{copies} of {len(first)} images shown are copies of training images; the others are beside their nearest ones")

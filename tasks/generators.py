@@ -18,7 +18,7 @@ from layers.checks import require
 from zoo import gan_losses
 from zoo.autoencoder import Gaussian
 from zoo.generation import diffusion, samplers
-from zoo.generation.diffusion import Schedule
+from zoo.generation.diffusion import PREDICTIONS, Schedule
 
 Turn = tuple[str, Tensor, dict[str, Tensor]]
 """A part of the model, its loss, a sum over images, and other sums, as `tasks.task.Task.losses` has them."""
@@ -35,6 +35,9 @@ class Generative:
     conditional: ClassVar[bool] = True
     beta1: ClassVar[float] = 0.9
     """Of the optimizer."""
+
+    def require_possible(self) -> None:
+        """Errors: `ValueError` for options of which there is nothing, in a file of another version."""
 
     def network(self, image_size: int) -> str:
         return self.networks[image_size > 16]
@@ -108,10 +111,13 @@ class Diffusion(Generative):
     steps: int = 10
     guidance: float = 1.0
 
+    def require_possible(self) -> None:
+        require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        require(self.prediction in PREDICTIONS, "prediction", self.prediction, f"one of {', '.join(PREDICTIONS)}")
+
     @cached_property
     def path(self) -> Schedule:
-        """Errors: `ValueError` for a schedule, or a prediction, that is unknown or impossible."""
-        require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        """Errors: `ValueError` for a prediction that the schedule rules out."""
         return SCHEDULES[self.schedule](prediction=self.prediction)
 
     def arguments(self, channels: int, image_size: int, classes: int | None) -> dict[str, Any]:
@@ -148,11 +154,14 @@ class Diffusion(Generative):
         return last.images
 
 
+PENALTIES = ("", "gradient", "zero_centred")
+
+
 @dataclass(frozen=True)
 class Adversarial(Generative):
     """A generator and a discriminator, each with an optimizer of its own.
 
-    loss:    of `zoo.gan_losses.LOSSES`. penalty: "", "gradient", or "zero_centred", of real and of generated images (R1, R2).
+    loss:    of `zoo.gan_losses.LOSSES`. penalty: of `PENALTIES`, "zero_centred" of real and of generated images (R1, R2).
     weight:  of the penalty. share: of the images of a batch on which it is measured, for its gradients take most of the time.
     turns:   of the discriminator, before each one of the generator.
     """
@@ -164,6 +173,10 @@ class Adversarial(Generative):
     weight: float = 0.0
     share: float = 1.0
     turns: int = 1
+
+    def require_possible(self) -> None:
+        require(self.loss in gan_losses.LOSSES, "loss", self.loss, f"one of {', '.join(gan_losses.LOSSES)}")
+        require(self.penalty in PENALTIES, "penalty", self.penalty, f"one of {', '.join(map(repr, PENALTIES))}")
 
     def arguments(self, channels: int, image_size: int, classes: int | None) -> dict[str, Any]:
         return {"in_channels": channels, "image_size": image_size, "num_classes": classes}
@@ -213,9 +226,7 @@ class Autoencoder(Generative):
     beta: float = 1.0
 
     def noise_shape(self, model: Any, image: tuple[int, ...]) -> tuple[int, ...]:
-        channels, *sizes = image
-        del channels
-        return (model.latent_channels, *(size // model.factor for size in sizes))
+        return (model.latent_channels, *(size // model.factor for size in image[1:]))
 
     def losses(self, model: Any, images: Tensor, classes: Tensor | None, *drawn: Tensor) -> Iterator[Turn]:
         """The negative lower bound of the likelihood, but for a constant."""
@@ -252,8 +263,7 @@ def known(model: Any) -> Any:
         found = KINDS[config["kind"]](**options)
     except TypeError as error:
         raise ValueError(f"generation in config.json is {dict(config)}: {error}") from error
-    if isinstance(found, Diffusion):
-        _ = found.path
+    found.require_possible()
     return found
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import tables
 from tasks.commands import checking_input
+from tasks.image_evaluation import ImageDataOptions
 from tasks.options import Options, UserError, did_you_mean, option, restored
 from tasks.saved import SavedOptions, find_run, placed
 
@@ -25,16 +26,11 @@ MOST = 10_000
 
 
 @dataclass
-class PictureOptions(Options):
+class PictureOptions(ImageDataOptions):
     title = "data"
-    data: str = option("digits", "digits, fashion_mnist, cifar10, cifar100, or folder:PATH with PATH/train/CLASS/images")
-    data_root: str = option(
-        "data", "folder with the files of fashion_mnist and cifar, which are fetched there if there is a network", path=True
-    )
     image_size: int | None = option(
         None, "pixels; every image becomes a square (default: the set's own, 64 for folders)", least=1
     )
-    skip_bad: bool = option(False, "go on without unreadable images, and count them")
     flip: bool = option(False, "half of the images are mirrored")
 
     @property
@@ -117,7 +113,7 @@ def sample(given: dict[str, Any]) -> None:
 
     from tasks import sheets
     from tasks.generators import as_bytes
-    from tasks.image_measures import nearest
+    from tasks.image_measures import nearest_pictures
 
     options = SampleOptions(**given)
     tables.require_writable("--out", options.out, [".png"])
@@ -133,12 +129,12 @@ def sample(given: dict[str, Any]) -> None:
     if options.interpolate:
         ends = found.noise(2 * rows, options.seed)
         noise = torch.cat([between(one, other, wide) for one, other in zip(ends[::2], ends[1::2], strict=True)])
-    known = training_pixels(found.folder) if options.neighbours else None
+    known = training_data(found.folder)[1].train.pixels if options.neighbours else None
     images = found.pictures(noise, labels, options.seed)
     shown = list(images.split(wide))
     if known is not None:
-        close, apart = nearest(images.flatten(1).float(), known.flatten(1).float())
-        shown = sheets.beside(images, known[close], wide)
+        close, apart = nearest_pictures(images, known)
+        shown = sheets.beside(images, close, wide)
         print(f"{int((apart == 0).sum())} of {len(images)} images are copies of images that were trained on")
     sheets.write(Path(options.out), shown)
     print(f"{options.out}: {len(images)} images" + (f" of {', '.join(found.classes[n] for n in chosen)}" if chosen else ""))
@@ -190,11 +186,9 @@ def evaluate(given: dict[str, Any]) -> None:
 
     options = EvaluateOptions(**given)
     found = Loaded(options)
-    data = training_data(found.folder)
-    kept = trained_on(found.folder)
-    judge = Judge(
-        judge_folder(Path(options.runs_dir), options.judge or kept.get("judge", ""), kept["data"], data.image_size), data
-    )
+    trained, data = training_data(found.folder)
+    name = options.judge or trained_on(found.folder).get("judge", "")
+    judge = Judge(judge_folder(Path(options.runs_dir), name, trained.data, data.image_size), data)
     chosen = spread(len(data.train), MEASURED)
     labels = data.train.labels[chosen] if found.classes else None
     images = found.pictures(found.noise(len(chosen), options.seed), labels, options.seed)
@@ -209,8 +203,8 @@ def trained_on(folder: Path) -> dict[str, Any]:
     return files.read_json(folder / "options.json")
 
 
-def training_data(folder: Path) -> Any:
-    """Errors: `UserError` and `DataError` where it is gone, or has changed."""
+def training_data(folder: Path) -> tuple[PictureOptions, Any]:
+    """What a run was trained on, and its options. Errors: `UserError` and `DataError` where it is gone, or has changed."""
     from tasks.data.images import load_images
     from tasks.options import data_of
 
@@ -219,14 +213,7 @@ def training_data(folder: Path) -> Any:
     data = load_images(options.data, Path(options.data_root), options.size, options.skip_bad)
     if (data_of(kept) or {}).get("train") != data.identity()["train"]:
         raise UserError(f"{options.data} is not what {folder} was trained on: it has changed")
-    return data
-
-
-def training_pixels(folder: Path) -> Tensor:
-    import torch
-
-    pixels = training_data(folder).train.pixels
-    return pixels[torch.arange(len(pixels))]
+    return options, data
 
 
 def numbers(text: str, classes: Sequence[str]) -> list[int]:

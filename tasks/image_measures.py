@@ -7,7 +7,9 @@ tell two failures apart: made images that are not like real ones (precision, den
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +88,18 @@ def neighbourhoods(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> 
 def radii(x: Tensor, neighbours: int) -> Tensor:
     """(n,): how far the farthest of the nearest neighbours of each is, itself left out."""
     return torch.cat([distances.kthvalue(neighbours + 1, dim=1).values for _, distances in distances_of(x, x)])
+
+
+def nearest_pictures(made: Tensor, pixels: Any, part: int = 4096) -> tuple[Tensor, Tensor]:
+    """Of pictures (n, c, y, x), of which `part` are read at a time, the nearest to each made one, and its distance in bytes."""
+    pictures, distances = made, torch.full((len(made),), math.inf)
+    for indices in torch.arange(len(pixels)).split(part):
+        some = pixels[indices]
+        index, apart = nearest(made.flatten(1).float(), some.flatten(1).float())
+        closer = apart < distances
+        pictures = torch.where(closer.view(-1, 1, 1, 1), some[index], pictures)
+        distances = torch.minimum(apart, distances)
+    return pictures, distances
 
 
 def nearest(made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,9 +117,8 @@ def train_judge(folder: Path, options: Any, data: ImageData) -> None:
     alone = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
     done = subprocess.run(command, env=alone, text=True, capture_output=True)
     if done.returncode:
-        raise UserError(
-            f"the classifier {folder} could not be trained: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
-        )
+        *_, why = ["", *done.stderr.strip().splitlines()]
+        raise UserError(f"the classifier {folder} could not be trained: {why or done.returncode}")
     print(done.stdout.strip().splitlines()[-1], flush=True)
 
 

@@ -133,6 +133,7 @@ def told_of_head(model: Any, weights: Any, head: str, classes: Sequence[str]) ->
 
 
 def require_learnt(options: Any) -> None:
+    """Errors: `UserError` for LoRA on a model that is new."""
     if options.lora_rank and not options.init:
         raise UserError("--lora_rank is for a model that has learnt something: give --init")
 
@@ -148,7 +149,8 @@ def limited(model: Any, options: Any) -> list[str]:
     try:
         if options.lora_rank:
             layers = add_lora(model, options.lora_rank, targets=split["lora_targets"], alpha=options.lora_alpha)
-            getattr(model, "head", nn.Identity()).requires_grad_(True)
+            if isinstance(getattr(model, "head", None), nn.Module):
+                model.head.requires_grad_(True)
             learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
             told = [f"LoRA of rank {options.lora_rank} in {len(layers)} layers: {learning:,} parameters learn, merged when saved"]
         model.freeze(split["freeze"])

@@ -1,7 +1,7 @@
 """Two workers of one thread each, for small tensors wait at barriers longer than they compute.
 
 `OMP_NUM_THREADS` gives another number of threads, `-n 0` runs in one process. Plain `pytest` leaves out what starts processes or
-compiles for minutes; with `--hypothesis-profile=ci`, as in tox, and where a file or a test is named, nothing is left out.
+compiles; with `--hypothesis-profile=ci`, as in tox, and where a file or a test is named, nothing is left out.
 """
 
 from __future__ import annotations
@@ -32,6 +32,14 @@ def pytest_configure(config: pytest.Config) -> None:
     named = any("::" in argument or argument.endswith(".py") for argument in config.args)
     if not (named or config.option.markexpr) and config.getoption("--hypothesis-profile") == "dev":
         config.option.markexpr = "not processes and not slow"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a contract compiles takes a sixth of all time: plain `pytest` leaves that out too."""
+    for item in items:
+        if item.name == "compile":
+            item.add_marker("slow")
 
 
 def pytest_unconfigure() -> None:

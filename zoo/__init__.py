@@ -38,7 +38,7 @@ from zoo import (
     transformer,
     unet,
     vgg,
-)  # fmt: skip
+)
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
 from zoo.model import DiffusionModel, EncoderDecoder, ImageModel, LanguageModel, Model, without_values

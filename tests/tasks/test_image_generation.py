@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +10,12 @@ from command import one_line, rows
 from PIL import Image
 
 import zoo
-from tasks import generation_task, image_classification, image_generation_use, sheets
+from tasks import generation_task, image_classification
 from tasks.data.images import load_images
-from tasks.generators import GENERATORS, Adversarial, Diffusion, Holding, as_bytes, as_values
+from tasks.generators import GENERATORS, Adversarial, as_bytes, as_values
 from tasks.image_generation import TrainOptions, begin, main
 from tasks.judge import Judge, spread
-from zoo import files, gan_losses
-from zoo.generation import samplers
+from zoo import files
 
 COUNT = 80
 """Images to measure, in place of hundreds."""
@@ -114,26 +112,6 @@ def test_every_kind_learns_and_makes_images(here, tmp_path, capsys, model):
         assert "--film is for models" in one_line(capsys, main, *use("sample", tmp_path, "a", "--film", tmp_path / "a.gif"))
 
 
-def test_penalties_are_added_to_the_discriminators_loss_alone():
-    """On the first images of the batch; and in evaluation not at all."""
-    torch.manual_seed(0)
-    model = zoo.create("r3gan_8", width=16, depth=1, latent_dim=4).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    images, latents = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
-    found = {}
-    for weight in (0.0, 0.5):
-        turns = replace(GENERATORS["r3gan"], weight=weight, share=0.5).losses(model, images, None, latents)
-        found[weight] = {part: loss.detach() for part, loss, _ in turns}
-    fake = model.generator(latents[:, 0]).detach()
-    expected = sum(gan_losses.zero_centred_penalty(model.discriminator, x[:2]) for x in (images, fake))
-    torch.testing.assert_close(found[0.5]["discriminator"] - found[0.0]["discriminator"], 0.5 * 3 * expected.detach())
-    assert found[0.5]["generator"] == found[0.0]["generator"]
-    with torch.no_grad():
-        turns = {part: loss for part, loss, _ in GENERATORS["r3gan"].losses(model, images, None, latents)}
-    torch.testing.assert_close(turns["discriminator"], found[0.0]["discriminator"])
-
-
 def test_sheets_and_films(here, tmp_path, capsys):
     out, film = tmp_path / "out.png", tmp_path / "film.gif"
     assert main([*use("sample", here, "flow", "--classes", "0-2,7", "--count", 3, "--out", out, "--film", film)]) == 0
@@ -172,22 +150,6 @@ def test_what_is_known_of_a_picture_stays(here, tmp_path, digits):
     for name, more in (("flow", ("--label", "3")), ("flow", ()), ("ddpm", ())):
         assert main([*use("inpaint", here, name, *given, "--count", 12, *more)]) == 0
         assert size(tmp_path / "out.png") == (10 * 50 + 2, 3 * 50 + 2)
-
-
-@pytest.mark.parametrize("name", [name for name, generator in GENERATORS.items() if isinstance(generator, Diffusion)])
-def test_inpainting_predicts_what_is_known(name):
-    """Whatever a network says: there the image comes out, elsewhere what the network alone makes."""
-    generator = replace(GENERATORS[name], steps=4)
-    noise = torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    image, there = torch.rand(1, 4, 4, dtype=torch.float64), torch.arange(16).view(4, 4) < 9
-
-    def network(x, times, classes):
-        return (x * 0.3).tanh() + times[0].double().sin() / 9
-
-    found = generator.images(Holding(network, generator.path, image, there), noise, None, 0)
-    alone = generator.images(network, noise, None, 0)
-    torch.testing.assert_close(found[..., there], image[..., there].expand(3, 1, -1), rtol=0, atol=1e-9)
-    torch.testing.assert_close(found[..., ~there], alone[..., ~there], rtol=0, atol=1e-9)
 
 
 def test_measuring_again(here, capsys):
@@ -246,22 +208,6 @@ def test_a_batch_is_a_function_of_seed_epoch_and_image(here):
     assert abs(noise.std() - 1) < 0.02
     assert 0 < times.min() < times.max() <= 1000
     assert torch.equal(as_bytes(images), as_bytes(as_values(as_bytes(images))))
-
-
-def test_the_loss_is_that_of_the_paper():
-    """Lipman et al., 2022: of a flow, |v - (noise - image)|^2 at image + t (noise - image), in the mean."""
-    images, noise, times = torch.randn(3, 1, 2, 2), torch.randn(3, 1, 2, 2), torch.tensor([100.0, 500.0, 1000.0])
-    asked = []
-
-    def network(x, t, classes):
-        asked.append(x)
-        return 0.1 * x
-
-    ((part, found, _),) = GENERATORS["flow"].losses(network, images, None, noise, times)
-    t = times.view(3, 1, 1, 1) / 1000
-    torch.testing.assert_close(asked[0], images + t * (noise - images))
-    torch.testing.assert_close(found, (0.1 * asked[0] - (noise - images)).square().mean((1, 2, 3)).sum())
-    assert part == "model"
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(here, tmp_path):
@@ -385,33 +331,6 @@ def test_a_model_of_something_unknown(here, tmp_path, capsys, change, error):
     config = files.read_json(tmp_path / "runs" / "flow" / "config.json")
     files.write_json(tmp_path / "runs" / "flow" / "config.json", config | {"generation": config["generation"] | change})
     assert error in one_line(capsys, main, *use("sample", tmp_path / "runs", "flow"))
-
-
-def test_every_generator_is_possible():
-    for generator in GENERATORS.values():
-        assert {generator.network(8), generator.network(32)} <= set(zoo.names())
-    assert image_generation_use.SAMPLERS == samplers.SAMPLERS
-
-
-def test_between_two_noises():
-    one, other = torch.randn(2, 1, 5, 5)
-    found = image_generation_use.between(one, other, 5)
-    assert torch.equal(found[0], one)
-    torch.testing.assert_close(found[-1], other, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found[2], (one + other) / 2**0.5)
-
-
-def test_sheets_keep_every_pixel(tmp_path):
-    """Enlarged by a whole factor, on white."""
-    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
-    sheets.write(tmp_path / "a.png", [images, images[:1]])
-    with Image.open(tmp_path / "a.png") as opened:
-        assert opened.size == (2 * 50 + 2, 2 * 50 + 2)
-        pixels = torch.frombuffer(bytearray(opened.tobytes()), dtype=torch.uint8).view(102, 102, 3).permute(2, 0, 1)
-    for place, image in (((2, 2), images[0]), ((2, 52), images[1]), ((52, 2), images[0])):
-        y, x = place
-        assert torch.equal(pixels[:, y : y + 48 : 12, x : x + 48 : 12], image)
-    assert (pixels[:, 52:, 52:] == 255).all()
 
 
 def test_too_few_pictures_to_train_on(make_pictures, tmp_path, capsys):

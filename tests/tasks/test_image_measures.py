@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tasks import image_measures
-from tasks.image_measures import frechet_distance, kernel_distance, measures, nearest, neighbourhoods
+from tasks.image_measures import frechet_distance, kernel_distance, measures, nearest, nearest_pictures, neighbourhoods
 
 
 @pytest.fixture(params=[1024, 7], ids=["whole tables", "tables in parts"], autouse=True)
@@ -131,3 +131,15 @@ def test_sets_that_cannot_be_measured(real, made, words):
     assert set(measures(drawn(9, 0), drawn(9, 1))) == {
         "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
     }  # fmt: skip
+
+
+def test_the_nearest_pictures_in_parts():
+    g = torch.Generator().manual_seed(0)
+    pixels, made = (torch.randint(256, (count, 3, 4, 4), generator=g, dtype=torch.uint8) for count in (30, 9))
+    made[2] = pixels[17]
+    index, apart = nearest(made.flatten(1).float(), pixels.flatten(1).float())
+    for part in (7, 30):
+        pictures, distances = nearest_pictures(made, pixels, part)
+        assert torch.equal(pictures, pixels[index])
+        assert torch.equal(distances, apart)
+    assert distances[2] == 0

@@ -13,6 +13,7 @@ from zoo.generation import decoding
 from zoo.gpt import gpt2, llama
 
 VOCABULARY = 97
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=["one row", "batch"])
