@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tasks.muon import Muon, hidden_matrices
 from tasks.options import EngineOptions
 from zoo.model import Model
 
@@ -57,9 +58,21 @@ def depths(model: nn.Module) -> dict[str, int]:
     return {name: numbers.get(id(p), len(parts)) for name, p in model.named_parameters()}
 
 
+def apart(groups: list[dict[str, Any]], hidden: set[nn.Parameter]) -> list[dict[str, Any]]:
+    """Each group as two: the hidden matrices, and the rest."""
+    split = [
+        {**group, "params": [p for p in group["params"] if (p in hidden) == orthogonal], "orthogonal": orthogonal}
+        for group in groups
+        for orthogonal in (True, False)
+    ]
+    return [group for group in split if group["params"]]
+
+
 def make_optimizer(model: nn.Module, options: EngineOptions) -> torch.optim.Optimizer:
     groups = parameter_groups(model, options.weight_decay) if options.layer_decay == 1 else layer_groups(model, options)
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True, fused=True)
+    if options.optimizer == "muon":
+        return Muon(apart(groups, hidden_matrices(model)), options.lr, (0.9, options.beta2))
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
     return kind(groups, lr=options.lr, betas=(0.9, options.beta2), fused=True)

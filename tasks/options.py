@@ -149,18 +149,22 @@ class EngineOptions(Options):
     title = "training"
 
     epochs: int = option(10, "passes over the training data", least=1)
-    optimizer: str = option("adamw", "sgd has Nesterov momentum 0.9", choices=("adamw", "adam", "sgd"))
-    lr: float = option(None, "peak learning rate (default: 0.001, for sgd 0.02)", above=0)
+    optimizer: str = option(
+        "adamw",
+        "muon makes steps of hidden matrices orthogonal, the rest is adamw's; sgd has Nesterov momentum 0.9",
+        choices=("adamw", "adam", "sgd", "muon"),
+    )
+    lr: float = option(None, "peak learning rate (default: 0.001, for muon 0.003, for sgd 0.02)", above=0)
     schedule: str = option(
         "cosine",
         "cosine falls to zero; step divides by ten at 1/2 and 3/4; rsqrt falls as 1 / sqrt(step)",
         choices=("cosine", "step", "rsqrt", "constant"),
     )
     warmup: float = option(1.0, "epochs in which the learning rate rises from zero", least=0)
-    beta2: float = option(0.999, "decay of adam's and adamw's mean of squared gradients", least=0, below=1)
+    beta2: float = option(0.999, "decay of the mean of squared gradients, which sgd has not", least=0, below=1)
     weight_decay: float = option(
         None,
-        "on matrices and kernels only, not on norms and biases (default: 0.05 for adamw, 0 for adam, 0.0005 for sgd)",
+        "on matrices and kernels only, not on norms and biases (default: 0.05 for adamw and muon, 0 for adam, 0.0005 for sgd)",
         least=0,
     )
     ema: float = option(
@@ -194,7 +198,7 @@ class EngineOptions(Options):
     runs_dir: str = option("runs", "folder of all runs", path=True)
 
     def __post_init__(self) -> None:
-        lr, weight_decay = {"adamw": (0.001, 0.05), "adam": (0.001, 0.0)}.get(self.optimizer, (0.02, 5e-4))
+        lr, weight_decay = {"adamw": (0.001, 0.05), "adam": (0.001, 0.0), "muon": (0.003, 0.05)}.get(self.optimizer, (0.02, 5e-4))
         self.lr = lr if self.lr is None else self.lr
         self.weight_decay = weight_decay if self.weight_decay is None else self.weight_decay
         super().__post_init__()

@@ -124,7 +124,7 @@ def test_a_checkpoint_of_several_parts_brings_back_every_bit(start):
         assert not [name for name, x in one.state_dict().items() if not torch.equal(x, other.state_dict()[name])]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 def test_a_checkpoint_brings_back_every_bit(start, tmp_path, optimizer):
     """Four-dimensional weights too: they lie channels-last in memory, and so must what the optimizer keeps for them."""
 
