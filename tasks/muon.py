@@ -5,8 +5,8 @@ products of a polynomial bring all singular values near 1 without a decompositio
 
     X <- 3.4445 X - 4.7750 (X X^T) X + 2.0315 (X X^T)^2 X
 
-Sources: Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks"; the length of a step is that of Liu et al.,
-2025 (arXiv 2502.16982), so that one learning rate serves these matrices and, by AdamW, everything else.
+Sources: Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks"; the length of a step is that of Liu et
+al., 2025 (arXiv 2502.16982), so that one learning rate serves these matrices and, by AdamW, everything else.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Muon(torch.optim.AdamW):
     """Of the groups that say ``"orthogonal": True``; AdamW of all others.
 
     momentum: decay of the mean of gradients; a step looks ahead of it, after Nesterov.
-    A step is 0.2 * sqrt(max(rows, columns)) times a matrix whose singular values are about 1: its elements have a root mean square
-    of about 0.2, as AdamW's steps have.
+    A step is 0.2 * sqrt(max(rows, columns)) times a matrix whose singular values are about 1: its elements have a root mean
+    square of about 0.2, as those of AdamW's steps have.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ def orthogonal(matrix: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     return (x.T if len(matrix) > matrix.shape[1] else x).to(matrix.dtype)
 
 
-def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
-    """Weights of linear layers and convolutions; neither tables of embeddings nor the model's last layers, `head` and `output`."""
+def hidden_matrices(model: nn.Module) -> set[Tensor]:
+    """Weights of linear layers and convolutions, but for the model's last ones, in `head` and `output`."""
     return {
         module.weight
         for name, module in model.named_modules()

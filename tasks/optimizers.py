@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tasks.muon import Muon, hidden_matrices
 from tasks.options import EngineOptions
@@ -58,7 +58,7 @@ def depths(model: nn.Module) -> dict[str, int]:
     return {name: numbers.get(id(p), len(parts)) for name, p in model.named_parameters()}
 
 
-def apart(groups: list[dict[str, Any]], hidden: set[nn.Parameter]) -> list[dict[str, Any]]:
+def apart(groups: list[dict[str, Any]], hidden: set[Tensor]) -> list[dict[str, Any]]:
     """Each group as two: the hidden matrices, and the rest."""
     split = [
         {**group, "params": [p for p in group["params"] if (p in hidden) == orthogonal], "orthogonal": orthogonal}

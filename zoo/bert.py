@@ -4,9 +4,10 @@
     RoBERTa     Liu et al., 2019 (arXiv 1907.11692): one token type, positions that begin behind the padding's row of the table
     DistilBERT  Sanh et al., 2019 (arXiv 1910.01108): half of the blocks, no token types, a ReLU in place of the pooler's tanh
     MiniLM      Wang et al., 2020 (arXiv 2002.10957): a narrow BERT
+    RoFormer    Su et al., 2021 (arXiv 2104.09864): queries and keys are turned by their positions, there is no table of these
 
-They differ in the parts that `BERT`, `ROBERTA` and `DISTILBERT` give to `build`. Proven against
-the class of transformers for each head.
+They differ in the parts that `BERT`, `ROBERTA`, `DISTILBERT` and `ROFORMER` give to `build`. Proven against the class of
+transformers for each head.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from layers.checks import is_traced, require
 from layers.embedding import TokenEmbedding, require_known
 from layers.feedforward import FeedForward
 from layers.padding import real_tokens
-from layers.positions import LearnedPositions
+from layers.positions import LearnedPositions, Rotary, Sinusoidal
 from layers.transformer import EncoderBlock, PostNorm
 from layers.weights import WeightMap
 from zoo.heads import AnswerHead, MaskedHead, PooledHead, SequenceHead, TokenHead
@@ -166,10 +167,13 @@ def sentence_embeddings(model: Bert, tokens: Tensor, mask: Tensor | None = None)
 # -------------------------------------------------------------------------------------------------------------------- variants
 
 
-def encoder_block(dim: int, heads: int, hidden_dim: int, dropout: float, eps: float) -> EncoderBlock:
+def encoder_block(
+    dim: int, heads: int, hidden_dim: int, dropout: float, eps: float, rotary: Rotary | None = None
+) -> EncoderBlock:
     """Post-norm, with GELU, and dropout of the attention weights too."""
+    attention = MultiHeadAttention(dim, heads, dropout=dropout, positions=rotary)
     return EncoderBlock(
-        PostNorm(MultiHeadAttention(dim, heads, dropout=dropout), nn.LayerNorm(dim, eps), nn.Dropout(dropout)),
+        PostNorm(attention, nn.LayerNorm(dim, eps), nn.Dropout(dropout)),
         PostNorm(FeedForward(dim, hidden_dim, activation=nn.GELU()), nn.LayerNorm(dim, eps), nn.Dropout(dropout)),
     )
 
@@ -193,6 +197,7 @@ def build(
 ) -> Bert:
     """The options of all variants.
 
+    max_positions: rows of the table of positions; RoFormer has none, and only its file for transformers ends there.
     types:       how many token types there are; 0 for a model without.
     padding:     token that fills up short rows; its embedding starts as zeros and is not trained by them.
     std:         of all weights at the start, None for dim^-0.5: with 0.02 a narrow model's attentions begin by saying nothing.
@@ -200,13 +205,15 @@ def build(
     num_classes: of the heads "sequence" and "tokens"; 2 unless given.
     """
     require(types >= 0, "types", types, "zero or more")
+    require(heads > 0, "heads", heads, "positive")
     choices = {"masked": lambda: MaskedHead(dim, vocab_size, eps)}
     choices |= {name: partial(make, dim, num_classes or 2, dropout) for name, make in family.heads.items()}
     require(head is None or head in choices, "head", head, f"None or one of {', '.join(choices)}")
     right = "positive" if head in ("sequence", "tokens") else f"None for the head {head!r}"
     require(num_classes is None or (right == "positive" and num_classes > 0), "num_classes", num_classes, right)
+    rotary = Rotary(dim // heads, interleaved=True) if family.rotary else None
     model = Bert(
-        [encoder_block(dim, heads, hidden_dim, dropout, eps) for _ in range(layers)],
+        [encoder_block(dim, heads, hidden_dim, dropout, eps, rotary) for _ in range(layers)],
         TokenEmbedding(vocab_size, dim, padding=padding, std=std),
         nn.LayerNorm(dim, eps),
         positions=family.positions(max_positions, dim, padding),
@@ -214,7 +221,7 @@ def build(
         head=None if head is None else choices[head](),
         dropout=dropout,
     )
-    model.references = {"huggingface": partial(names_of, family.name, head)}
+    model.references = {"huggingface": partial(names_of, family.name, head, max_positions, dim // heads)}
     return model.apply(partial(init_normal, std=dim**-0.5 if std is None else std))
 
 
@@ -230,10 +237,12 @@ class Family:
     """The parts in which the models differ."""
 
     name: str
-    positions: Callable[[int, int, int], nn.Module]
+    positions: Callable[[int, int, int], nn.Module | None]
     """max_positions, dim, padding -> table of positions."""
     heads: dict[str, Callable[[int, int, float], nn.Module]]
     """Name -> dim, num_classes, dropout -> head."""
+    rotary: bool = False
+    """Whether queries and keys are turned by their positions."""
 
     def __repr__(self) -> str:
         return self.name
@@ -263,6 +272,16 @@ DISTILBERT = Family(
         "answer": lambda dim, classes, p: AnswerHead(dim, dropout=p),
     },
 )
+ROFORMER = Family(
+    "roformer",
+    lambda most, dim, padding: None,
+    {
+        "sequence": lambda dim, classes, p: SequenceHead(PooledHead(dim, activation=nn.GELU(), dropout=p), classes, dropout=p),
+        "tokens": BERT.heads["tokens"],
+        "answer": BERT.heads["answer"],
+    },
+    rotary=True,
+)
 BASE = dict(dim=768, heads=12, hidden_dim=3072, layers=12)
 LARGE = dict(dim=1024, heads=16, hidden_dim=4096, layers=24)
 OF_ROBERTA = dict(vocab_size=50_265, types=1, padding=1, eps=1e-5)
@@ -274,6 +293,8 @@ VARIANTS: dict[str, Callable[..., Bert]] = {
     "roberta_base": partial(build, ROBERTA, **BASE | OF_ROBERTA),
     "roberta_large": partial(build, ROBERTA, **LARGE | OF_ROBERTA),
     "distilbert_base": partial(build, DISTILBERT, **BASE | dict(layers=6, types=0)),
+    "roformer_base": partial(build, ROFORMER, **BASE | dict(vocab_size=50_000, max_positions=1536)),
+    "roformer_small": partial(build, ROFORMER, dim=128, heads=2, hidden_dim=512, layers=2, std=None),
 }
 
 
@@ -313,6 +334,10 @@ OF_BERT = {
 }  # fmt: skip
 THEIRS = {
     "bert": OF_BERT,
+    "roformer": OF_BERT | {
+        "masked": tuple(x.replace("bert.", "roformer.") for x in OF_BERT["masked"]),
+        "sequence": ("classifier.dense", "classifier.out_proj"),
+    },
     "roberta": OF_BERT | {
         "masked": (
             "lm_head.dense", "lm_head.layer_norm", "lm_head.bias lm_head.decoder.bias",
@@ -334,11 +359,12 @@ THEIRS = {
 }  # fmt: skip
 OTHERS = ("cls.", "classifier.", "lm_head.", "pooler.", "pre_classifier.", "qa_outputs.", "vocab_", "embeddings.position_ids")
 """How the names of heads begin, which a model may lack, and of a table 0, 1, 2, ... in files of old."""
-BLOCKS = {"bert": "encoder.layer", "roberta": "encoder.layer", "distilbert": "transformer.layer"}
+BLOCKS = {"bert": "encoder.layer", "roberta": "encoder.layer", "roformer": "encoder.layer", "distilbert": "transformer.layer"}
 
 
-def names_of(family: str, head: str | None, model: Bert) -> WeightMap:
+def names_of(family: str, head: str | None, max_positions: int, head_dim: int, model: Bert) -> WeightMap:
     """Our names and those of the class of transformers that has this head."""
+    derived = {}
     base = "" if head in (None, "pooled") else f"{family}."
     rows = {ours: f"{base}{theirs}" for ours, theirs in EMBEDDINGS.items()}
     for ours, theirs in zip(OURS["block"], THEIRS[family]["block"], strict=True):
@@ -347,4 +373,7 @@ def names_of(family: str, head: str | None, model: Bert) -> WeightMap:
         del rows["embedding.table"]  # which is the output's too
     if head is not None:
         rows |= zip(OURS[head], THEIRS[family][head], strict=True)
-    return WeightMap(*rows.items())
+    if family == ROFORMER.name:
+        sines = Sinusoidal(head_dim, interleaved=False)
+        derived[f"{base}encoder.embed_positions.weight"] = sines(torch.arange(max_positions), torch.float64)
+    return WeightMap(*rows.items(), derived=derived)

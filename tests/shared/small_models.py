@@ -40,6 +40,7 @@ FAMILIES = {
     "bert_small": TEXT | dict(head="masked"),
     "roberta_base": TEXT | dict(head="tokens", num_classes=4),
     "distilbert_base": TEXT | dict(head="sequence", num_classes=3),
+    "roformer_base": TEXT | dict(head="tokens", num_classes=4),
     "gpt_small": TEXT | dict(max_positions=9),
     "llama_small": TEXT | dict(kv_heads=1, experts=2, scaling=dict(kind="yarn", factor=2.0, original_length=8)),
     "lstm_small": dict(vocab_size=19, dim=8, hidden_dim=12),

@@ -72,7 +72,9 @@ def test_all_others_are_adamws():
     """Gradients stay, and what has none does not move."""
     ours, theirs = ([nn.Parameter(drawn(4, 3, seed=n)) for n in range(4)] for _ in range(2))
     optimizer = Muon(
-        [{"params": ours[:1], "orthogonal": True}, {"params": ours[1:], "orthogonal": False, "weight_decay": 0.1}], 0.1, (0.9, 0.99)
+        [{"params": ours[:1], "orthogonal": True}, {"params": ours[1:], "orthogonal": False, "weight_decay": 0.1}],
+        0.1,
+        (0.9, 0.99),
     )
     reference = torch.optim.AdamW(theirs[1:], 0.1, (0.9, 0.99), weight_decay=0.1, fused=True)
     for step in range(3):

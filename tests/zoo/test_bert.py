@@ -12,9 +12,9 @@ from layers.testing.items import examples
 from layers.testing.profiles import COMMON
 from layers.testing.properties import GENERIC
 from zoo import bert
-from zoo.bert import BERT, DISTILBERT, ROBERTA, build
+from zoo.bert import BERT, DISTILBERT, ROBERTA, ROFORMER, build
 
-FAMILIES = {BERT: "Bert", ROBERTA: "Roberta", DISTILBERT: "DistilBert"}
+FAMILIES = {BERT: "Bert", ROBERTA: "Roberta", DISTILBERT: "DistilBert", ROFORMER: "RoFormer"}
 EVERY = [(family, head) for family in FAMILIES for head in (None, "masked", *family.heads)]
 POOLED = ("pooled", "sequence")
 FREE = {
@@ -77,8 +77,9 @@ def theirs(implementation):
             sizes |= dict(num_hidden_layers=a.layers, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
             sizes |= dict(layer_norm_eps=a.eps, type_vocab_size=a.types)
         sizes |= dict(max_position_embeddings=a.max_positions + (a.padding + 1 if kind == "Roberta" else 0))
-        config = getattr(transformers, f"{kind}Config")(**sizes, attn_implementation=implementation)
-        pooling = {"add_pooling_layer": False} if a.head is None and kind != "DistilBert" else {}
+        how = "eager" if kind == "RoFormer" else implementation  # which has no other
+        config = getattr(transformers, f"{kind}Config")(**sizes, attn_implementation=how)
+        pooling = {"add_pooling_layer": False} if a.head is None and kind in ("Bert", "Roberta") else {}
         return getattr(transformers, kind + CLASSES[a.head])(config, **pooling)
 
     return make
@@ -95,7 +96,7 @@ def call_theirs(model, inputs):
     kind = model.config.model_type
     if kind != "distilbert":
         given["token_type_ids"] = inputs["types"]
-    if kind != "roberta" and not mask[:, 0].all():  # these two count padding too, where it is on the left
+    if kind in ("bert", "distilbert") and not mask[:, 0].all():  # these two count padding too, where it is on the left
         given["position_ids"] = masks.padded_positions(mask)
     ids = inputs["tokens"].masked_fill(~mask, model.config.pad_token_id)
     found = model(input_ids=ids, attention_mask=mask.long(), **given)

@@ -1,4 +1,4 @@
-"""Hugging Face's BERT, RoBERTa and DistilBERT with their heads: what their options are called here."""
+"""Hugging Face's BERT, RoBERTa, DistilBERT and RoFormer with their heads: what their options are called here."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ SIZES = dict(
 DEFAULTS = {
     "Bert": SIZES,
     "Roberta": SIZES | dict(vocab_size=50_265, pad_token_id=1),
+    "RoFormer": SIZES | dict(vocab_size=50_000, max_position_embeddings=1536),
     "DistilBert": dict(vocab_size=30_522, dim=768, n_heads=12, n_layers=6, hidden_dim=3072, max_position_embeddings=512,
                        pad_token_id=0, dropout=0.1),
 }  # fmt: skip
@@ -35,7 +36,13 @@ POOLERS = {
     "pooler_type",
 }  # fmt: skip
 """What configs of 2018 say of a pooler that nobody has built."""
-READ_ELSEWHERE = {"max_position_embeddings", "classifier_dropout", "seq_classif_dropout", "tie_weights_"} | POOLERS
+READ_ELSEWHERE = {
+    "max_position_embeddings",
+    "embedding_size",
+    "classifier_dropout",
+    "seq_classif_dropout",
+    "tie_weights_",
+} | POOLERS
 
 
 def bert_extra(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,6 +56,13 @@ def roberta_extra(config: Mapping[str, Any]) -> dict[str, Any]:
     if (padding := config["pad_token_id"]) is None:
         raise ValueError("pad_token_id of Roberta must be a token, for its positions begin behind it, got None")
     return {"max_positions": bert_extra(config)["max_positions"] - padding - 1}
+
+
+def roformer_extra(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Errors: `ValueError` for embeddings of another width than the states."""
+    if config.get("embedding_size") not in (None, config["hidden_size"]):
+        raise ValueError(f"embedding_size must be hidden_size, {config['hidden_size']}, got {config['embedding_size']}")
+    return {"max_positions": config["max_position_embeddings"]}
 
 
 def distilbert_extra(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,6 +102,11 @@ KINDS = {
         Architecture, partial(bert.build, bert.ROBERTA), BERT, FIXED, roberta_extra, roberta_back, DEFAULTS["Roberta"],
         {"hidden_dropout_prob": {"attention_probs_dropout_prob": 0.1}},
     ),
+    "RoFormer": partial(
+        Architecture, partial(bert.build, bert.ROFORMER), BERT,
+        ALWAYS | {"hidden_act": ("gelu",), "rotary_value": (False,)}, roformer_extra, bert_back, DEFAULTS["RoFormer"],
+        {"hidden_dropout_prob": {"attention_probs_dropout_prob": 0.1}},
+    ),
     "DistilBert": partial(
         Architecture, partial(bert.build, bert.DISTILBERT), DISTILBERT,
         ALWAYS | {"activation": ("gelu",), "sinusoidal_pos_embds": (False, True)}, distilbert_extra, distilbert_back,
@@ -100,7 +119,7 @@ ENCODERS = {f"{kind}{theirs}": make(given={"head": head}) for kind, make in KIND
 ENCODERS |= {f"{kind}Model": make(given={"head": None}) for kind, make in KINDS.items()}
 ENCODERS |= {"BertForPreTraining": ENCODERS["BertForMaskedLM"]}  # whose other head is left out
 CHOICES = f"{', '.join(KINDS)} with {', '.join(['Model', *HEADS.values()])}"
-FAMILIES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
+FAMILIES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "roformer": "RoFormer"}
 
 
 def class_of(family: Any, arguments: Mapping[str, Any]) -> str:

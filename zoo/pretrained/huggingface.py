@@ -121,7 +121,7 @@ def to_huggingface(model: Model, tokenizer: Any = None, folder: str | Path | Non
         config.num_labels = arguments["num_classes"] or 2
         if classes := model.config.get("classes"):
             config.id2label, config.label2id = dict(enumerate(classes)), {name: n for n, name in enumerate(classes)}
-    pooling = {"add_pooling_layer": False} if arguments.get("head", "") is None and kind != "DistilBertModel" else {}
+    pooling = {"add_pooling_layer": False} if arguments.get("head", "") is None and kind in ("BertModel", "RobertaModel") else {}
     state = model.maps["huggingface"].export(model)
     made = theirs(config, **pooling).to(next(iter(state.values())).dtype)
     made.load_state_dict(state, strict=True)

@@ -53,7 +53,7 @@ def test_text_is_generated_from_a_folder(name, tmp_path):
     assert kept.model_max_length == (20 if name == "gpt_small" else kept.model_max_length)
 
 
-@pytest.mark.parametrize("name", ["bert_small", "roberta_base", "distilbert_base"])
+@pytest.mark.parametrize("name", ["bert_small", "roberta_base", "distilbert_base", "roformer_base"])
 def test_what_reads_is_used_from_a_folder(name, tmp_path):
     tokenizer, arguments = words(READS), dict(padding=0, max_positions=30)
     model = drawn(name, head="masked", **arguments)
