@@ -247,7 +247,7 @@ GENERATORS: dict[str, Generative] = {
     "dit": Diffusion(("dit_small", "dit_small"), middle=True),
     "dcgan": Adversarial(("dcgan_8", "dcgan_28")),
     "wgan_gp": Adversarial(("wgan_gp_8", "wgan_gp_28"), "wasserstein", "gradient", 10.0, turns=3),
-    "r3gan": Adversarial(("r3gan_8", "r3gan_28"), "relativistic", "zero_centred", 0.1, share=0.25),
+    "r3gan": Adversarial(("r3gan_8", "r3gan_28"), "relativistic", "zero_centred", 0.2, share=0.25),
     "vae": Autoencoder(("vae_small", "vae_small"), beta=0.1),
 }
 KINDS = {found.kind: found for found in (Diffusion, Adversarial, Autoencoder)}

@@ -22,7 +22,7 @@ from tasks.image_generation_use import (
     inpaint,
     sample,
 )
-from tasks.options import EngineOptions, UserError, did_you_mean, option
+from tasks.options import OPTIMIZERS, EngineOptions, UserError, did_you_mean, option
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import nn
@@ -43,9 +43,12 @@ class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
     unconditional: bool = option(False, "learn and make images without classes")
     label_dropout: float = option(0.1, "part of the labels that are hidden, for --guidance", least=0, below=1)
     passes: int | None = option(None, "passes over the data in an epoch (default: as many as look at 17,500 images)", least=1)
-    epochs: int = option(4, "epochs, after each of which images are measured", least=1)
+    epochs: int = option(
+        None, "epochs, after each of which images are measured (default: 2, of networks that compete 8)", least=1
+    )
     batch_size: int = option(64, "images in an optimizer step", least=1)
-    lr: float = option(None, "peak learning rate (default: 0.002, of networks that compete 0.0005)", above=0)
+    optimizer: str = option(None, "(default: muon; networks that compete have adamw alone)", OPTIMIZERS)
+    lr: float = option(None, "peak learning rate (default: 0.002, of wgan_gp and dcgan 0.0005)", above=0)
     ema: float = option(0.998, "decay of an exponential moving average of the weights; 0 is off", least=0, below=1)
     weight_decay: float = option(0.0, "on matrices and kernels only", least=0)
     warmup: float = option(0.2, "epochs in which the learning rate rises from zero", least=0)
@@ -55,7 +58,11 @@ class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
 
     def __post_init__(self) -> None:
         competing = self.model in ("dcgan", "wgan_gp", "r3gan")
-        self.lr = (0.0005 if competing else 0.002) if self.lr is None else self.lr
+        if competing and self.optimizer not in (None, "adamw"):
+            raise UserError(f"--optimizer of {self.model} must be adamw, with decays that suit a contest, got {self.optimizer}")
+        self.optimizer = self.optimizer or ("adamw" if competing else "muon")
+        self.epochs = (8 if competing else 2) if self.epochs is None else self.epochs
+        self.lr = (0.0005 if self.model in ("dcgan", "wgan_gp") else 0.002) if self.lr is None else self.lr
         self.clip = (0.0 if competing else 1.0) if self.clip is None else self.clip
         super().__post_init__()
 

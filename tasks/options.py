@@ -142,6 +142,9 @@ def owner(kind: type, name: str) -> Any:
     return next(c for c in reversed(kind.__mro__) if name in vars(c).get("__annotations__", {}))
 
 
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
+
+
 @dataclass
 class EngineOptions(Options):
     """How to train, whatever the task."""
@@ -152,7 +155,7 @@ class EngineOptions(Options):
     optimizer: str = option(
         "adamw",
         "muon makes steps of hidden matrices orthogonal, the rest is adamw's; sgd has Nesterov momentum 0.9",
-        choices=("adamw", "adam", "sgd", "muon"),
+        choices=OPTIMIZERS,
     )
     lr: float = option(None, "peak learning rate (default: 0.001, for muon 0.003, for sgd 0.02)", above=0)
     schedule: str = option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import commands
 from tasks.commands import Command
-from tasks.options import Options, UserError, option
+from tasks.options import OPTIMIZERS, Options, UserError, option
 from tasks.question_answering_use import PROGRAM, SQUAD, AnswerOptions, EvaluateOptions, PredictOptions, evaluate, predict
 from tasks.saved import placed
 from tasks.span_models import WindowOptions, real, split
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from tasks.engine import Run
     from tasks.text_models import Reader
 
+DEFAULT = "roformer_small"
+"""What is to be found stands beside what was asked for: rotary positions see that at once, tables of positions learn it late."""
 Splits = Mapping[str, "list[Question]"]
 
 
@@ -42,9 +44,19 @@ class TrainOptions(AnswerOptions, WindowOptions, QuestionOptions):
     title, program = "question answering", PROGRAM
     context: int = option(64, "tokens of a window", least=8)
     vocab_size: int = option(4000, "tokens of a trained tokenizer, at most", least=5, most=10_000_000)
-    lr: float = option(0.002, "peak learning rate", above=0)
-    epochs: int = option(2, "passes over the training questions", least=1)
+    model: str = option("", f"a model of zoo.names() that reads tokens (default: {DEFAULT}, or what --init is)")
+    dropout: float | None = option(None, "in the model (default: 0, after --init the model's own)", least=0, below=1)
+    optimizer: str = option(None, "(default: muon, after --init adamw)", OPTIMIZERS)
+    lr: float = option(None, "peak learning rate (default: 0.004 for muon, else 0.002, after --init 0.00005)", above=0)
+    epochs: int = option(5, "passes over the training questions", least=1)
     examples: int = option(8, "questions of the test set to print", least=0)
+
+    def __post_init__(self) -> None:
+        if not self.init:
+            self.model, self.dropout = self.model or DEFAULT, 0.0 if self.dropout is None else self.dropout
+        self.optimizer = self.optimizer or ("adamw" if self.init else "muon")
+        self.lr = (0.00005 if self.init else 0.004 if self.optimizer == "muon" else 0.002) if self.lr is None else self.lr
+        super().__post_init__()
 
 
 class QuestionAnswering(Task):
@@ -192,7 +204,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[QuestionAnswering, nn.Mo
     text_models.place_of(options, folder)  # refuses before data is read
     splits, notes = load(options)
     texts = {text: None for x in splits["train"] for text in (x.context, x.question)}
-    reader = text_models.begin(options, folder, texts, "answer")
+    reader = text_models.begin(options, folder, texts, "answer", apart=True)
     kept = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}  # of the best epoch so far
     reader.model.config |= {"overlap": options.overlap, "threshold": kept.get("threshold", 0.0)}
     return QuestionAnswering(splits, reader, options, notes), reader.model

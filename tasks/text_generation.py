@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import commands
 from tasks.commands import Command
 from tasks.language_modelling import foretell, generate, total
-from tasks.options import EngineOptions, Options, UserError, did_you_mean, option
+from tasks.options import OPTIMIZERS, EngineOptions, Options, UserError, did_you_mean, option
 from tasks.saved import placed
 from tasks.task import Metric, Split, Task
 from tasks.text_generation_use import PROGRAM, TEXTS, EvaluateOptions, GenerateOptions, evaluate, write
@@ -39,7 +39,7 @@ class DocumentOptions(Options):
     normalize: str = option("none", "Unicode normal form of all text", ("nfc", "nfkc", "none"))
     tokenizer: str = option("", "tokenizer.json to use (default: one is trained, or that of --init)", path=True)
     level: str = option("bpe", "what a trained tokenizer's tokens are", ("bpe", "unigram", "char"))
-    vocab_size: int = option(8192, "tokens of a trained tokenizer, at most", least=260, most=10_000_000)
+    vocab_size: int = option(4096, "tokens of a trained tokenizer, at most", least=260, most=10_000_000)
     seed: int = option(0, "of initial weights, order, dropout and samples", least=0)
 
 
@@ -50,10 +50,11 @@ class TrainOptions(EngineOptions, LearningOptions, DocumentOptions):
     init: str = option("", "start from a run, a folder or file of one, or hf:PATH, a folder of Hugging Face's", path=True)
     context: int = option(256, "tokens that the model sees", least=2)
     stride: int = option(None, "tokens that are foretold at a time at the end (default: half of the context)", least=1)
-    epochs: int = option(5, "parts of the training text, or passes over it", least=1)
-    epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 350, else all)", least=1)
-    batch_size: int = option(2, "contexts in an optimizer step", least=1)
-    lr: float = option(None, "peak learning rate (default: 0.002, after --init 0.0001)", above=0)
+    epochs: int = option(3, "parts of the training text, or passes over it", least=1)
+    epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 1,500, else all)", least=1)
+    batch_size: int = option(8, "contexts in an optimizer step", least=1)
+    optimizer: str = option(None, "(default: muon, after --init adamw)", OPTIMIZERS)
+    lr: float = option(None, "peak learning rate (default: 0.01 for muon, else 0.002, after --init 0.0001)", above=0)
     beta2: float = option(0.99, "decay of the mean of squared gradients", least=0, below=1)
     warmup: float = option(0.1, "epochs in which the learning rate rises from zero", least=0)
     clip: float = option(1.0, "largest gradient norm; 0 is off", least=0)
@@ -65,9 +66,10 @@ class TrainOptions(EngineOptions, LearningOptions, DocumentOptions):
 
     def __post_init__(self) -> None:
         if self.epoch_windows is None and self.data == "stdlib" and not self.train:
-            self.epoch_windows = 350
+            self.epoch_windows = 1500
         self.stride = self.stride or max(1, self.context // 2)
-        self.lr = (0.0001 if self.init else 0.002) if self.lr is None else self.lr
+        self.optimizer = self.optimizer or ("adamw" if self.init else "muon")
+        self.lr = (0.0001 if self.init else 0.01 if self.optimizer == "muon" else 0.002) if self.lr is None else self.lr
         super().__post_init__()
         if self.stride > self.context:
             raise UserError(f"--stride must be at most --context, {self.context}, got {self.stride}")

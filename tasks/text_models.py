@@ -66,12 +66,20 @@ class Row(NamedTuple):
 
 
 def begin(
-    options: Any, folder: Path, texts: Iterable[str], head: str, *, classes: Sequence[str] = (), **arguments: Any
+    options: Any,
+    folder: Path,
+    texts: Iterable[str],
+    head: str,
+    *,
+    classes: Sequence[str] = (),
+    apart: bool = False,
+    **arguments: Any,
 ) -> Reader:
     """The model of --model and --init with this head, and the tokenizer; of a run that goes on, what its folder has.
 
     texts:     to train a tokenizer on.
     classes:   names in the order of the output layer, where those of --init are to be found by their names.
+    apart:     whether punctuation marks are tokens of their own, for what is to be found in texts.
     arguments: of the head, such as `num_classes`.
     Errors: `UserError` and `ValueError` for whatever is wrong with the options and the weights.
     """
@@ -88,7 +96,7 @@ def begin(
     known = kept or (read_json(place / "config.json") if place and (place / "config.json").is_file() else {})
     name = options.model or name_of(known, place or folder, options.init)
     require_reader(name, "--model" if options.model else str(place or folder))
-    tokenizer = tokenizer_of(options, texts, [path for path in (folder, place) if path])
+    tokenizer = tokenizer_of(options, texts, [path for path in (folder, place) if path], apart)
     tokenizer = tokenizer.with_padding().require("cls", "sep", "unk")
     torch.manual_seed(options.seed)
     told: list[str] = []
@@ -113,14 +121,14 @@ def begin(
     return Reader(model, tokenizer, takes_types(model), told)
 
 
-def tokenizer_of(options: Any, texts: Iterable[str], folders: Sequence[Path]) -> Any:
+def tokenizer_of(options: Any, texts: Iterable[str], folders: Sequence[Path], apart: bool = False) -> Any:
     """The one of --tokenizer, else of the first folder that has one, else a new one."""
     from tasks.data.tokenizer import load_tokenizer, train_tokenizer
 
     files = [options.tokenizer] if options.tokenizer else [path for path in folders if (path / "tokenizer.json").is_file()]
     if folders[1:] and not files:
         raise UserError(f"--init {options.init}: {folders[1]} has no tokenizer.json: give --tokenizer")
-    return load_tokenizer(files[0]) if files else train_tokenizer(texts, options.level, options.vocab_size)
+    return load_tokenizer(files[0]) if files else train_tokenizer(texts, options.level, options.vocab_size, apart)
 
 
 def told_of_head(model: Any, weights: Any, head: str, classes: Sequence[str]) -> list[str]:

@@ -205,7 +205,8 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TokenClassification, nn.
     if not types:
         raise UserError("the training texts have no spans: all of their words are outside")
     tags = tag_set(types)
-    reader = text_models.begin(options, folder, (text.text for text in splits["train"]), "tokens", num_classes=len(tags))
+    texts = (text.text for text in splits["train"])
+    reader = text_models.begin(options, folder, texts, "tokens", apart=True, num_classes=len(tags))
     reader.model.config |= {"tags": tags, "overlap": options.overlap}
     unknown = {span.type for name in ("valid", "test") for text in splits[name] for span in text.spans} - {*types}
     notes += [f"types that only valid or test have, and no model can say: {', '.join(sorted(unknown))}"] if unknown else []

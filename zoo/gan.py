@@ -110,12 +110,12 @@ class GAN(Model):
         return self.generator(latents, classes)
 
 
-def grid_sizes(image_size: int) -> list[int]:
-    """Rows from the smallest grid to the image, each twice the one before: 28 -> [7, 14, 28], 8 -> [4, 8]."""
+def grid_sizes(image_size: int, least: int = 2) -> list[int]:
+    """Rows from the smallest grid to the image, each twice the one before: 28 -> [7, 14, 28], 8 -> [4, 8]; `least` so many."""
     sizes = [image_size]
     while sizes[0] % 2 == 0 and sizes[0] > 4:
         sizes.insert(0, sizes[0] // 2)
-    require(len(sizes) > 1, "image_size", image_size, "an even number above 4, such as 8, 28 or 32")
+    require(len(sizes) >= least, "image_size", image_size, "an even number above 4, such as 8, 28 or 32")
     return sizes
 
 
@@ -271,8 +271,8 @@ def r3gan(
     positive(patch=patch, in_channels=in_channels, width=width, latent_dim=latent_dim, class_dim=class_dim)
     require(image_size % patch == 0, "patch", patch, f"a divisor of image_size {image_size}")
     grid_sizes(image_size)
-    require(image_size // patch > 4, "patch", patch, f"below a quarter of image_size {image_size}")
-    sizes = grid_sizes(image_size // patch)
+    require(image_size // patch >= 4, "patch", patch, f"at most a quarter of image_size {image_size}")
+    sizes = grid_sizes(image_size // patch, least=1)
     pixels = in_channels * patch**2
     in_dim = latent_dim + (0 if num_classes is None else class_dim)
     up = partial(nn.Upsample, scale_factor=2, mode="bilinear")
@@ -306,7 +306,7 @@ VARIANTS: dict[str, Callable[..., GAN]] = {
     "dcgan_28": partial(strided, nn.BatchNorm2d, image_size=28),
     "wgan_gp_8": partial(strided, layer_norm, image_size=8),
     "wgan_gp_28": partial(strided, layer_norm, image_size=28),
-    "r3gan_8": partial(r3gan, image_size=8),  # 0.55 million parameters; gamma 0.1
+    "r3gan_8": partial(r3gan, image_size=8, width=64, patch=2),  # gamma 0.2
     "r3gan_28": partial(r3gan, image_size=28, width=32, patch=2),  # gamma 1
 }
 """By the rows and columns of their images, 8 as of scikit-learn's digits, 28 as of MNIST. Options: `strided`'s and `r3gan`'s."""

@@ -153,9 +153,11 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     return TextTokenizer(inner, path)
 
 
-def train_tokenizer(texts: Iterable[str], level: str = "bpe", vocab_size: int = 8000) -> TextTokenizer:
+def train_tokenizer(texts: Iterable[str], level: str = "bpe", vocab_size: int = 8000, apart: bool = False) -> TextTokenizer:
     """A tokenizer of at most `vocab_size` tokens, fewer where the texts do not give as many.
 
+    apart: of bpe and unigram, whether every punctuation mark is a token of its own, as in BERT's: what is to be found in a text
+           may end before one.
     Errors: `DataError` for an unknown level, for a `vocab_size` too small for the special tokens and bytes, and without texts.
     """
     least = LEAST if level in ("bpe", "unigram") else len(SPECIAL) + 1
@@ -166,7 +168,7 @@ def train_tokenizer(texts: Iterable[str], level: str = "bpe", vocab_size: int = 
     texts = iter(texts)
     if (first := next((text for text in texts if text.strip()), None)) is None:
         raise DataError("there is no text to train the tokenizer on")
-    inner, trainer = blank(level, vocab_size)
+    inner, trainer = blank(level, vocab_size, apart)
     inner.encode_special_tokens = True
     inner.train_from_iterator(chain([first], texts), trainer)
     return TextTokenizer(settled(inner) if level == "unigram" else inner)
@@ -187,7 +189,7 @@ def settled(inner: Any) -> Any:
     return optional("tokenizers").Tokenizer.from_str(json.dumps(content))
 
 
-def blank(level: str, vocab_size: int) -> tuple[Any, Any]:
+def blank(level: str, vocab_size: int, apart: bool) -> tuple[Any, Any]:
     """A tokenizer that knows nothing yet, and its trainer."""
     tokenizers = optional("tokenizers")
     models, trainers = tokenizers.models, tokenizers.trainers
@@ -199,8 +201,9 @@ def blank(level: str, vocab_size: int) -> tuple[Any, Any]:
             inner, trainer = tokenizers.Tokenizer(models.BPE()), trainers.BpeTrainer(**options)
         else:
             inner, trainer = tokenizers.Tokenizer(models.Unigram()), trainers.UnigramTrainer(unk_token="<unk>", **options)
+        marks = [before.Punctuation("isolated")] if apart else []
         digits = before.Digits(individual_digits=True)
-        inner.pre_tokenizer = before.Sequence([digits, before.ByteLevel(add_prefix_space=False)])
+        inner.pre_tokenizer = before.Sequence([digits, *marks, before.ByteLevel(add_prefix_space=False)])
         inner.decoder = after.ByteLevel()
         return inner, trainer
     inner, trainer = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>")), trainers.WordLevelTrainer(**options)

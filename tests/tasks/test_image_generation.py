@@ -286,6 +286,10 @@ def test_falling_coverage_is_told(here, capsys):
         (["--image_size", "9"], "--image_size must be a multiple of 2 for unet_small, such as 8, got 9"),
         (["--steps", "1001"], "steps must be at most the 1000 that were trained, got 1001"),
         (["--unconditional", "--guidance", "2"], "guidance must be 1 where there are no classes, got 2.0"),
+        (
+            ["--model", "dcgan", "--optimizer", "sgd"],
+            "--optimizer of dcgan must be adamw, with decays that suit a contest, got sgd",
+        ),
         (["--sampler", "eulr"], "--sampler must be one of ddpm, ddim, dpm++, euler, heun, got 'eulr', did you mean euler?"),
         (["--judge", "flow"], "flow is a run of tasks.image_generation, not of tasks.image_classification"),
         (["--judge", "nowhere"], "nowhere is no finished run of tasks.image_classification"),

@@ -92,6 +92,18 @@ def test_pieces_are_learned_and_digits_stay_single(trained: dict[str, TextTokeni
     assert len(trained[level].encode("2024" * 5)) == 20
 
 
+@pytest.mark.parametrize("level", ["bpe", "unigram"])
+def test_punctuation_marks_may_be_tokens_of_their_own(level: str):
+    """Then what stands between them can be cut out by whole tokens, however often they stand together."""
+    texts = ["f(x=''):", "g(y={}):", "h(a_b=()), k"] * 50
+    apart = train_tokenizer(texts, level, 300, apart=True)
+    assert [apart.inner.id_to_token(n) for n in apart.encode("f(a=''):")] == ["f", "(", "a", "=", "'", "'", ")", ":"]
+    assert apart.decode(apart.encode("  a_b ''): ")) == "  a_b ''): "
+    if level == "bpe":  # the other one may keep them apart without being told
+        together = train_tokenizer(texts, level, 300)
+        assert len(together.encode("f(a=''):")) < 5
+
+
 def test_words(trained: dict[str, TextTokenizer]):
     words = train_tokenizer(PHONEMES, "word", 100)
     assert words.vocab_size == 4 + len({phoneme for line in PHONEMES for phoneme in line.split()})

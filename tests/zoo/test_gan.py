@@ -103,7 +103,7 @@ strided_discriminator = contract(
 # --------------------------------------------------------------------------------------------------------------------------- both
 
 
-@pytest.mark.parametrize(("name", "size"), [(n, s) for n in zoo.gan.VARIANTS for s in (8, 28, 32) if (n, s) != ("r3gan_28", 8)])
+@pytest.mark.parametrize(("name", "size"), [(n, s) for n in zoo.gan.VARIANTS for s in (8, 28, 32)])
 def test_sizes(name, size):
     model = zoo.create(name, image_size=size, in_channels=3, latent_dim=6, num_classes=4, width=16).eval()
     classes = torch.tensor([3, 0])
@@ -123,7 +123,7 @@ def test_the_parts_are_frozen_by_name():
     assert torch.equal(model(z), model.generator(z))
 
 
-@pytest.mark.parametrize(("name", "millions"), [("r3gan_8", 0.56), ("r3gan_28", 0.11), ("dcgan_28", 0.27)])
+@pytest.mark.parametrize(("name", "millions"), [("r3gan_8", 0.147), ("r3gan_28", 0.11), ("dcgan_28", 0.27)])
 def test_sizes_of_the_networks(name, millions):
     with torch.device("meta"):
         assert sum(p.numel() for p in zoo.create(name).parameters()) / 1e6 == pytest.approx(millions, rel=0.1)

@@ -15,7 +15,7 @@ from zoo.gan import grid_sizes
 R3GAN = (
     dict(name="r3gan_8", patch=st.sampled_from([2, 1]))
     | COMMON
-    | dict(image_size=lambda a: st.sampled_from([12, 16] if a.patch == 2 else [6, 8]), width=8, depth=1, group_size=4)
+    | dict(image_size=lambda a: st.sampled_from([8, 12, 16] if a.patch == 2 else [6, 8]), width=8, depth=1, group_size=4)
 )
 
 
@@ -59,7 +59,7 @@ def written(part):
             return found
 
         def stages(x, n, resample):
-            for level in range(len(grid_sizes(a.image_size // a.patch))):
+            for level in range(len(grid_sizes(a.image_size // a.patch, least=1))):
                 if level:
                     x, n = resample(x), n + 1
                 x, n = block(x, parameters(n)), n + 1
