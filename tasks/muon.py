@@ -50,7 +50,7 @@ class Muon(torch.optim.AdamW):
         for group in groups:
             for p in group["params"] if group.get("orthogonal") else ():
                 if p.grad is not None:
-                    self.take(p, group)
+                    self.take(p, p.grad, group)
         try:
             self.param_groups = [group for group in groups if not group.get("orthogonal")]
             super().step()
@@ -58,14 +58,14 @@ class Muon(torch.optim.AdamW):
             self.param_groups = groups
         return loss
 
-    def take(self, p: Tensor, group: dict[str, Any]) -> None:
+    def take(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """The step of one matrix."""
         state = self.state[p]
         if not state:
             state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p)}
         state["step"] += 1  # AdamW reads it of every state
-        state["mean"].lerp_(p.grad, 1 - self.momentum)
-        ahead = p.grad.lerp(state["mean"], self.momentum).flatten(1)
+        state["mean"].lerp_(gradient, 1 - self.momentum)
+        ahead = gradient.lerp(state["mean"], self.momentum).flatten(1)
         length = 0.2 * max(ahead.shape) ** 0.5
         p.mul_(1 - group["lr"] * group["weight_decay"]).add_(orthogonal(ahead).view_as(p), alpha=-group["lr"] * length)
 
