@@ -44,7 +44,7 @@ class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
     label_dropout: float = option(0.1, "part of the labels that are hidden, for --guidance", least=0, below=1)
     passes: int | None = option(None, "passes over the data in an epoch (default: as many as look at 17,500 images)", least=1)
     epochs: int = option(
-        None, "epochs, after each of which images are measured (default: 2, of networks that compete 8)", least=1
+        None, "epochs, after each of which images are measured (default: 3, of networks that compete 8)", least=1
     )
     batch_size: int = option(64, "images in an optimizer step", least=1)
     optimizer: str = option(None, "(default: muon; networks that compete have adamw alone)", OPTIMIZERS)
@@ -61,7 +61,7 @@ class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
         if competing and self.optimizer not in (None, "adamw"):
             raise UserError(f"--optimizer of {self.model} must be adamw, with decays that suit a contest, got {self.optimizer}")
         self.optimizer = self.optimizer or ("adamw" if competing else "muon")
-        self.epochs = (8 if competing else 2) if self.epochs is None else self.epochs
+        self.epochs = (8 if competing else 3) if self.epochs is None else self.epochs
         self.lr = (0.0005 if self.model in ("dcgan", "wgan_gp") else 0.002) if self.lr is None else self.lr
         self.clip = (0.0 if competing else 1.0) if self.clip is None else self.clip
         super().__post_init__()
