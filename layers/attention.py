@@ -220,7 +220,7 @@ class MultiHeadAttention(nn.Module):
             raise ValueError("key must be None where there are positions or a Cache, which are for self-attention")
         if real is not None:
             require(itself and cache is None, "real", "real tokens", "None with a key or a cache")
-            require_axes(query, "query", "batch queries dim", batch=1, queries=len(real.index))
+            require_axes(query, "query", "batch queries dim", batch=1, queries=real.index.shape[0])
             (batch, queries), keys = real.mask.shape, real.mask.shape[1]
         if isinstance(positions, Angles):
             require(self.position_bias is None, "positions", "angles", "integers for a position_bias")

@@ -36,7 +36,9 @@ class RealTokens:
 
     def put(self, x: Tensor) -> Tensor:
         """(1, t, ...) -> (b, n, ...): each at its place, zeros elsewhere."""
-        require(x.shape[:2] == (1, len(self.index)), "x", tuple(x.shape), f"of 1 and the {len(self.index)} real tokens first")
+        require(
+            x.shape[:2] == (1, self.index.shape[0]), "x", tuple(x.shape), f"of 1 and the {self.index.shape[0]} real tokens first"
+        )
         rows = x.new_zeros(self.mask.numel(), *x.shape[2:])
         return rows.index_copy(0, self.index, x[0]).unflatten(0, self.mask.shape)
 

@@ -138,6 +138,12 @@ class Bert(Model):
                 found[name] = tensor
         return found
 
+    def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module:
+        """A copy for inference whose forward is a program that leaves padding out; see `zoo.optimize`."""
+        from zoo.deployment.compiled_encoder import optimize_bert  # which imports this module
+
+        return optimize_bert(self, example, dtype)
+
     def resize(self, vocab_size: int) -> None:
         """Another vocabulary: known tokens keep their embeddings and output biases; those of new ones are as at first."""
         old, head = self.embedding, self.head

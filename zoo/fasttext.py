@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from layers.checks import is_traced, require
 from layers.embedding import TokenEmbedding, require_known
@@ -72,8 +73,15 @@ class FastText(Model):
         rows, real = self.hashed(tokens, mask)
         none = self.embedding.table.num_embeddings
         rows = rows.masked_fill(~real, none).sort(1).values
-        first = rows != torch.cat([torch.full_like(rows[:, :1], -1), rows[:, :-1]], 1)
+        before = rows.narrow(1, 0, rows.shape[1] - 1)  # of rows[:, :-1], torch 2.6 exports no batch of any size
+        first = rows != F.pad(before, (1, 0), value=-1)
         return rows.clamp(max=none - 1), first & (rows != none)
+
+    def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module:
+        """Errors: `ValueError`: a text's tokens are hashed and looked up, and nothing is multiplied that is worth a compiler."""
+        raise ValueError(
+            "model must be no FastText to be optimized: it looks rows up and multiplies next to nothing; use it as it is"
+        )
 
     def adapted(self, tensors: Mapping[str, Tensor], reference: str) -> dict[str, Tensor]:
         """Without what only another head has."""
@@ -95,7 +103,8 @@ class FastText(Model):
         values, whole = torch.zeros_like(tokens, dtype=torch.int64), torch.ones_like(mask)
         for n in range(min(self.grams, tokens.shape[1])):
             size = tokens.shape[1] - n
-            values, whole = values[:, :size] * BASE + tokens[:, n:] + 1, whole[:, :size] & mask[:, n:]
+            values = values.narrow(1, 0, size) * BASE + tokens.narrow(1, n, size) + 1
+            whole = whole.narrow(1, 0, size) & mask.narrow(1, n, size)
             mixed = values * (2 * n + 1)
             rows.append((mixed ^ (mixed >> 17)) % buckets)
             real.append(whole)

@@ -95,7 +95,7 @@ class RecurrentLM(LanguageModel):
 
     def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module:
         """Errors: `ValueError`: what there is to compute is in torch's kernels already."""
-        raise ValueError("model must be no recurrent language model to be optimized: torch's kernels decode it as it is")
+        raise ValueError(f"model must be no recurrent language model to be optimized: {KERNELS}")
 
 
 class RecurrentEncoder(Model):
@@ -124,6 +124,10 @@ class RecurrentEncoder(Model):
         require_mask(mask, "mask", "batch length", tokens)
         return self.recurrent(self.dropout(self.embedding(tokens)), mask=mask)[0]
 
+    def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module:
+        """Errors: `ValueError`: what there is to compute is in torch's kernels already."""
+        raise ValueError(f"model must be no recurrent encoder to be optimized: {KERNELS}")
+
     def adapted(self, tensors: Mapping[str, Tensor], reference: str) -> dict[str, Tensor]:
         """Without what only another head has."""
         return {name: x for name, x in tensors.items() if name in self.state_dict() or not name.startswith("head.")}
@@ -131,6 +135,7 @@ class RecurrentEncoder(Model):
 
 # -------------------------------------------------------------------------------------------------------------------- variants
 
+KERNELS = "it runs in torch's kernels for whole layers, which compilers leave out of their graphs; use it as it is"
 Kind = Callable[..., Recurrent]
 """`RNN`, `LSTM` or `GRU`."""
 

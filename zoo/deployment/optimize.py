@@ -1,7 +1,7 @@
 """A model made fast for inference: batch norms folded, channels last, compiled with its weights as constants.
 
-On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's. Of a Transformer, decoding is compiled: see
-`zoo.deployment.compiled_decoding`.
+On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's. Of models that write texts, decoding is compiled,
+and of a BERT a forward that leaves padding out: see `zoo.deployment.compiled_decoding`, `compiled_causal` and `compiled_encoder`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
     example: an input of the shape to come, (b, c, y, x). Another number of images or another size works too, by a somewhat slower
              program, which compiles a few times until it holds for any. Of a Transformer, source tokens (b, n); any other size
              will do as well. What is faster is `start`, and the decoding that it begins, with as many threads as torch has now.
-             It takes a minute or two.
+             It takes a minute or two. Of a language model, a prompt (1, n) for single rows, or (b, n) for any number. Of a BERT,
+             tokens (b, n), of the size that is planned for; its forward takes any other size, mask, types and positions too.
     dtype:   what to compute in, by default the model's own; `torch.bfloat16` trades three digits for speed, on processors that
              multiply such numbers (AVX-512 BF16, AMX), and is several times slower on others.
     Equal to the model's eval output up to rounding in that dtype. Subclasses of layers, and hooked, pruned and parametrized ones,
