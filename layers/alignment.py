@@ -57,7 +57,7 @@ class Alignment(nn.Module):
         if kept.mask is None:
             weights = scores.softmax(-1)
         else:
-            empty = ~kept.mask.any(1)[:, None, None]  # such rows attend to everything, and are overwritten
+            empty = ~kept.mask.any(1).reshape(-1, 1, 1)  # such rows attend to everything, and are overwritten
             weights = scores.masked_fill(~(kept.mask.unsqueeze(1) | empty), float("-inf")).softmax(-1).masked_fill(empty, 0.0)
         weights = weights.to(kept.memory.dtype)
         return weights @ kept.memory, weights

@@ -94,7 +94,8 @@ def computed(layers: Layers, x: Tensor, state: State, mask: Tensor | None, dropo
     settings = cells[0].input.bias is not None, len(layers), dropout, train, len(layers[0]) > 1
     if mask is None or bool(mask.all()):
         output, *last = kernel(x, as_hidden(state), weights, *settings, True)
-        return output, tuple(part.transpose(0, 1) for part in last)
+        # torch 2.6 believes, where it only traces shapes, that last states of an LSTM have an axis more
+        return output, tuple(part.reshape(-1, *part.shape[-2:]).transpose(0, 1) for part in last)
     (b, n), lengths = mask.shape, mask.sum(1)
     order = lengths.argsort(descending=True, stable=True)
     places = mask.int().argsort(dim=1, descending=True, stable=True)  # of each row the real tokens, then the others

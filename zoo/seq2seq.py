@@ -129,8 +129,9 @@ class AttentionDecoder(nn.Module):
         require(x.shape[1] > 0, "target", tuple(x.shape[:2]), "of one token a row at least")
         seen, weights = [], []
         for t in range(x.shape[1]):
-            own, weight, after = self.step(x[:, t], memory, state)
-            state = after if mask is None else tuple(kept(mask[:, t], new, old) for new, old in zip(after, state, strict=True))
+            own, weight, after = self.step(x.select(1, t), memory, state)  # of x[:, t], torch 2.6 exports no batch of any size
+            real = None if mask is None else mask.select(1, t)
+            state = after if real is None else tuple(kept(real, new, old) for new, old in zip(after, state, strict=True))
             seen.append(own)
             weights.append(weight)
         return self.readout(x, torch.stack(seen, 1)), torch.stack(weights, 1), state
@@ -164,7 +165,7 @@ class BahdanauDecoder(AttentionDecoder):
         self.output = nn.Linear(hidden_dim + memory_dim + dim, 2 * dim)
 
     def start(self, last: State) -> State:
-        return (self.first(last[0][:, -1]).tanh(),)
+        return (self.first(last[0].select(1, -1)).tanh(),)
 
     def step(self, x: Tensor, memory: Remembered, state: State) -> tuple[Tensor, Tensor, State]:
         context, weights = self.look(state[0], memory)
@@ -197,7 +198,7 @@ class LuongDecoder(AttentionDecoder):
         x, after = torch.cat([x, fed], -1), []
         for n in range(len(self.cells)):
             x = F.dropout(x, self.dropout, self.training) if n else x
-            after.append(self.advance(n, x, tuple(part[:, n] for part in before)))
+            after.append(self.advance(n, x, tuple(part.select(1, n) for part in before)))
             x = after[-1][0]
         context, weights = self.look(x, memory)
         fed = self.output(torch.cat([context, x], -1)).tanh()

@@ -58,7 +58,6 @@ def call(model, inputs):
 FREE = {
     "compile": "torch.compile leaves the kernel out of its graphs: see tests/layers/test_recurrent.py",
     "batch_rows": "how many rows share a product depends on all lengths, and so does rounding: see the rows alone below",
-    "export": "with a mask the loop is unrolled, which takes torch 2.6 minutes: without one below",
     "bad_input": "texts of any number and length will do",
 }
 PADDED = dict.fromkeys(

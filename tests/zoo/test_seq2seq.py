@@ -140,7 +140,6 @@ def contract(build, twin, **more):
         without={
             "compile": "torch.compile leaves the kernel out of its graphs: see tests/layers/test_recurrent.py",
             "batch_rows": "how many rows share a product depends on all lengths, and so does rounding: see the rows alone below",
-            "export": "with a mask the loop is unrolled, which takes torch 2.6 minutes: without one below",
             "bad_input": "sentences of any number and length will do",
         }
         | dict.fromkeys(
@@ -237,7 +236,6 @@ def test_a_source_without_tokens_gives_numbers(name):
     assert all(g.isfinite().all() for g in torch.autograd.grad(logits.sum(), list(model.parameters())))
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="it takes the batch of a kernel's last state for a constant")
 @MODELS
 def test_exported_models_take_any_batch(name):
     model, source, target = zoo.create(name, vocab_size=19, dim=4, hidden_dim=6).double().eval(), sentences(5, 3), sentences(5, 2)
