@@ -50,6 +50,7 @@ class TrainOptions(EngineOptions, LearningOptions, DocumentOptions):
     init: str = option("", "start from a run, a folder or file of one, or hf:PATH, a folder of Hugging Face's", path=True)
     context: int = option(256, "tokens that the model sees", least=2)
     stride: int = option(None, "tokens that are foretold at a time at the end (default: half of the context)", least=1)
+    mask_documents: bool = option(False, "documents that share a context do not see each other, and positions restart in each")
     epochs: int = option(3, "parts of the training text, or passes over it", least=1)
     epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 1,500, else all)", least=1)
     batch_size: int = option(8, "contexts in an optimizer step", least=1)
@@ -118,10 +119,19 @@ class TextGeneration(Task):
         from torch.nn import functional as F
 
         tokens, labels = batch
-        logits, labels = model(tokens).float().flatten(0, 1), labels.flatten()
+        apart = self.apart(tokens) if self.options.mask_documents and model.training else {}  # others have one document a row
+        logits, labels = model(tokens, **apart).float().flatten(0, 1), labels.flatten()
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=self.ignored)
         per_byte = self.bytes_per_token["train" if model.training else "valid"] * math.log(2)
         return loss, {"bits_per_byte": loss.detach() / per_byte}
+
+    def apart(self, tokens: Tensor) -> dict[str, Tensor]:
+        """The mask (b, 1, n, n) and the positions (b, n) by which each document of a window is computed as if it were alone."""
+        from layers import masks
+        from tasks.data.windows import documents_of
+
+        documents = documents_of(tokens, self.tokenizer.eos)
+        return {"mask": masks.packed(documents), "positions": masks.packed_positions(documents)}
 
     def score(self, model: Any) -> dict[str, float]:
         """Writes a sample."""
@@ -185,6 +195,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TextGeneration, nn.Modul
     from tasks import text_models
     from tasks.data.documents import load
     from zoo.files import read_json
+    from zoo.gpt import CausalLM
 
     place, weights = text_models.place_of(options, folder)
     text_models.require_learnt(options)
@@ -207,6 +218,8 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TextGeneration, nn.Modul
     most = getattr(getattr(model, "positions", None), "max_positions", options.context)
     if options.context > most:
         raise UserError(f"--context must be {most} or less for {name}, got {options.context}")
+    if options.mask_documents and not isinstance(model, CausalLM):
+        raise UserError(f"--mask_documents is for models with attention, {name} has a state that goes on")
     model.config |= {"tokenizer": tokenizer.fingerprint, "context": options.context}
     task = TextGeneration(data, tokenizer, options)
     task.told = [*task.told, *text_models.limited(model, options)]

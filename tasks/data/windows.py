@@ -3,7 +3,8 @@
 A text is the token ids of its documents, each after one `eos`, which also stands where a document begins: the model learns
 that after it anything may come.
 
-    training     windows of `context` + 1 tokens one after the other, from another start in every round, in random order
+    training     windows of `context` + 1 tokens one after the other, from another start in every round, in random order; packed
+                 ones hold several documents, or parts, which `documents_of` tells apart
     measuring    overlapping windows of one document: `stride` new tokens each, after up to context - stride known ones
 """
 
@@ -27,6 +28,11 @@ def joined(documents: Sequence[Sequence[int]], eos: int) -> Tensor:
     """All documents as one row of ids, each after an `eos`, and one at the end."""
     parts = [np.asarray([eos, *ids], np.int32) for ids in documents]
     return torch.from_numpy(np.concatenate([*parts, np.asarray([eos], np.int32)]))
+
+
+def documents_of(tokens: Tensor, eos: int) -> Tensor:
+    """Windows (b, n) -> (b, n), the number of the document in its window that each token belongs to: one begins at each `eos`."""
+    return (tokens == eos).cumsum(1)
 
 
 class Windows:

@@ -1,8 +1,10 @@
 """Questions in windows, and the spans that are found in these.
 
 What goes wrong elsewhere: google-research/bert 476 and 211 (all of the n best say "no answer": a crash), 353 (contexts of
-nothing), 540, 541 and huggingface/notebooks 8 (the score of no answer: it is the least of all windows), notebooks 39 (a span of
-one window must not be read in another), huggingface/transformers 7319 (scores are probabilities).
+nothing), 540 (a comment has windows without the answer thrown away, and the code trains on them as on questions without one: so
+does ours, and says so), huggingface/notebooks 8 and transformers 9067 (the score of no answer: it is the least of all windows,
+and a comparison the wrong way round took the greatest), notebooks 39 (a span of one window must not be read in another),
+huggingface/transformers 7319 (scores are probabilities).
 """
 
 from __future__ import annotations

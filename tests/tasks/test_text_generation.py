@@ -108,6 +108,7 @@ def test_measuring_again_gives_the_same(runs, texts, capsys, tmp_path):
         (["--tokenizer", "nowhere"], "nowhere is not there"),
         (["--data", "wikitext", "--train"], "--train needs a value"),
         (["--batch_size", "0"], "--batch_size must be 1 or more"),
+        (["--model", "gru_small", "--mask_documents"], "--mask_documents is for models with attention, gru_small has a state"),
     ],
 )
 def test_what_is_wrong_is_one_line(more, words, texts, tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
+from layers.testing.drawing import fill
 from tasks.data.documents import Document
 from tasks.data.tokenizer import train_tokenizer
 from tasks.data.windows import IGNORED, Windows, collate, joined, strided
 from tasks.language_modelling import foretell, total
+from tasks.text_generation import TextGeneration
 
 EOS = 2
 texts = st.lists(st.lists(st.integers(3, 9), max_size=12), min_size=1, max_size=4)
@@ -94,3 +98,54 @@ def test_what_is_foretold_is_the_mean_over_all_tokens_whatever_the_batches():
         assert whole.bits_per_byte == pytest.approx(nats / 0.6931471805599453 / whole.bytes, rel=1e-6)
     counts = {total(list(foretell(model, tokenizer, documents, context=8, stride=s))).tokens for s in (1, 3, 8)}
     assert counts == {whole.tokens}
+
+
+# ------------------------------------------------------------------------------------------------------------ packed documents
+
+VOCABULARY = 17
+MODELS = {
+    "gpt_small": dict(max_positions=12, layers=2, dim=12, heads=2, dropout=0.0),
+    "llama_small": dict(layers=2, dim=12, heads=2, window=4),
+}
+
+
+def packing_task(**options):
+    """The task without data: what its loss needs."""
+    task = object.__new__(TextGeneration)
+    task.options = SimpleNamespace(mask_documents=True, **options)
+    task.tokenizer, task.ignored, task.bytes_per_token = SimpleNamespace(eos=EOS), IGNORED, {"train": 1.0, "valid": 1.0}
+    return task
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_documents_are_learnt_from_as_if_each_were_alone(name):
+    """Loss and gradients of windows, where documents begin in the middle, go on from a window before, and are empty."""
+    torch.manual_seed(0)
+    model = fill(zoo.create(name, vocab_size=VOCABULARY, **MODELS[name]).double(), torch.Generator().manual_seed(1)).train()
+    documents = [torch.randint(3, VOCABULARY, (n,)).tolist() for n in (3, 0, 7, 1, 20)]
+    windows = Windows(joined(documents, EOS), 12, seed=0)
+    task, (tokens, labels) = packing_task(), windows.batch(torch.arange(3))
+
+    def learnt(parts):
+        """Sum of the losses, and its gradients."""
+        loss = sum(task.loss(model, part)[0] for part in parts)
+        return loss, torch.autograd.grad(loss, list(model.parameters()))
+
+    alone = []
+    for row, after in zip(tokens, labels, strict=True):
+        begins = sorted({0, *(row == EOS).nonzero()[:, 0].tolist()})
+        alone += [(row[a:b][None], after[a:b][None]) for a, b in pairwise([*begins, len(row)])]
+    assert len(alone) == 7  # five documents, two of which go on in the next window
+    packed, expected = learnt([(tokens, labels)]), learnt(alone)
+    torch.testing.assert_close(packed, expected)
+    task.options.mask_documents = False
+    assert not torch.isclose(learnt([(tokens, labels)])[0], expected[0])
+
+
+def test_padding_of_measured_windows_is_no_matter():
+    """They are computed as ever: rows of one document, without a mask."""
+    task, model = packing_task(), zoo.create("gpt_small", vocab_size=VOCABULARY, **MODELS["gpt_small"]).double().eval()
+    batch = collate(strided([[3, 4, 5], [6]], EOS, 12, 12), EOS)
+    loss = task.loss(model, batch)[0]
+    task.options.mask_documents = False
+    assert torch.equal(loss, task.loss(model, batch)[0])
