@@ -21,7 +21,7 @@ from zoo.transformer import Transformer
 
 
 def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -> OptimizedTransformer:
-    """What `zoo.optimize` returns of a Transformer."""
+    """What `zoo.optimize` returns of a Transformer. example: one sentence if most of what comes is single ones."""
     model.check_start(example, None, 1)
     fast: Transformer = copied(model, {}).eval().requires_grad_(False).to(dtype)
     source, mask = at_least_two(example, torch.ones_like(example, dtype=torch.bool))
@@ -29,8 +29,9 @@ def optimize_decoding(model: Transformer, example: Tensor, dtype: torch.dtype) -
         decoding = OptimizedDecoding(fast, fast.encode(source, mask), mask, 16, len(source))  # a compiler plans for such sizes
         decoding(source[:, :2])
         past, crossed = past_of(decoding), crossed_of(decoding)
-        encode = compiled(Encoder(fast), source, mask)
-        step = compiled(Step(fast), source[:, :1], decoding.memory, mask, decoding.starts(), past, crossed)
+        rows = len(example)
+        encode = compiled(Encoder(fast), source, mask, rows=rows)
+        step = compiled(Step(fast), source[:, :1], decoding.memory, mask, decoding.starts(), past, crossed, rows=rows)
     return OptimizedTransformer(fast, encode, step, [own.keys[:1, :, :1] for own, _ in decoding.caches])
 
 

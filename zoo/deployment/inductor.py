@@ -24,18 +24,19 @@ Program = Callable[[list[Any]], list[Tensor]]
 """Machine code that takes tensors and gives tensors."""
 
 
-def compiled(program: nn.Module, *arguments: Any) -> Program:
+def compiled(program: nn.Module, *arguments: Any, rows: int | None = None) -> Program:
     """The program as machine code, for tensors (b, n, ...) and (b, heads, n, head_dim) with any b and n but 1.
 
     What has a single row here is for single rows.
 
     What it takes and gives are lists, all else of the structure flattened. It does not look at strides: all tensors that it gets
     must be contiguous.
+    rows: that the program is wanted for, by default as many as the first argument has; others go too, see `has_templates`.
     """
     arguments = tree_map(torch.Tensor.contiguous, arguments)
     sizes = tree_map(lambda x: {n: Dim.DYNAMIC for n in (0, 2 if x.ndim == 4 else 1) if n < x.ndim and x.shape[n] > 1}, arguments)
     exported = export(program, arguments, dynamic_shapes=sizes, strict=False)
-    if has_templates(next(program.parameters()), rows=arguments[0].shape[0]):
+    if has_templates(next(program.parameters()), rows=arguments[0].shape[0] if rows is None else rows):
         # there may be no template for some product, which torch 2.9 tells by the second; and `tiles` reaches into inductor
         failures = (torch._dynamo.exc.BackendCompilerFailed, torch._inductor.exc.LoweringException, ImportError)
         try:
@@ -62,7 +63,8 @@ def packaged(exported: ExportedProgram, **options: Any) -> Program:
 def has_templates(weight: Tensor, rows: int) -> bool:
     """Whether inductor's own matrix products, its templates, are preferred; before torch 2.9 such programs did not compile.
 
-    On a CPU with AVX-512 they are for a single row, where they read weights faster than oneDNN.
+    On a CPU with AVX-512 they are for a single row, where they read weights faster than oneDNN: greedy translation of 1, 4, 16
+    and 64 sentences by a model of dim 256 took 0.41, 0.64, 1.5 and 1.9 of the time on an EPYC.
     """
     recent = torch.__version__ >= "2.9"  # compared as a version, of which 2.15 is a later one
     kinds = {"AVX2", "AVX512"} if rows == 1 else {"AVX2"}

@@ -121,9 +121,10 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
 
     example: an input of the shape to come, (b, c, y, x). Another number of images or another size works too, by a somewhat slower
              program, which compiles a few times until it holds for any. Of a Transformer, source tokens (b, n); any other size
-             will do as well. What is faster is `start`, and the decoding that it begins, with as many threads as torch has now.
-             It takes a minute or two. Of a language model, a prompt (1, n) for single rows, or (b, n) for any number. Of a BERT,
-             tokens (b, n), of the size that is planned for; its forward takes any other size, mask, types and positions too.
+             will do as well, but with AVX-512 programs for one row are the quickest for few. What is faster is `start`, and the
+             decoding that it begins, with as many threads as torch has now. It takes a minute or two. Of a language model,
+             a prompt (1, n) for single rows, or (b, n) for any number. Of a BERT, tokens (b, n), of the size that is planned for;
+             its forward takes any other size, mask, types and positions too.
     dtype:   what to compute in, by default the model's own; `torch.bfloat16` trades three digits for speed, on processors that
              multiply such numbers (AVX-512 BF16, AMX), and is several times slower on others.
     Equal to the model's eval output up to rounding in that dtype. Subclasses of layers, and hooked, pruned and parametrized ones,

@@ -111,6 +111,19 @@ def test_where_inductor_writes_products(monkeypatch, capability, dtype, version,
     assert has_templates(torch.zeros(1, dtype=dtype), rows=1) == single
 
 
+def test_an_example_of_one_sentence_asks_for_programs_for_one():
+    """Which are for two rows at least, all the same."""
+    wanted = []
+
+    def noted(program, *arguments, rows):
+        wanted.append((rows, len(arguments[0])))
+
+    for rows in (1, 5):
+        with mock.patch.object(compiled_decoding, "compiled", noted):
+            zoo.optimize(build(19, dim=8, heads=2, hidden_dim=8, layers=1), torch.ones(rows, 3, dtype=torch.long))
+    assert wanted == [(1, 2), (1, 2), (5, 5), (5, 5)]
+
+
 class Scaled(torch.nn.Module):
     """A matrix that is no constant, for which there is no template."""
 
