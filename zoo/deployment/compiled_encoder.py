@@ -37,8 +37,8 @@ def optimize_bert(model: Bert, example: Tensor, dtype: torch.dtype) -> Optimized
         if rows.shape[1] == 1:
             rows = rows.repeat(1, 2)
         mask = torch.ones_like(rows, dtype=torch.bool)
-        mask[0, -1] = False  # so that no two sizes are the same
-        given = Given(fast, rows, mask, None, masks.padded_positions(mask))
+        mask[0, -1] = False  # so that the number of real tokens is a size of its own
+        given = Given(fast, rows, mask, None, torch.zeros_like(rows))
         return OptimizedBert(fast, compiled(Reader(fast), *given.tensors), structure)
 
 
@@ -61,8 +61,8 @@ class OptimizedBert(Constant):
         model, program, structure = self.programs
         with torch.no_grad():
             model.check(tokens, mask, types, positions)
-            real = tokens.numel() if mask is None else int(mask.sum())
-            if real < 2 or tokens.device != self.device or (positions is not None and model.positions is None):
+            elsewhere = tokens.device != self.device or (positions is not None and model.positions is None)
+            if elsewhere or (tokens.numel() if mask is None else int(mask.sum())) < 2:
                 return model(tokens, mask, types, positions)
             given = Given(model, tokens, mask, types, positions)
             found = tree_unflatten(program(given.tensors), structure)
