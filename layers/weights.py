@@ -146,19 +146,27 @@ class WeightMap:
                pattern, and without one are the same tensor under several names, of which one has to be there.
     constants: their names (holes allowed) -> the tensor that stands there in every export and must stand there in every import.
     derived:   the same for tables that the module computes itself: an import may lack them, and does not look at them.
+    own:       our names (holes allowed) of what they lack, such as a saved table of ours: neither exported nor imported.
     Errors:    `ValueError` that lists all names that are unmapped, missing, of a wrong shape or dtype, or claimed by two rows.
     """
 
-    def __init__(self, *rows: Sequence[Any], constants: Tensors | None = None, derived: Tensors | None = None) -> None:
+    def __init__(
+        self, *rows: Sequence[Any], constants: Tensors | None = None, derived: Tensors | None = None, own: Sequence[str] = ()
+    ) -> None:
         self.rows = [Row.parse(*row) for row in rows]
         self.index = {backward: indexed(self.rows, backward) for backward in (False, True)}
         self.constants, self.derived = (
             [(Name(template, prefix=False), value) for template, value in (given or {}).items()] for given in (constants, derived)
         )
+        self.own = [Name(template, prefix=False) for template in own]
+
+    def shared(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of ours that they have too."""
+        return {k: x for k, x in tensors.items() if not any(name.match(k) is not None for name in self.own)}
 
     def to_theirs(self, tensors: Tensors, strict: bool = True) -> dict[str, Tensor]:
         """Our names to theirs. strict=False skips incomplete rows and constants (for gradients)."""
-        groups, problems = self._groups(tensors, backward=False)
+        groups, problems = self._groups(self.shared(tensors), backward=False)
         result, failed = convert(groups, tensors.__getitem__, like={})
         if strict:
             fixed = filled(self.constants + self.derived, groups)
@@ -219,7 +227,7 @@ class WeightMap:
             problems
             + listed("cannot convert", failed)
             + differing(constants, known.__getitem__)
-            + listed("missing", [k for k in state if k not in ours and not tied.get(k)])
+            + listed("missing", [k for k in self.shared(state) if k not in ours and not tied.get(k)])
             + listed("not in the module", ours.keys() - state.keys())
             + listed("wrong shape", shapes)
             + listed("would lose precision", dtypes)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from layers.testing.contract import Case, is_float
 from layers.testing.drawing import BATCH
-from layers.testing.equality import Mismatch, leaves, require_equal
+from layers.testing.equality import Mismatch, leaves, real, require_equal
 from layers.testing.reference import documented, require_shape
+from layers.testing.verdicts import NO_BATCH, NO_ROWS, Vacuous, Verdict
 
 
 def deterministic(case: Case) -> None:
@@ -36,7 +37,7 @@ def no_global_random(case: Case) -> None:
         raise Mismatch("a call in eval mode moved the global random state")
 
 
-def train_eval(case: Case) -> bool:
+def train_eval(case: Case) -> Verdict:
     """Training and evaluation differ where the contract says so, and only there."""
     block = case.block()
     output = case.call(block, case.inputs())
@@ -47,31 +48,39 @@ def train_eval(case: Case) -> bool:
         if not case.contract.trains_differently(case.arguments):
             raise
         return True
-    return not case.contract.trains_differently(case.arguments)
+    claimed = case.contract.trains_differently(case.arguments)
+    return not claimed or Vacuous("the contract says `trains_differently`, and training gives what evaluation gives")
 
 
-def batch_rows(case: Case) -> bool:
+def batch_rows(case: Case) -> Verdict:
     """In evaluation a row depends on itself (it changes when its input does) and on no other row, to the last bit."""
     batches = case.batches()
     if not batches:
-        return False
+        return NO_BATCH
     block, inputs = case.block(), case.inputs()
     row = case.seed % case.batch_size()
     ours, other = rows_of(case, case.call(block, inputs), row), case.inputs(stream=3)
+    if not ours:
+        return NO_ROWS
     mixed = {k: v if k not in batches else replace_row(other[k], inputs[k], batches[k], row) for k, v in inputs.items()}
     require_equal(rows_of(case, case.call(block, mixed), row), ours, 0, f"row {row} after changing all others")
     alone = {k: v if k not in batches else v.narrow(batches[k], row, 1) for k, v in inputs.items()}
     single = rows_of(case.with_batch(1), case.call(block, alone), 0)
     require_equal(single, ours, case.tolerance(block), f"row {row} alone", 1.0)
     changed = rows_of(case, case.call(block, other), row)
-    return any(not torch.equal(x, changed[k]) for k, x in ours.items())
+    return any(not torch.equal(x, changed[k]) for k, x in ours.items()) or Vacuous("a row does not change with its inputs")
+
+
+def batched(case: Case) -> dict[str, int]:
+    """The outputs that have a batch axis, and its position."""
+    spec = case.contract.outputs(case.arguments, SimpleNamespace(**case.sizes))
+    marked = documented(spec, {axis: -1 if axis in BATCH else size for axis, size in case.sizes.items()})
+    return {name: shape.index(-1) for name, shape in marked if -1 in shape}
 
 
 def rows_of(case: Case, output: Any, row: int) -> dict[str, Tensor]:
     """That row of every output that has a batch axis."""
-    spec = case.contract.outputs(case.arguments, SimpleNamespace(**case.sizes))
-    marked = documented(spec, {axis: -1 if axis in BATCH else size for axis, size in case.sizes.items()})
-    positions = {name: shape.index(-1) for name, shape in marked if -1 in shape}
+    positions = batched(case)
     return {name: x.select(positions[name], row) for name, x in leaves(output) if name in positions}
 
 
@@ -121,7 +130,7 @@ def contiguous_gradients(case: Case, block: nn.Module, inputs: dict[str, Any], l
     gradients = [layout(torch.randn(x.shape, generator=generator, dtype=x.dtype)) for x in output]
     variables = [v for v in given.values() if is_float(v)] + list(block.parameters())
     found = torch.autograd.grad(output, variables, gradients, allow_unused=True) if output and variables else []
-    return [[x.detach() for x in output], [g for g in found if g is not None]]
+    return [[x.detach() for x in output], [g.to_dense() if g.is_sparse else g for g in found if g is not None]]
 
 
 def history_independent(case: Case) -> None:
@@ -134,10 +143,12 @@ def history_independent(case: Case) -> None:
     require_equal(dict(block.state_dict()), dict(state), 0, "state after eval calls")
 
 
-def empty_batch(case: Case) -> bool:
+def empty_batch(case: Case) -> Verdict:
     """A batch of no rows gives outputs of no rows, and gradients without NaN."""
     if not case.batches():
-        return False
+        return NO_BATCH
+    if not batched(case):
+        return NO_ROWS
     empty = case.with_batch(0)
     block = case.block()
     output, of_inputs, of_parameters = empty.gradients(lambda i: empty.call(block, i), empty.inputs(), block)
@@ -148,7 +159,7 @@ def empty_batch(case: Case) -> bool:
 
 def require_finite(tree: Any, name: str) -> None:
     for path, x in leaves(tree, name):
-        if x.is_floating_point() and not x.isfinite().all():
+        if is_float(x) and not real(x).isfinite().all():
             raise Mismatch(f"{path} has {(~x.isfinite()).sum().item()} values of {x.numel()} that are not finite")
 
 
@@ -158,7 +169,7 @@ def finite(case: Case) -> None:
         for extreme in (0.0, 3.0, 1e-20, 1e4):
             block, inputs = case.block(train, torch.float32), case.inputs(torch.float32)
             scaled = {
-                k: v.sign() * extreme if is_float(v) and extreme != 3.0 else torch.full_like(v, 3.0) if is_float(v) else v
+                k: v.sgn() * extreme if is_float(v) and extreme != 3.0 else torch.full_like(v, 3.0) if is_float(v) else v
                 for k, v in inputs.items()
             }
             output, *gradients = case.gradients(lambda i, m=block: case.call(m, i), scaled, block)

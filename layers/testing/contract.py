@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hypothesis import Phase, given, settings
@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from layers.testing.drawing import BATCH, Arguments, Input, draw_arguments, draw_sizes, fill
-from layers.testing.equality import bound, leaves, longest_reduction, rounding_depth
+from layers.testing.equality import bound, leaves, longest_reduction, real, rounding_depth
+from layers.testing.nesting import flattened, nests, regrouped
 from layers.weights import WeightMap
+
+if TYPE_CHECKING:
+    from layers.testing.examples import Report
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,10 @@ class Contract:
     block:     class or function that builds the block.
     arguments: constructor arguments: name -> strategy, value, or function of the arguments drawn so far. Names with a leading
                underscore are drawn and not passed.
-    inputs:    arguments -> {name of a parameter of `forward`: `tensor`, `tokens`, `mask`, a strategy or a value}.
-    outputs:   (arguments, sizes) -> documented shape, a tuple of ints and axis names (or nested tuples, lists and dicts of them).
+    inputs:    arguments -> {name of a parameter of `forward`: `tensor`, `tokens`, `mask`, a strategy or a value}, or tuples,
+               lists and dicts of them, whose parts go by names such as `state[0]`. The batch axis is called `b` or `batch`.
+    outputs:   (arguments, sizes) -> documented shape, a tuple of ints and axis names; of several outputs a list of shapes, of
+               mappings, dataclasses and objects a dict. `...` stands for a part that is not documented.
     twins:     reference implementations.
     holds:     claimed properties, such as `shift_equivariant(...)`.
     invalid:   (constructor arguments, name that the `ValueError` must contain) pairs, over drawn ones.
@@ -68,6 +74,10 @@ class Contract:
     without:   property -> reason for not checking it; such tests are reported as skipped and counted.
     failing:   property -> `KnownFailure`.
     model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, fewer examples.
+    foreign:   the block is another library's: its error messages are not looked at, what a mask hides need not be fit to hold
+               NaN, and of its saved buffers only running statistics are drawn.
+    single_precision: reason, where the block computes parts in float32 whatever it is given; it is then held to that rounding.
+    keeps:     names of parameters and buffers that stay as the constructor leaves them; `*` stands for anything.
     backend:   what `compile` goes through in runs of `ci` and thorough ones; by default aot_eager, and inductor in thorough ones.
     """
 
@@ -84,6 +94,9 @@ class Contract:
     without: Mapping[str, str] = field(default_factory=dict)
     failing: Mapping[str, KnownFailure] = field(default_factory=dict)
     model: bool = False
+    foreign: bool = False
+    single_precision: str = ""
+    keeps: Sequence[str] = ()
     backend: str = ""
     name: str = ""
 
@@ -92,6 +105,16 @@ class Contract:
         for name, reason in self.without.items():
             if not reason.strip():
                 raise ValueError(f"without[{name!r}] must give a reason, got {reason!r}")
+
+    def check(self, only: Sequence[str] = (), examples: int = 8, seconds: float | None = None) -> Report:
+        """Check the properties here and now, without pytest, as in a notebook; the report is True if none has failed.
+
+        only: names of the properties to check. examples: configurations of each at most. seconds: of all of them together; what
+        has not begun by then is skipped.
+        """
+        from layers.testing.examples import report
+
+        return report(self, only, examples, seconds)
 
     def example(self) -> Case:
         """One configuration, the same every time."""
@@ -111,10 +134,11 @@ class Contract:
         @st.composite
         def draw_case(draw: Any) -> Case:
             arguments = draw_arguments(draw, self.arguments)
-            specs = self.inputs(arguments)
+            given = self.inputs(arguments)
+            specs = flattened(given)
             sizes, others = draw_sizes(draw, specs), draw_sizes(draw, specs)
             values = {k: draw(v) if isinstance(v, st.SearchStrategy) else v for k, v in specs.items()}
-            return Case(self, arguments, values, sizes, others, draw(st.integers(0, 2**16)))
+            return Case(self, arguments, values, sizes, others, draw(st.integers(0, 2**16)), given)
 
         return draw_case()
 
@@ -129,6 +153,8 @@ class Case:
     sizes: dict[str, int]
     other_sizes: dict[str, int]
     seed: int
+    given: Mapping[str, Any]
+    """The inputs as the contract gives them, nested; `specs` has them flat."""
 
     def __repr__(self) -> str:
         def shown(name: str, spec: Any) -> str:
@@ -152,15 +178,16 @@ class Case:
 
     def block(self, train: bool = False, dtype: torch.dtype = torch.float64, values: torch.dtype | None = None) -> nn.Module:
         """The block with drawn parameters and buffers. `values` rounds them to that dtype before they are stored as `dtype`."""
-        module = fill(self.new().double(), self.generator(0))
-        return module.to(values or dtype).to(dtype).train(train)
+        contract, module = self.contract, cast(self.new(), torch.float64)
+        fill(module, self.generator(0), contract.keeps, tables=not contract.foreign)
+        return cast(cast(module, values or dtype), dtype).train(train)
 
     def twin(self, twin: Twin, block: nn.Module) -> nn.Module:
         """The reference with the block's weights, in its dtype and mode."""
         with torch.random.fork_rng(devices=[]):
             module = twin.build(self.arguments)
-        dtype = next((x.dtype for x in block.state_dict().values() if x.is_floating_point()), torch.float64)
-        module.to(dtype).load_state_dict(twin.map(self.arguments).export(block), strict=True)
+        dtype = next((x.dtype.to_real() for x in block.state_dict().values() if is_float(x)), torch.float64)
+        cast(module, dtype).load_state_dict(twin.map(self.arguments).export(block), strict=True)
         return module.train(block.training)
 
     def inputs(
@@ -174,14 +201,17 @@ class Case:
         generator, result = self.generator(stream), {}
         for name, spec in self.specs.items():
             value = spec.sample(spec.shape(sizes or self.sizes), generator) if isinstance(spec, Input) else spec
-            if isinstance(value, Tensor) and value.is_floating_point():
-                value = value.to(values or dtype).to(dtype)
+            if is_float(value):
+                value = value.to(like(value, values or dtype)).to(like(value, dtype))
             result[name] = value
         return result
 
     def call(self, block: nn.Module, inputs: dict[str, Any]) -> Any:
         """The contract's call; generators are passed as copies, so that the same inputs draw the same numbers every time."""
-        return self.contract.call(block, renewed(inputs))
+        return self.contract.call(block, regrouped(renewed(inputs), self.given))
+
+    def call_twin(self, twin: Twin, module: nn.Module, inputs: dict[str, Any]) -> Any:
+        return twin.call(module, regrouped(inputs, self.given))
 
     def gradients(self, run: Callable[[dict[str, Any]], Any], inputs: dict[str, Any], module: nn.Module, stream: int = 2):
         """Output, and gradients of the sum of outputs times a drawn tensor: {"input.x": ...}, {parameter: ...}."""
@@ -190,16 +220,19 @@ class Case:
         generator = self.generator(stream)
         total = torch.zeros((), dtype=torch.float64)
         for _, leaf in leaves(output):
-            if leaf.is_floating_point():
+            if is_float(leaf):
+                leaf = real(leaf)
                 total = total + (leaf.double() * torch.randn(leaf.shape, generator=generator, dtype=torch.float64)).sum()
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         variables = {f"input.{k}": v for k, v in inputs.items() if is_float(v)} | parameters
         found = torch.autograd.grad(total, list(variables.values()), allow_unused=True)
-        named = dict(zip(variables, found, strict=True))
+        named = dict(zip(variables, (g.to_dense() if g is not None and g.is_sparse else g for g in found), strict=True))
         of_inputs = {k: v for k, v in named.items() if k not in parameters and v is not None}
         return output, of_inputs, {k: named[k] for k in parameters if named[k] is not None}
 
     def tolerance(self, block: nn.Module, dtype: torch.dtype = torch.float64) -> float:
+        if self.contract.single_precision and dtype == torch.float64:
+            return self.tolerance(block, torch.float32)
         limit = bound(dtype, longest_reduction(block, self.inputs()), rounding_depth(block))
         return min(limit, 1e-10 if self.contract.model else 1e-12) if dtype == torch.float64 else limit
 
@@ -224,12 +257,21 @@ class Called(nn.Module):
     def __init__(self, case: Case, block: nn.Module) -> None:
         super().__init__()
         self.block, self.run, self.given = block, case.contract.call, case.inputs()
+        self.nested = case.given if nests(case.given) else None  # not to be traced in vain
         self.draws = any(isinstance(v, torch.Generator) for v in self.given.values())
 
     def forward(self, *tensors: Tensor) -> Any:
         names = [k for k, v in self.given.items() if isinstance(v, Tensor)]
         given = renewed(self.given) if self.draws else self.given
-        return self.run(self.block, {**given, **dict(zip(names, tensors, strict=True))})
+        inputs = {**given, **dict(zip(names, tensors, strict=True))}
+        return self.run(self.block, regrouped(inputs, self.nested) if self.nested else inputs)
+
+
+class Flat(Called):
+    """The same with the tensors of the output in a tuple: tools that call modules know no dataclasses and caches."""
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x for _, x in leaves(super().forward(*tensors)))
 
 
 def renewed(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -241,4 +283,15 @@ def renewed(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    """Whether gradients flow to it: a tensor of real or complex numbers."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def like(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """That dtype for a real tensor, and for a complex one the complex dtype whose parts are as wide, or of 32 bits at least."""
+    return dtype if not x.is_complex() else torch.complex128 if dtype == torch.float64 else torch.complex64
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module with all float tensors of that dtype; complex ones stay complex, which `module.to(dtype)` makes real."""
+    return module._apply(lambda x: x.to(like(x, dtype)) if is_float(x) else x)

@@ -7,8 +7,9 @@ print, quick to shrink and the same on every run.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,36 +142,55 @@ def draw_sizes(draw: Callable[[st.SearchStrategy], Any], inputs: Mapping[str, An
     return sizes
 
 
-def fill(module: nn.Module, generator: torch.Generator) -> nn.Module:
+def fill(module: nn.Module, generator: torch.Generator, skip: Sequence[str] = (), tables: bool = True) -> nn.Module:
     """Draw every parameter and every saved buffer in place, so that nothing stays at its default.
 
     Matrices and kernels get a drawn gain of 0.5 to 2 over the square root of their fan-in; vectors named `weight` get 0.5 to 1.5
     with either sign, other vectors (biases) a standard deviation of 0.5; variances 0.05 to 4; means are normal; counters 1 to 9.
-    Buffers that are not saved hold tables and are left alone.
+    Left alone: buffers that are not saved, masks (of at least two axes, with no other values than 0, 1 and infinity), complex
+    buffers, and what `skip` names (`*` stands for anything). ``tables=False`` leaves all saved buffers alone but running
+    statistics, since what others save is often a table that they compute once.
     """
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=torch.float64)
 
     def normal(like: Tensor, std: float) -> Tensor:
-        return std * torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        return std * torch.randn(like.shape, generator=generator, dtype=torch.complex128 if like.is_complex() else torch.float64)
+
+    def kept(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in skip)
 
     with torch.no_grad():
         for name, parameter in module.named_parameters():
+            if kept(name) or parameter.numel() == 0:
+                continue
             if parameter.ndim >= 2:
                 gain = 0.5 + 1.5 * torch.rand((), generator=generator).item()
                 value = normal(parameter, gain * (parameter.numel() / parameter.shape[0]) ** -0.5)
-            elif name.rpartition(".")[2] == "weight":
+            elif name.rpartition(".")[2] == "weight" and not parameter.is_complex():
                 value = uniform(parameter, 0.5, 1.5) * uniform(parameter, -1, 3).sign()
             else:
                 value = normal(parameter, 0.5)
             parameter.copy_(value)
         saved = module.state_dict(keep_vars=True)
         for name, buffer in module.named_buffers():
-            if name not in saved:
+            last = name.rpartition(".")[2]
+            if name not in saved or kept(name) or not (tables or last in STATISTICS) or is_mask(buffer):
                 continue
             if buffer.is_floating_point():
                 buffer.copy_(uniform(buffer, 0.05, 4) if "var" in name else normal(buffer, 1))
             elif name.endswith("num_batches_tracked"):
                 buffer.fill_(int(torch.randint(1, 10, (), generator=generator)))
     return module
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Buffers of torch's batch norms."""
+
+
+def is_mask(buffer: Tensor) -> bool:
+    """Whether a float buffer is a saved mask: 0 and 1, or 0 and minus infinity, in two axes or more. Zeros alone are none."""
+    if buffer.ndim < 2 or not buffer.is_floating_point() or not buffer.any():
+        return False
+    return bool(((buffer == 0) | (buffer == 1) | buffer.isinf() | (buffer == torch.finfo(buffer.dtype).min)).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from math import sqrt
 from typing import Any
@@ -15,21 +16,49 @@ class Mismatch(AssertionError):
 
 
 def leaves(tree: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
-    """Tensors of nested tuples, lists, mappings and dataclass-like outputs, with names such as `output[1].hidden`."""
+    """Tensors of nested tuples, lists, mappings, dataclasses and objects that hold them, with names such as `output[1].hidden`.
+
+    Of an object, such as a cache, the attributes count. What stands beside the tensors (None, numbers, dtypes) is passed over.
+    Errors: `TypeError` for a tree that is none of these.
+    """
+    if tree is not None and not isinstance(tree, Tensor) and children(tree) is None:
+        raise TypeError(f"{name} must be a tensor or nested tuples, lists, mappings and dataclasses of tensors, got {type(tree)}")
+    yield from walk(tree, name, ())
+
+
+BESIDE = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+"""What may stand in an output beside its tensors."""
+
+
+def walk(tree: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    """`above`: objects on the way here, of which a cache may hold one again."""
     if isinstance(tree, Tensor):
         yield name, tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from leaves(value, f"{name}.{key}")
-    elif isinstance(tree, (tuple, list)):
-        for i, value in enumerate(tree):
-            yield from leaves(value, f"{name}[{i}]")
-    elif tree is not None:
-        raise TypeError(f"{name} must be a tensor or nested tuples, lists and mappings of tensors, got {type(tree)}")
+    elif tree is not None and id(tree) not in above:
+        for key, value in children(tree) or ():
+            yield from walk(value, f"{name}{key}", (*above, id(tree)))
+
+
+def children(tree: Any) -> list[tuple[str, Any]] | None:
+    """What a container holds, by key as it is written; None for what is no container."""
+    if isinstance(tree, (*BESIDE, torch.Generator)) or callable(tree):
+        return None
+    if isinstance(tree, Mapping):
+        return [(f".{key}", value) for key, value in tree.items()]
+    if isinstance(tree, (tuple, list)):
+        return [(f"[{i}]", value) for i, value in enumerate(tree)]
+    if dataclasses.is_dataclass(tree):
+        return [(f".{field.name}", getattr(tree, field.name)) for field in dataclasses.fields(tree)]
+    return [(f".{key}", value) for key, value in vars(tree).items()] if hasattr(tree, "__dict__") else None
+
+
+def real(x: Tensor) -> Tensor:
+    """The same numbers as a real tensor: a complex one gets a last axis of real and imaginary parts."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def rms(x: Tensor) -> float:
-    return x.double().square().mean().sqrt().item() if x.numel() else 0.0
+    return real(x).double().square().mean().sqrt().item() if x.numel() else 0.0
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -61,11 +90,12 @@ def require_equal(ours: Any, theirs: Any, tolerance: float, name: str = "output"
     left, right = dict(leaves(ours, name)), dict(leaves(theirs, name))
     if left.keys() != right.keys():
         raise Mismatch(f"structure differs: {sorted(left.keys() ^ right.keys())} only on one side")
-    floor = common * 1e-2 * max((rms(x) for x in right.values() if x.is_floating_point()), default=0.0)
+    floor = common * 1e-2 * max((rms(x) for x in right.values() if x.is_floating_point() or x.is_complex()), default=0.0)
     for path, x in left.items():
         y = right[path]
         if x.shape != y.shape or x.dtype != y.dtype:
             raise Mismatch(f"{path}: {tuple(x.shape)} {x.dtype} is not the reference's {tuple(y.shape)} {y.dtype}")
+        x, y = real(x), real(y)
         if torch.equal(x, y) or (
             x.is_floating_point()
             and x.numel()

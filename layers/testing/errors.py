@@ -8,19 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layers.testing.contract import Case
+from layers.testing.contract import Case, Contract
 from layers.testing.drawing import Input
 from layers.testing.equality import Mismatch, require_equal
+from layers.testing.verdicts import Vacuous, Verdict
 
 
-def bad_argument(case: Case) -> bool:
+def bad_argument(case: Case) -> Verdict:
     """Every invalid constructor argument raises a `ValueError` that names it."""
     for overrides, name in case.contract.invalid:
         require_error(lambda overrides=overrides: case.new(overrides), f"constructor with {overrides}", name)
-    return bool(case.contract.invalid)
+    return bool(case.contract.invalid) or Vacuous(
+        "the contract names no `invalid` arguments; `foreign=True` is for others' blocks"
+    )
 
 
-def bad_input(case: Case) -> bool:
+def bad_input(case: Case) -> Verdict:
     """A fixed axis of another size, and an axis too few, raise a `ValueError` that names the tensor and the axis.
 
     A block that takes any number of leading axes must give for a row what it gives for that row of the batch.
@@ -39,7 +42,7 @@ def bad_input(case: Case) -> bool:
             if not any_leading_axes(case, block, inputs):
                 require_error(lambda i=inputs: case.call(block, i), f"{name} without its first axis", name)
             checked = True
-    return checked
+    return checked or Vacuous('no axis of an input has a fixed size: give it, as in `tensor("b dim", dim=a.dim)`')
 
 
 def sizes_agree(case: Case) -> bool:
@@ -58,6 +61,14 @@ def sizes_agree(case: Case) -> bool:
             what = f"{axis} of {odd} {other}, of {', '.join(n for n in names if n != odd)} {size}"
             require_error(lambda i=inputs: case.call(block, i), what, axis, any_of=names)
     return bool(shared)
+
+
+def share_axes(contract: Contract) -> bool:
+    """Whether inputs share an axis; where the inputs cannot be drawn, `smoke` tells why."""
+    try:
+        return not contract.foreign and bool(shared_axes(contract.example().specs))
+    except Exception:
+        return False
 
 
 def shared_axes(specs: Mapping[str, Any]) -> dict[str, list[str]]:

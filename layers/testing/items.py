@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import datetime
 import re
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
-from hypothesis import Phase, given, settings
 
 from layers.testing import profiles
-from layers.testing.contract import Case, Contract, Twin
-from layers.testing.properties import GENERIC, Property
+from layers.testing.contract import Contract, Twin
+from layers.testing.equality import Mismatch
+from layers.testing.examples import cause, examples, promised
+from layers.testing.properties import Property
 
-MACHINERY = re.compile(r"[\\/](_pytest|pluggy|hypothesis)[\\/]|testing[\\/]plugin\.py$")
+MACHINERY = re.compile(r"[\\/](_pytest|pluggy|hypothesis|site-packages[\\/]torch)[\\/]|" + re.escape(str(Path(__file__).parent)))
 """Files whose frames a traceback leaves out."""
+LINES = 12
+"""Of a message at most: compilers append logs of hundreds."""
 
 
 class ContractCollector(pytest.Collector):
@@ -26,29 +30,22 @@ class ContractCollector(pytest.Collector):
     def __init__(self, contract: Contract, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.contract = contract
+        self.spent = 0.0
+        """Seconds that its tests have taken."""
+        self.cause = ""
+        """Why `smoke` fails, once that is known."""
 
     def collect(self) -> Iterator[pytest.Item]:
         contract = self.contract
-        properties = [*GENERIC, *contract.holds]
-        known = {p.name for p in properties}
-        if unknown := sorted((contract.without.keys() | contract.failing.keys()) - known):
-            raise self.CollectError(
-                f"{contract.name}: no property named {', '.join(unknown)}; there are {', '.join(sorted(known))}"
-            )
-        for prop in (p for p in properties if p.applies(contract)):
-            twins: list[Twin | None] = list(contract.twins) or [None]
-            if not prop.each_twin:
-                twins = [None]
-            for twin in twins:
-                if twin is None and prop.each_twin and prop.name in NEEDS_TWIN:
-                    continue
-                name = f"{prop.name}[{twin.name}]" if twin else prop.name
-                yield PropertyItem.from_parent(self, name=name, contract=contract, prop=prop, twin=twin)
+        try:
+            promises = list(promised(contract))
+        except ValueError as error:
+            raise self.CollectError(str(error)) from error
+        for name, prop, twin in promises:
+            yield PropertyItem.from_parent(self, name=name, contract=contract, prop=prop, twin=twin)
 
 
-NEEDS_TWIN = ("forward", "backward", "weights")
-"""Properties that compare with a twin and nothing else; the precision ones fall back on rounding theory."""
-QUICK = ("shape", "forward", "backward", "weights")
+QUICK = ("smoke", "shape", "forward", "backward", "weights")
 """Properties that `pytest -m quick` checks."""
 
 
@@ -58,22 +55,36 @@ class PropertyItem(pytest.Item):
     def __init__(self, contract: Contract, prop: Property, twin: Twin | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.contract, self.prop, self.twin = contract, prop, twin
+        assert isinstance(self.parent, ContractCollector)
+        self.home = self.parent
         self.failing = contract.failing.get(prop.name)
         if prop.name in QUICK:
             self.add_marker("quick")
-        told = {"block": contract.name, "property": prop.name, "test": self.nodeid, "without": "", "failing": ""}
+        told = {"block": contract.name, "property": prop.name, "test": self.nodeid, "without": "", "failing": "", "late": False}
         if reason := contract.without.get(prop.name):
             told["without"] = f"{self.nodeid}: {reason}"
             self.add_marker(pytest.mark.skip(reason=f"opted out: {reason}"))
         if k := self.failing:
             told["failing"] = f"{self.nodeid}: {k.reason} ({k.link}, {k.version}, until {k.expires})"
+        self.told = told
         self.user_properties.append(("contract", told))  # which reports carry, from another process too
 
     def runtest(self) -> None:
+        start, seconds = time.monotonic(), self.config.getoption("--contract-seconds")
+        if seconds is not None and self.home.spent > seconds:
+            self.told["late"] = True
+            pytest.skip(f"the tests of {self.contract.name} have had their {seconds:g} seconds")
+        try:
+            self.check(None if seconds is None else start + seconds - self.home.spent)
+        finally:
+            self.home.spent += time.monotonic() - start
+
+    def check(self, until: float | None) -> None:
         limit = profiles.QUICK if self.config.getoption("markexpr", "") == "quick" else None
-        run = examples(self.contract, self.prop, self.twin, self.config.getoption("--reproduce"), limit=limit)
+        blob = self.config.getoption("--reproduce")
+        run = examples(self.contract, self.prop, self.twin, blob, limit=limit, until=until)
         if self.failing is None:
-            return run()
+            return self.gated(run) if self.has_gate() and not blob else run()
         if datetime.date.today() >= self.failing.expires:
             pytest.fail(f"known failure expired on {self.failing.expires}: {self.failing.reason}", pytrace=False)
         try:
@@ -82,15 +93,35 @@ class PropertyItem(pytest.Item):
             pytest.xfail(self.failing.reason)
         pytest.fail(f"known failure passes, remove it: {self.failing.reason}", pytrace=False)
 
+    def has_gate(self) -> bool:
+        """Whether this is another property than `smoke`, which is checked in this session too and says why nothing runs."""
+        known = self.contract.without.keys() | self.contract.failing.keys()
+        return self.prop.name != "smoke" and "smoke" not in known and f"{self.home.nodeid}::smoke" in selected(self.session)
+
+    def gated(self, run: Any) -> None:
+        """Skip where no configuration can be evaluated at all: one cause is one failure, of `smoke`."""
+        if not self.home.cause:
+            try:
+                return run()
+            except Exception as error:
+                if isinstance(error, Mismatch):
+                    raise
+                self.home.cause = cause(self.contract)
+                if not self.home.cause:
+                    raise
+        pytest.skip(f"{self.contract.name}::smoke fails: {self.home.cause}")
+
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The message, the smallest configuration, the line that repeats it; the traceback below for what is not a mismatch."""
         notes = "\n".join(getattr(excinfo.value, "__notes__", []))
         blob = re.search(r"@reproduce_failure\([^,]+, b?['\"](.+?)['\"]\)", notes)
-        lines = [f"{self.contract.name} fails {self.prop.name}: {self.prop.check.__doc__ or ''}".strip()]
-        if not isinstance(excinfo.value, AssertionError):
+        lines = [f"{self.contract.name} fails {self.prop.name}: {sentence(self.prop)}".strip()]
+        if not isinstance(excinfo.value, Mismatch):
             frames = traceback.extract_tb(excinfo.tb)
-            lines += traceback.format_list([f for f in frames if not MACHINERY.search(f.filename)])
-        lines += traceback.format_exception_only(type(excinfo.value), excinfo.value.with_traceback(None))[:1]
+            lines += traceback.format_list([f for f in frames if not MACHINERY.search(f.filename)][-LINES:] or frames[-3:])
+        lines.append(
+            shortened("".join(traceback.format_exception_only(type(excinfo.value), excinfo.value.with_traceback(None))[:1]))
+        )
         if case := re.search(r"case=(.*?),?\n\)", notes, re.DOTALL):
             lines.append(f"smallest configuration: {case[1]}")
         if blob:
@@ -101,48 +132,22 @@ class PropertyItem(pytest.Item):
         return self.path, 0, f"{self.contract.name}::{self.name}"
 
 
-def examples(
-    contract: Contract,
-    prop: Property,
-    twin: Twin | None,
-    blob: str | None = None,
-    shrink: bool = True,
-    limit: int | None = None,
-) -> Callable[[], None]:
-    """A fresh hypothesis test of one property. It fails too if no example could have shown a failure.
+SELECTED = pytest.StashKey[set[str]]()
 
-    Where few examples show nothing, such as one with a mask that hides all, more follow.
 
-    blob: repeats the configuration that a failure has printed. shrink: look for a smaller one that fails too.
-    limit: draw no more examples than this.
-    """
-    shown: list[bool] = []
+def selected(session: pytest.Session) -> set[str]:
+    """Names of the tests of this session."""
+    if SELECTED not in session.stash:
+        session.stash[SELECTED] = {item.nodeid for item in session.items}
+    return session.stash[SELECTED]
 
-    budget = min(settings.default.max_examples if settings.default else 100, limit or 100_000)
-    cost = prop.cost * (4 if contract.model else 1)
-    skipped = {Phase.explain} | (set() if shrink else {Phase.shrink})  # explaining traces every line, compilers' too
-    phases = [phase for phase in settings().phases if phase not in skipped]
 
-    def check(count: int) -> None:
-        @settings(max_examples=max(1, count), phases=phases, **profiles.COMMON)
-        @given(case=contract.cases())
-        def draw(case: Case) -> None:
-            if count > budget // cost and any(shown):
-                return
-            result = prop.check(case, twin) if prop.each_twin else prop.check(case)
-            shown.append(result is not False)
+def sentence(prop: Property) -> str:
+    """The property in a sentence or two: the first paragraph of what its check says of itself."""
+    return " ".join((prop.check.__doc__ or "").split("\n\n")[0].split())
 
-        (hypothesis.reproduce_failure(hypothesis.__version__, blob.encode())(draw) if blob else draw)()
 
-    def run() -> None:
-        check(budget // cost)
-        for more in (budget, 10 * budget):
-            if not any(shown) and more > budget // cost and not blob:
-                check(more)
-        if not any(shown):
-            pytest.fail(
-                f"{contract.name} {prop.name} is vacuous: none of {len(shown)} configurations could have failed",
-                pytrace=False,
-            )
-
-    return run
+def shortened(text: str) -> str:
+    lines = [line[:500] for line in text.rstrip().splitlines()]
+    left_out = len(lines) - LINES
+    return "\n".join(lines if left_out <= 0 else [*lines[: LINES - 2], f"({left_out} lines left out)", *lines[-2:]])

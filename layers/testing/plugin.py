@@ -2,7 +2,8 @@
 
 Examples follow hypothesis's own profiles: ``--hypothesis-profile dev`` (8 examples), ``ci`` (20, always the same ones) or
 ``thorough`` (200); properties that compile or export draw fewer. ``-m quick`` checks shapes, equality with the twins, gradients
-and weights on three examples. ``--reproduce BLOB`` runs the one configuration that a failure has printed.
+and weights on three examples. ``--reproduce BLOB`` runs the one configuration that a failure has printed. ``--contracts-only``
+leaves all other tests out, ``--contract-seconds N`` bounds the time of each contract.
 
 Every pytest session of the environment loads this file, so it imports neither torch nor hypothesis before they are needed.
 """
@@ -18,9 +19,13 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.getgroup("contracts").addoption(
-        "--reproduce", metavar="BLOB", help="run only the configuration that a failed contract has printed"
-    )
+    group = parser.getgroup("contracts")
+    group.addoption("--reproduce", metavar="BLOB", help="run only the configuration that a failed contract has printed")
+    group.addoption("--contracts-only", action="store_true", help="run the tests that contracts make, and no others")
+    group.addoption(
+        "--contract-seconds", type=float, metavar="N",
+        help="after N seconds of a contract draw no more examples, and skip those of its tests that have not begun",
+    )  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,10 +44,18 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> Any:
     return ContractCollector.from_parent(collector, name=obj.name, contract=obj)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--contracts-only"):
+        kit = sys.modules.get("layers.testing.items")  # without it there are none
+        others = [item for item in items if kit is None or not isinstance(item, kit.PropertyItem)]
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How many promises were checked, which were not, and where the time went."""
     seconds: dict[str, float] = defaultdict(float)
-    blocks, tests, without, failing = set(), set(), set(), set()
+    blocks, tests, without, failing, late = set(), set(), set(), set(), set()
     for report in (r for reports in terminalreporter.stats.values() for r in reports if isinstance(r, pytest.TestReport)):
         told: Any = dict(report.user_properties).get("contract")
         if told:
@@ -50,6 +63,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             tests.add(told["test"])
             without.add(told["without"])
             failing.add(told["failing"])
+            if told["late"]:
+                late.add(told["test"])
             seconds[told["property"]] += report.duration
     if not tests:
         return
@@ -58,6 +73,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(
         f"{len(blocks)} blocks, {len(tests)} properties, {len(out)} opted out, {len(known)} known failures"
     )
+    if late:
+        terminalreporter.write_line(f"{len(late)} properties were not checked for lack of time")
     for line in out + known:
         terminalreporter.write_line(f"  {line}")
     longest = sorted(seconds.items(), key=lambda item: -item[1])

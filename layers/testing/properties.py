@@ -1,7 +1,8 @@
 """The generic properties, which hold for every block without a claim.
 
-A check takes a `Case` (and a `Twin` where it compares with one) and raises if the property fails. It returns False where the
-case could not have shown anything; a property that never could is reported as a failure, not as a pass.
+A check takes a `Case` (and a `Twin` where it compares with one) and raises if the property fails. It returns `Vacuous`, or False,
+where the case could not have shown anything; a property that never could is reported as a failure, not as a pass. It returns
+`Inapplicable` where the property has no meaning for the block; a property that never has is skipped.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from layers.testing import behaviour, deployment, errors, gradients, reference
 from layers.testing.contract import Contract
+from layers.testing.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,14 @@ class Property:
     """One thing to check. `cost` divides the number of examples; `each_twin` makes one test a twin, passing it to `check`."""
 
     name: str
-    check: Callable[..., bool | None]
+    check: Callable[..., Verdict]
     cost: int = 1
     each_twin: bool = False
     applies: Callable[[Contract], bool] = lambda contract: True
 
 
 GENERIC = (
+    Property("smoke", reference.smoke, cost=20),
     Property("shape", reference.shape),
     Property("forward", reference.forward, each_twin=True),
     Property("backward", reference.backward, each_twin=True),
@@ -48,14 +51,15 @@ GENERIC = (
     Property("finite", behaviour.finite, cost=2),
     Property("state_round_trip", deployment.state_round_trip, cost=5),
     Property("meta_device", deployment.meta_device, cost=5),
+    Property("meta_forward", deployment.meta_forward, cost=20),
     Property("inspection", deployment.inspection, cost=20),
     Property("hooks", deployment.hooks, cost=5),
     Property("trace", deployment.trace, cost=20),
     Property("export", deployment.export, cost=50),
     Property("compile", deployment.compile, cost=50),
-    Property("bad_argument", errors.bad_argument, cost=5, applies=lambda contract: bool(contract.arguments)),
-    Property("bad_input", errors.bad_input, cost=5),
     Property(
-        "sizes_agree", errors.sizes_agree, cost=5, applies=lambda contract: bool(errors.shared_axes(contract.example().specs))
+        "bad_argument", errors.bad_argument, cost=5, applies=lambda contract: bool(contract.arguments) and not contract.foreign
     ),
+    Property("bad_input", errors.bad_input, cost=5, applies=lambda contract: not contract.foreign),
+    Property("sizes_agree", errors.sizes_agree, cost=5, applies=errors.share_axes),
 )

@@ -15,7 +15,7 @@ from layers.testing import (
     Twin,
     tensor,
 )
-from layers.testing.items import examples
+from layers.testing.examples import examples
 from layers.weights import WeightMap
 
 
@@ -278,6 +278,16 @@ class SharedCopy(Sound):
 
     def __deepcopy__(self, memo):
         return self
+
+
+class Raising(Sound):
+    def mix(self, x):
+        raise TypeError("no such thing")
+
+
+class TableOnCpu(Sound):
+    def mix(self, x):
+        return super().mix(x) + torch.arange(x.shape[1], dtype=x.dtype)[:, None]
 
 
 class UnbuiltTable(Sound):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from layers import masks
 from layers.testing import Contract, Input, Twin, require_equal, tokens
-from layers.testing.items import examples
+from layers.testing.examples import examples
 from layers.testing.profiles import COMMON
 from layers.testing.properties import GENERIC
 from zoo import bert

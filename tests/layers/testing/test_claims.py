@@ -17,6 +17,7 @@ from layers.testing import (
     permutation_equivariant,
     seeded,
     shift_equivariant,
+    streaming,
 )
 
 
@@ -68,6 +69,46 @@ class ReachesLeft(MaskedMean):
 
     def forward(self, x, mask):
         return super().forward(x, mask) + torch.arange(x.shape[1]).to(x)[:, None]
+
+
+class NaNGradientAtLeft(MaskedMean):
+    """Right outputs: the square root of what is hidden at the left has no gradient at 0, which a product with 0 does not help."""
+
+    def forward(self, x, mask):
+        before = (mask[:, 0, 0].cumsum(1) > 0).to(x)[..., None]
+        return super().forward(x, mask) + 0 * (x * before).abs().sqrt()
+
+
+class NaNAtHiddenPositions(MaskedMean):
+    def forward(self, x, mask):
+        return super().forward(x, mask).masked_fill(~mask[:, 0, 0, :, None], float("nan"))
+
+
+class Streaming(Prefix):
+    """The sum of what came before goes in and out."""
+
+    def forward(self, x, state=None):
+        y = super().forward(x)
+        y = y if state is None else y + state["sum"]
+        return y, {"sum": y[:, -1:]}
+
+
+class ForgetsState(Streaming):
+    def forward(self, x, state=None):
+        return super().forward(x)
+
+
+class StateOfThePiece(Streaming):
+    """The first two pieces are right."""
+
+    def forward(self, x, state=None):
+        y, after = super().forward(x, state)
+        return y, after if state is None else {"sum": after["sum"] - state["sum"]}
+
+
+class NeedsNoState(Sound):
+    def forward(self, x, state=None):
+        return super().forward(x), {"sum": x[:, :0]}
 
 
 class Total(list):
@@ -159,6 +200,12 @@ HOLDS = {
     "padding, poison": (padding_invariant("x", "time", 1), MaskedMean, MultipliesByMask),
     "padding, two-sided": (padding_invariant("x", "time", 1), MaskedMean, HidesEverything),
     "padding, left": (padding_invariant("x", "time", 1), MaskedMean, ReachesLeft),
+    "padding, gradients": (padding_invariant("x", "time", 1), MaskedMean, NaNGradientAtLeft),
+    "padding, hidden": (padding_invariant("x", "time", 1), MaskedMean, NaNAtHiddenPositions),
+    **{
+        f"streaming, {bad.__name__}": (streaming("x", "time", 1), Streaming, bad)
+        for bad in (ForgetsState, StateOfThePiece, NeedsNoState)
+    },
     "cache": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, ForgetsCache),
     "cache, all pieces": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, KeepsLastPiece),
     "cache, two-sided": (cache_consistent("x", "time", 1, lambda a, n: Total()), RunningSum, NeedsNoCache),
@@ -184,3 +231,12 @@ def test_claims(name):
     check(claim.name, contract(good, holds=[claim], **wide))
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check(claim.name, contract(bad, holds=[claim], **wide))
+
+
+def test_others_masks_need_not_hide_nan():
+    """A mask that multiplies hides what is finite."""
+    for more in (
+        dict(holds=[padding_invariant("x", "time", 1, nan=False)]),
+        dict(holds=[padding_invariant("x", "time", 1)], foreign=True),
+    ):
+        check("padding_invariant", contract(MultipliesByMask, **more))

@@ -52,6 +52,10 @@ class Off(Scale):
 class Nonsense(Scale):
     factor = object()
 
+class Twice(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
 def promise(block, name, **options):
     return Contract(
         block,
@@ -78,6 +82,15 @@ MANY = (
     + """
 hair, nonsense = promise(OffByAHair, "OffByAHair"), promise(Nonsense, "Nonsense")
 skipped = promise(Scale, "Skipped", without={"gradcheck": "too smooth to be worth it"})
+gate = promise(Nonsense, "Gate")
+bare = Contract(
+    Twice,
+    arguments={},
+    inputs=lambda a: dict(x=tensor("batch dim")),
+    outputs=lambda a, s: ("batch", "dim"),
+    without={"bad_argument": "there is none", "sizes_agree": "there is one input", "bad_input": "it takes any shape"},
+    name="Bare",
+)
 failing, mended, expired = (
     promise(Off, "Failing", failing=known(2999)),
     promise(Scale, "Mended", failing=known(2999)),
@@ -110,7 +123,9 @@ def told(run):
         "test_typo": BLOCKS + 'typo = promise(Scale, "Typo", without={"gradchek": "typo"})',
         "test_other": BLOCKS + 'other = promise(Scale, "Other", without={"gradcheck": "of another file"})',
     }
-    chosen = "Sound or deterministic or (backward and Hair) or forward or gradcheck"
+    chosen = (
+        "Sound or deterministic or (backward and Hair) or forward or gradcheck or (Gate and (smoke or shape or finite)) or Bare"
+    )
     only = ("-k", f"({chosen}) and not compile and not export", "-n", "2", "-rA", "-v", "--continue-on-collection-errors")
     return run(*only, test_block=MANY, **mistakes)
 
@@ -157,10 +172,34 @@ def test_opting_out_needs_a_reason_and_is_counted(told):
     """In the summary of a run of several processes too."""
     assert outcomes(told)["test_block.py::Skipped::gradcheck"] == "SKIPPED"
     assert "opted out: too smooth to be worth it" in told
-    assert re.search(r"\d+ blocks, \d+ properties, 2 opted out, 3 known failures", told)
+    assert re.search(r"\d+ blocks, \d+ properties, 3 opted out, 3 known failures", told)
     assert "  test_block.py::Skipped::gradcheck: too smooth to be worth it" in told
     assert "without['gradcheck'] must give a reason" in told
     assert "no property named gradchek" in told
+
+
+def test_a_property_that_does_not_apply_may_be_opted_out_of(told):
+    found = outcomes(told)
+    assert found["test_block.py::Bare::deterministic"] == "PASSED"
+    assert found["test_block.py::Bare::parameters_used"] == "SKIPPED"
+    assert "parameters_used cannot be checked for Bare: it has no parameters" in told
+    assert not {name for name in found if name.startswith("test_block.py::Bare::") and name.endswith(("argument", "agree"))}
+
+
+def test_what_cannot_be_evaluated_is_one_failure(told):
+    found = {test: how for test, how in outcomes(told).items() if "::Gate::" in test}
+    assert found.pop("test_block.py::Gate::smoke") == "FAILED"
+    assert len(found) >= 5
+    assert set(found.values()) == {"SKIPPED"}
+    assert "Gate::smoke fails: TypeError: unsupported operand type(s) for *" in told
+
+
+def test_only_contracts_and_only_for_a_time(run):
+    more = "\ndef test_plain():\n    raise AssertionError('not to be run')\n"
+    text = run("--contracts-only", "--contract-seconds", "0", "-rs", "-v", test_block=SOUND + more)
+    assert f"1 passed, {len(APPLIED) - 1} skipped, 1 deselected" in text
+    assert "the tests of Sound have had their 0 seconds" in text
+    assert f"{len(APPLIED) - 1} properties were not checked for lack of time" in text
 
 
 def test_a_known_failure_is_strict_and_expires(told):

@@ -32,6 +32,7 @@ from broken_blocks import (
     OneForAllTimes,
     OtherError,
     Pair,
+    Raising,
     RaisingProperty,
     RaisingRepr,
     SecretDropout,
@@ -39,6 +40,7 @@ from broken_blocks import (
     Silenced,
     SlightlyScaled,
     Sound,
+    TableOnCpu,
     Transposed,
     Two,
     UnbuiltTable,
@@ -64,6 +66,7 @@ from layers.testing import (
 from layers.weights import WeightMap
 
 FAILS: dict[str, list[type[Sound]]] = {
+    "smoke": [Raising],
     "shape": [Transposed, AlwaysSingle],
     "forward": [SlightlyScaled, Transposed],
     "backward": [DoubledGradient, WrongBackward],
@@ -87,6 +90,7 @@ FAILS: dict[str, list[type[Sound]]] = {
     "finite": [Normalising],
     "state_round_trip": [Forgetful, SharedCopy],
     "meta_device": [UnbuiltTable],
+    "meta_forward": [TableOnCpu],
     "inspection": [RaisingProperty, RaisingRepr],
     "hooks": [WritesOver, WritesOverWithoutGradients],
     "trace": [BakesValues],
@@ -112,7 +116,7 @@ def test_a_sound_block_passes(name):
 
 @pytest.mark.parametrize(("name", "block"), [(name, block) for name, blocks in FAILS.items() for block in blocks])
 def test_a_broken_block_fails(name, block):
-    with pytest.raises((AssertionError, ValueError, RuntimeError, pytest.fail.Exception)) as caught:
+    with pytest.raises((AssertionError, ValueError, RuntimeError, TypeError, pytest.fail.Exception)) as caught:
         check(name, contract(block))
     assert "Unsatisfi" not in repr(caught.value)
 

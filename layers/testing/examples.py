@@ -1,0 +1,184 @@
+"""Checks a property of a contract on drawn configurations, and all of them in one call: `Contract.check`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import Phase, given, settings
+
+from layers.testing import profiles
+from layers.testing.contract import Case, Contract, Twin
+from layers.testing.properties import GENERIC, Property
+from layers.testing.verdicts import Inapplicable, Vacuous, missing_in_torch
+
+NEEDS_TWIN = ("forward", "backward", "weights")
+"""Properties that compare with a twin and nothing else; the precision ones fall back on rounding theory."""
+
+
+def promised(contract: Contract) -> Iterator[tuple[str, Property, Twin | None]]:
+    """Every property that applies, with its twin where it compares with one, under the name of its test.
+
+    Errors: `ValueError` if the contract opts out of a property that there is not.
+    """
+    properties = [*GENERIC, *contract.holds]
+    known = {p.name for p in properties}
+    if unknown := sorted((contract.without.keys() | contract.failing.keys()) - known):
+        raise ValueError(f"{contract.name}: no property named {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    for prop in (p for p in properties if p.applies(contract)):
+        twins: list[Twin | None] = (list(contract.twins) or [None]) if prop.each_twin else [None]
+        for twin in twins:
+            if twin is not None or prop.name not in NEEDS_TWIN:
+                yield f"{prop.name}[{twin.name}]" if twin else prop.name, prop, twin
+
+
+def examples(
+    contract: Contract,
+    prop: Property,
+    twin: Twin | None,
+    blob: str | None = None,
+    shrink: bool = True,
+    limit: int | None = None,
+    until: float | None = None,
+) -> Callable[[], None]:
+    """A fresh hypothesis test of one property. It fails too if no example could have shown a failure.
+
+    Where few examples show nothing, such as one with a mask that hides all, more follow. Where the property has no meaning for
+    any of them, the test is skipped and says why.
+
+    blob: repeats the configuration that a failure has printed. shrink: look for a smaller one that fails too.
+    limit: draw no more examples than this. until: none after this time, of `time.monotonic`, but one.
+    """
+    results: list[Any] = []
+
+    budget = min(profiles.budget(), limit or 100_000)
+    cost = prop.cost * (4 if contract.model else 1)
+    skipped = {Phase.explain} | (set() if shrink else {Phase.shrink})  # explaining traces every line, compilers' too
+    phases = [phase for phase in settings().phases if phase not in skipped]
+
+    def shown() -> bool:
+        return any(result is not False and not isinstance(result, (Vacuous, Inapplicable)) for result in results)
+
+    def late() -> bool:
+        return until is not None and bool(results) and time.monotonic() > until
+
+    def check(count: int) -> None:
+        @settings(max_examples=max(1, count), phases=phases, **profiles.COMMON)
+        @given(case=contract.cases())
+        def draw(case: Case) -> None:
+            if (count > budget // cost and shown()) or late():
+                return
+            try:
+                results.append(prop.check(case, twin) if prop.each_twin else prop.check(case))
+            except (NotImplementedError, RuntimeError) as error:
+                if not (missing := missing_in_torch(error)):
+                    raise
+                results.append(missing)
+
+        (hypothesis.reproduce_failure(hypothesis.__version__, blob.encode())(draw) if blob else draw)()
+
+    def run() -> None:
+        check(budget // cost)
+        for more in (budget, 10 * budget):
+            if not shown() and more > budget // cost and not blob and not (without_meaning(results) and len(results) >= 4):
+                check(min(more, 4) if without_meaning(results) else more)
+        if without_meaning(results):
+            pytest.skip(f"{prop.name} cannot be checked for {contract.name}: {results[0].reason}")
+        if not shown() and late():
+            pytest.skip(f"{prop.name} has shown nothing of {contract.name} in its time")
+        if not shown():
+            why = Counter(r.reason for r in results if isinstance(r, Vacuous)).most_common(1)
+            pytest.fail(
+                f"{contract.name} {prop.name} is vacuous: none of {len(results)} configurations could have failed"
+                + "".join(f"; {reason}" for reason, _ in why),
+                pytrace=False,
+            )
+
+    return run
+
+
+def without_meaning(results: list[Any]) -> bool:
+    return bool(results) and all(isinstance(result, Inapplicable) for result in results)
+
+
+def cause(contract: Contract) -> str:
+    """Why one configuration cannot be evaluated; nothing if it can."""
+    try:
+        next(p for p in GENERIC if p.name == "smoke").check(contract.example())
+    except Exception as error:
+        return first_line(error)
+    return ""
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one property: how is "passed", "failed" or "skipped"; message says why."""
+
+    name: str
+    how: str
+    message: str
+    seconds: float
+
+
+class Report(list[Outcome]):
+    """What a contract's properties have come to. True if none has failed; printed, a line for each."""
+
+    def __bool__(self) -> bool:
+        return not self.failed()
+
+    def failed(self) -> list[Outcome]:
+        return [outcome for outcome in self if outcome.how == "failed"]
+
+    def __repr__(self) -> str:
+        counts = Counter(outcome.how for outcome in self)
+        lines = [", ".join(f"{counts[how]} {how}" for how in ("passed", "failed", "skipped"))]
+        lines += [f"  {o.how}  {o.name} ({o.seconds:.1f} s){': ' * bool(o.message)}{o.message}" for o in self]
+        return "\n".join(lines)
+
+
+def report(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds: float | None = None) -> Report:
+    """See `Contract.check`."""
+    result, begin = Report(), time.monotonic()
+    promises = list(promised(contract))
+    if unknown := sorted(set(only) - {p.name for p in (*GENERIC, *contract.holds)}):
+        raise ValueError(f"only must name properties, got {', '.join(unknown)}")
+    why = cause(contract)
+    for name, prop, twin in promises:
+        if only and prop.name not in only:
+            continue
+        start = time.monotonic()
+        until = None if seconds is None else begin + seconds
+        if reason := contract.without.get(prop.name):
+            how, message = "skipped", f"opted out: {reason}"
+        elif why:
+            how, message = ("failed", why) if prop.name == "smoke" else ("skipped", f"smoke fails: {why}")
+        elif until is not None and start > until:
+            how, message = "skipped", f"the {seconds:g} seconds are over"
+        else:
+            how, message = outcome(examples(contract, prop, twin, limit=limit, until=until))
+            if known := contract.failing.get(prop.name):
+                how = "skipped" if how == "failed" else "failed"
+                message = f"known failure{'' if how == 'skipped' else ' passes, remove it'}: {known.reason}"
+        result.append(Outcome(name, how, message, time.monotonic() - start))
+    return result
+
+
+def outcome(run: Callable[[], None]) -> tuple[str, str]:
+    try:
+        run()
+    except pytest.skip.Exception as skipped:
+        return "skipped", str(skipped)
+    except (Exception, pytest.fail.Exception) as error:
+        case = re.search(r"case=(.*?),?\n\)", "\n".join(getattr(error, "__notes__", [])), re.DOTALL)
+        return "failed", f"{first_line(error)}{f'; smallest configuration: {case[1]}' if case else ''}"
+    return "passed", ""

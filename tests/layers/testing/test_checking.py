@@ -1,0 +1,185 @@
+"""`Contract.check`, what failures and skipped properties say, and what is drawn and left alone."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+import torch
+from broken_blocks import DoubledGradient, Raising, SlightlyScaled, Sound, WrongBackward, contract
+from hypothesis import strategies as st
+from torch import nn
+
+from layers.testing import GENERIC, KnownFailure, Twin, fill, leaves, require_equal, tensor
+from layers.testing.items import LINES, sentence, shortened
+from layers.weights import WeightMap
+
+
+def told(promise, *only, **options):
+    """Name -> how and why."""
+    return {o.name: (o.how, o.message) for o in promise.check(only=only, **{"examples": 2, **options})}
+
+
+def test_a_report_says_what_became_of_each_property():
+    report = contract(SlightlyScaled, without={"finite": "not asked for"}).check(only=["shape", "forward", "finite"], examples=2)
+    assert [(o.name, o.how) for o in report] == [("shape", "passed"), ("forward[torch]", "failed"), ("finite", "skipped")]
+    assert not report
+    assert "1 passed, 1 failed, 1 skipped" in repr(report)
+    assert "smallest configuration: SlightlyScaled(dim=" in report.failed()[0].message
+    assert "skipped  finite (0.0 s): opted out: not asked for" in repr(report)
+    assert contract(Sound).check(only=["shape"], examples=2)
+
+
+def test_a_known_failure_is_skipped_until_it_passes():
+    known = {"shape": KnownFailure("bent", "pytorch#1", "2.6", datetime.date(2999, 1, 1))}
+    assert told(contract(Sound, failing=known), "shape")["shape"] == ("failed", "known failure passes, remove it: bent")
+    known = {"forward": known["shape"]}
+    assert told(contract(SlightlyScaled, failing=known), "forward")["forward[torch]"] == ("skipped", "known failure: bent")
+
+
+def test_unknown_properties_are_refused():
+    with pytest.raises(ValueError, match="only must name properties, got backwards"):
+        contract(Sound).check(only=["backwards"])
+    with pytest.raises(ValueError, match="no property named gradchek"):
+        contract(Sound, without={"gradchek": "typo"}).check()
+
+
+def refuse(a):
+    raise RuntimeError("no such reference")
+
+
+@pytest.mark.parametrize(("promise", "cause"), [
+    (contract(Raising), "TypeError: no such thing"),
+    (contract(Sound, arguments=dict(dim=0)), "ValueError: dim must be positive, got 0"),
+    (contract(Sound, twins=[Twin("none", build=refuse)]), "RuntimeError: no such reference"),
+    (contract(Sound, inputs=lambda a: dict(x=tensor("b n dim", dim=a.width))), "AttributeError: 'Arguments' object has no"),
+])  # fmt: skip
+def test_one_cause_is_one_failure(promise, cause):
+    found = told(promise)
+    assert [name for name, (how, _) in found.items() if how != "skipped"] == ["smoke"]
+    assert cause in found["smoke"][1]
+    assert all(message.startswith(f"smoke fails: {cause}") for name, (_, message) in found.items() if name != "smoke")
+    assert len(found) >= len(GENERIC) - 2
+
+
+def test_time_is_bounded():
+    found = told(contract(Sound), "shape", "smoke", seconds=0)
+    assert {how for how, _ in found.values()} == {"skipped"}
+    assert found["shape"][1] == "the 0 seconds are over"
+
+
+def test_what_is_vacuous_says_what_to_change():
+    promise = contract(
+        Sound, inputs=lambda a: dict(x=tensor("rows time dim", dim=a.dim)), outputs=lambda a, s: ("rows", "time", a.dim)
+    )
+    found = told(promise, "batch_rows", "empty_batch", "export", "per_sample_gradients", "compile")
+    assert len(found) == 5
+    for how, message in found.values():
+        assert how == "failed"
+        assert "no input has a batch axis: call the axis `b` or `batch`" in message
+    assert "`foreign=True`" in told(contract(Sound, invalid=[]), "bad_argument")["bad_argument"][1]
+    free = contract(Sound, arguments=dict(dim=2), inputs=lambda a: dict(x=tensor("batch time dim", dim=st.just(2))))
+    assert "no axis of an input has a fixed size" in told(free, "bad_input")["bad_input"][1]
+
+
+@pytest.mark.parametrize("block", [WrongBackward, DoubledGradient])
+def test_gradcheck_names_the_tensor_and_shows_no_jacobian(block):
+    how, message = told(contract(block), "gradcheck")["gradcheck"]
+    assert how == "failed"
+    assert "gradient of output 0 by linear.weight: along a drawn direction" in message
+    assert len(message) < 300
+
+
+def test_long_messages_are_shortened():
+    assert shortened("one\ntwo\n") == "one\ntwo"
+    text = shortened("\n".join(map(str, range(400))))
+    assert text.splitlines()[0] == "0"
+    assert "(388 lines left out)" in text
+    assert text.splitlines()[-1] == "399"
+    assert len(text.splitlines()) == LINES + 1
+
+
+def test_every_property_says_itself_in_a_sentence():
+    for prop in GENERIC:
+        assert sentence(prop).endswith("."), prop.name
+        assert len(sentence(prop)) < 250, prop.name
+
+
+# -------------------------------------------------------------------------------------------------------- what is drawn
+
+
+class Tables(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.scale = nn.Parameter(torch.ones(3))
+        self.phase = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+        self.register_buffer("causal", torch.tril(torch.ones(3, 3)))
+        self.register_buffer("additive", torch.full((3, 3), -torch.inf).triu(1))
+        self.register_buffer("frequencies", torch.linspace(0.1, 1, 3))
+        self.register_buffer("codes", torch.zeros(3, 2))
+
+
+def drawn(**options):
+    """Names of what has been drawn."""
+    module, before = Tables(), Tables().state_dict()
+    fill(module, torch.Generator().manual_seed(0), **options)
+    return {name for name, x in module.state_dict().items() if not torch.equal(x, before[name])}
+
+
+def test_masks_are_left_alone_and_zeros_are_not():
+    statistics = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    parameters = {"norm.weight", "norm.bias", "scale", "phase"}
+    assert drawn() == parameters | statistics | {"frequencies", "codes"}
+    assert drawn(tables=False) == parameters | statistics
+    assert drawn(skip=["norm.*", "frequencies"]) == {"scale", "phase", "codes"}
+    module = fill(Tables(), torch.Generator().manual_seed(0))
+    assert module.phase.imag.abs().min() > 0
+
+
+def test_a_contract_says_what_is_left_alone():
+    case = contract(Sound, keeps=["*.bias"]).example()
+    assert torch.equal(case.block().linear.bias, case.new().linear.bias.double())
+    assert not torch.equal(case.block().linear.weight, case.new().linear.weight.double())
+
+
+def test_tables_of_our_own_are_neither_exported_nor_imported():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.register_buffer("table", torch.ones(2))
+
+    plan, ours = WeightMap(("linear", "fc"), own=["table"]), Own()
+    assert plan.export(ours).keys() == {"fc.weight", "fc.bias"}
+    plan.load(ours, {"fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)})
+    assert torch.equal(ours.table, torch.ones(2))
+    assert not ours.linear.weight.any()
+    with pytest.raises(ValueError, match="unmapped: table"):
+        WeightMap(("linear", "fc")).export(ours)
+    with pytest.raises(ValueError, match="missing: table"):
+        WeightMap(("linear", "fc")).load(ours, plan.export(ours))
+
+
+# ----------------------------------------------------------------------------------------------------------- trees of tensors
+
+
+def test_leaves_of_objects_go_by_their_attributes():
+    class Cache:
+        def __init__(self):
+            self.keys, self.length, self.layers = torch.zeros(2), 3, [torch.ones(1), None]
+            self.myself = self
+
+    assert [name for name, _ in leaves({"a": (Cache(), 1.5)})] == ["output.a[0].keys", "output.a[0].layers[0]"]
+    assert list(leaves(None)) == []
+    for wrong in (1.5, "text", print):
+        with pytest.raises(TypeError, match="output must be a tensor or nested"):
+            list(leaves(wrong))
+
+
+def test_complex_numbers_are_compared_in_both_parts():
+    x = torch.complex(torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+    require_equal(x, x.clone(), 0)
+    require_equal(x, x * (1 + 1e-15j), 1e-14)
+    with pytest.raises(AssertionError, match=r"error 1\.41e-03.*worst at \(0, 1\)"):
+        require_equal(x * (1 + 1e-3j), x, 1e-6)
