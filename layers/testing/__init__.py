@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from layers.testing.claims import (
         cache_consistent,
         causal,
+        exercised,
         influence,
         initial_distribution,
         padding_invariant,
@@ -40,6 +41,7 @@ __all__ = [
     "Vacuous",
     "cache_consistent",
     "causal",
+    "exercised",
     "fill",
     "generator",
     "influence",

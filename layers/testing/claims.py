@@ -3,7 +3,8 @@
 `causal(...)` and `influence(...)` ask what must not change and what must; `permutation_equivariant`, `shift_equivariant` ask that
 the output follows the input, and that the input moved at all; `padding_invariant` that what a mask hides does not matter;
 `cache_consistent` that decoding in pieces equals one call, `streaming` the same with a state that is given back; `seeded` that a
-generator decides what is drawn; `initial_distribution` looks at what the constructor drew.
+generator decides what is drawn; `initial_distribution` looks at what the constructor drew; `exercised` that the contract leaves
+no argument out.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from layers.testing.behaviour import require_finite
-from layers.testing.contract import Case, is_float
+from layers.testing.contract import Case, Contract, is_float
 from layers.testing.drawing import Input
 from layers.testing.equality import Mismatch, leaves, require_equal
+from layers.testing.exercise import unexercised
 from layers.testing.nesting import regrouped
 from layers.testing.properties import Property
 
@@ -171,7 +173,7 @@ def padding_invariant(source: str, axis: str, output_axis: int, mask: str = "mas
                 shown |= not torch.equal(seen, expected[0])
         return shown
 
-    return Property("padding_invariant", check)
+    return Property("padding_invariant", check, gives=(mask,))
 
 
 def at_real_positions(
@@ -238,7 +240,7 @@ def streaming(
                 shown |= not torch.equal(pieces(bounds, carried=False)[0], found)
         return shown
 
-    return Property("streaming", check, cost=2)
+    return Property("streaming", check, cost=2, gives=(state,))
 
 
 def cache_consistent(source: str, axis: str, output_axis: int, cache: Callable[[Any, int], Any]) -> Property:
@@ -270,7 +272,7 @@ def cache_consistent(source: str, axis: str, output_axis: int, cache: Callable[[
                         pass  # a mask of another width
         return shown
 
-    return Property("cache_consistent", check, cost=2)
+    return Property("cache_consistent", check, cost=2, gives=("cache",))
 
 
 def seeded(source: str = "generator") -> Property:
@@ -303,6 +305,26 @@ def seeded(source: str = "generator") -> Property:
         return True
 
     return Property("seeded", check, cost=2)
+
+
+def exercised(**excused: str) -> Property:
+    """Every argument of the constructor and of `forward` is given, takes several values, and changes something.
+
+    excused: argument -> reason why it need not be. ``pytest --contract-arguments`` asks this of all contracts.
+    """
+    for name, reason in excused.items():
+        if not reason.strip():
+            raise ValueError(f"{name} must be excused with a reason, got {reason!r}")
+
+    def check(contract: Contract) -> None:
+        """Every argument of the constructor and of `forward` is given, takes several values, and changes something."""
+        missed = unexercised(contract, [name for claim in contract.holds for name in claim.gives])
+        if idle := sorted(excused.keys() - missed.keys()):
+            raise Mismatch(f"excused, and exercised all the same: {', '.join(idle)}")
+        if found := [f"{name}: {what}" for name, what in missed.items() if name not in excused]:
+            raise Mismatch("; ".join(found))
+
+    return Property("exercised", check, whole=True)
 
 
 def first(output: Any) -> Tensor:

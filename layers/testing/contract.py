@@ -118,15 +118,19 @@ class Contract:
 
     def example(self) -> Case:
         """One configuration, the same every time."""
+        return self.examples(1)[0]
+
+    def examples(self, count: int) -> list[Case]:
+        """So many configurations, fewer where there are no more; the same every time."""
         found: list[Case] = []
 
-        @settings(max_examples=1, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
+        @settings(max_examples=count, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
         @given(self.cases())
         def draw(case: Case) -> None:
             found.append(case)
 
         draw()
-        return found[0]
+        return found
 
     def cases(self) -> st.SearchStrategy[Case]:
         """Hypothesis strategy of drawn configurations."""

@@ -81,7 +81,14 @@ def meta_forward(case: Case) -> Verdict:
     return True
 
 
-WITHOUT_VALUES = ("meta tensors", "Meta tensors", "'Meta' backend", "data-dependent", "Cannot copy out of meta")
+WITHOUT_VALUES = (
+    "meta tensors",
+    "Meta tensors",
+    "'Meta' backend",
+    "data-dependent",
+    "data-independent",
+    "Cannot copy out of meta",
+)
 """What torch says where values of a meta tensor are asked for, or a kernel has no meta form."""
 
 

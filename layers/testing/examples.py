@@ -14,6 +14,7 @@ import pytest
 from hypothesis import Phase, given, settings
 
 from layers.testing import profiles
+from layers.testing.claims import exercised
 from layers.testing.contract import Case, Contract, Twin
 from layers.testing.properties import GENERIC, Property
 from layers.testing.verdicts import Inapplicable, Vacuous, missing_in_torch
@@ -22,12 +23,15 @@ NEEDS_TWIN = ("forward", "backward", "weights")
 """Properties that compare with a twin and nothing else; the precision ones fall back on rounding theory."""
 
 
-def promised(contract: Contract) -> Iterator[tuple[str, Property, Twin | None]]:
+def promised(contract: Contract, arguments: bool = False) -> Iterator[tuple[str, Property, Twin | None]]:
     """Every property that applies, with its twin where it compares with one, under the name of its test.
 
+    arguments: `exercised` too, where the contract does not claim it.
     Errors: `ValueError` if the contract opts out of a property that there is not.
     """
     properties = [*GENERIC, *contract.holds]
+    if arguments and not any(p.name == "exercised" for p in properties):
+        properties.append(exercised())
     known = {p.name for p in properties}
     if unknown := sorted((contract.without.keys() | contract.failing.keys()) - known):
         raise ValueError(f"{contract.name}: no property named {', '.join(unknown)}; there are {', '.join(sorted(known))}")
@@ -84,6 +88,8 @@ def examples(
         (hypothesis.reproduce_failure(hypothesis.__version__, blob.encode())(draw) if blob else draw)()
 
     def run() -> None:
+        if prop.whole:
+            return prop.check(contract)
         check(budget // cost)
         for more in (budget, 10 * budget):
             if not shown() and more > budget // cost and not blob and not (without_meaning(results) and len(results) >= 4):

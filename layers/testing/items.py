@@ -38,7 +38,7 @@ class ContractCollector(pytest.Collector):
     def collect(self) -> Iterator[pytest.Item]:
         contract = self.contract
         try:
-            promises = list(promised(contract))
+            promises = list(promised(contract, arguments=self.config.getoption("--contract-arguments")))
         except ValueError as error:
             raise self.CollectError(str(error)) from error
         for name, prop, twin in promises:

@@ -3,7 +3,8 @@
 Examples follow hypothesis's own profiles: ``--hypothesis-profile dev`` (8 examples), ``ci`` (20, always the same ones) or
 ``thorough`` (200); properties that compile or export draw fewer. ``-m quick`` checks shapes, equality with the twins, gradients
 and weights on three examples. ``--reproduce BLOB`` runs the one configuration that a failure has printed. ``--contracts-only``
-leaves all other tests out, ``--contract-seconds N`` bounds the time of each contract.
+leaves all other tests out, ``--contract-seconds N`` bounds the time of each contract, and ``--contract-arguments`` asks each for
+the arguments that it never tries.
 
 Every pytest session of the environment loads this file, so it imports neither torch nor hypothesis before they are needed.
 """
@@ -22,6 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("contracts")
     group.addoption("--reproduce", metavar="BLOB", help="run only the configuration that a failed contract has printed")
     group.addoption("--contracts-only", action="store_true", help="run the tests that contracts make, and no others")
+    group.addoption(
+        "--contract-arguments", action="store_true", help="a test `exercised` of each contract: what arguments it never tries"
+    )
     group.addoption(
         "--contract-seconds", type=float, metavar="N",
         help="after N seconds of a contract draw no more examples, and skip those of its tests that have not begun",

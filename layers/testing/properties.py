@@ -17,13 +17,18 @@ from layers.testing.verdicts import Verdict
 
 @dataclass(frozen=True)
 class Property:
-    """One thing to check. `cost` divides the number of examples; `each_twin` makes one test a twin, passing it to `check`."""
+    """One thing to check. `cost` divides the number of examples; `each_twin` makes one test a twin, passing it to `check`.
+
+    whole: `check` takes the contract in place of a case. gives: inputs that the check adds to those of the contract.
+    """
 
     name: str
     check: Callable[..., Verdict]
     cost: int = 1
     each_twin: bool = False
     applies: Callable[[Contract], bool] = lambda contract: True
+    whole: bool = False
+    gives: tuple[str, ...] = ()
 
 
 GENERIC = (

@@ -10,7 +10,8 @@ from broken_blocks import DoubledGradient, Raising, SlightlyScaled, Sound, Wrong
 from hypothesis import strategies as st
 from torch import nn
 
-from layers.testing import GENERIC, KnownFailure, Twin, fill, leaves, require_equal, tensor
+from layers.testing import GENERIC, KnownFailure, Twin, exercised, fill, leaves, mask, require_equal, tensor
+from layers.testing.exercise import unexercised
 from layers.testing.items import LINES, sentence, shortened
 from layers.weights import WeightMap
 
@@ -103,6 +104,63 @@ def test_every_property_says_itself_in_a_sentence():
     for prop in GENERIC:
         assert sentence(prop).endswith("."), prop.name
         assert len(sentence(prop)) < 250, prop.name
+
+
+# ---------------------------------------------------------------------------------------------------- what is never tried
+
+
+class Options(Sound):
+    def __init__(self, dim, bias=True, dropout=0.0, std=1.0, spare=1, eps=1e-5):
+        super().__init__(dim)
+        self.dropout, self.bias = nn.Dropout(dropout), bias
+        nn.init.normal_(self.linear.weight, std=std)
+
+    def forward(self, x, y=None, mask=None, times=1, unused=0, flag=False):
+        x = self.dropout(super().forward(x)) + self.bias * self.linear.bias
+        return times * (x if mask is None else x * mask)
+
+
+def options(**more):
+    return contract(
+        Options,
+        arguments=dict(
+            dim=2,
+            bias=st.booleans(),
+            dropout=st.sampled_from([0.0, 0.5]),
+            std=st.sampled_from([1.0, 2.0]),
+            spare=st.integers(1, 3),
+        ),
+        inputs=lambda a: dict(
+            x=tensor("batch time dim", dim=a.dim),
+            times=st.integers(2, 4),
+            unused=st.integers(1, 4),
+            mask=mask("batch time 1"),
+        ),
+        twins=[],
+        **more,
+    )
+
+
+def test_what_a_contract_never_tries():
+    """Dropout shows in training, and a scale of initial values in the fresh state."""
+    assert unexercised(options(), given_by_claims=["flag"]) == {
+        "dim": "it is always 2",
+        "spare": "no value of it changes the output or the fresh state",
+        "eps": "the constructor is never given it",
+        "y": "`forward` is never given it",
+        "unused": "no value of it changes the output",
+    }
+
+
+def test_arguments_are_excused_with_a_reason():
+    excused = dict.fromkeys(("dim", "spare", "eps", "y", "unused", "flag"), "of another version")
+    assert told(options(holds=[exercised(**excused)]), "exercised")["exercised"] == ("passed", "")
+    how, message = told(options(holds=[exercised(**excused, x="why not")]), "exercised")["exercised"]
+    assert (how, message) == ("failed", "Mismatch: excused, and exercised all the same: x")
+    how, message = told(options(holds=[exercised()]), "exercised")["exercised"]
+    assert "eps: the constructor is never given it; y: `forward` is never given it" in message
+    with pytest.raises(ValueError, match="eps must be excused with a reason"):
+        exercised(eps=" ")
 
 
 # -------------------------------------------------------------------------------------------------------- what is drawn

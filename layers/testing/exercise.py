@@ -1,0 +1,116 @@
+"""What no case of a contract has tried: arguments that are never given, take one value only, or never change the output."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layers.testing.contract import Case, Contract
+from layers.testing.drawing import Arguments
+from layers.testing.equality import leaves
+
+CASES = 12
+"""Configurations that are looked at, the same every time."""
+ATTEMPTS = 8
+"""Times that an argument gets another value before it counts as one that changes nothing."""
+
+
+def unexercised(contract: Contract, given_by_claims: Sequence[str] = ()) -> dict[str, str]:
+    """Argument of the constructor or of `forward` -> what its contract misses of it.
+
+    given_by_claims: inputs that claimed properties add, such as `mask` and `cache`.
+    """
+    cases = contract.examples(CASES)
+    return dict(of_constructor(contract, cases)) | dict(of_forward(cases, set(given_by_claims)))
+
+
+def names_of(call: Callable[..., Any]) -> list[str]:
+    """Names of its parameters, but for those that take any number of arguments."""
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def of_constructor(contract: Contract, cases: list[Case]) -> Iterator[tuple[str, str]]:
+    for name in names_of(contract.block):
+        values = {repr(getattr(case.arguments, name)) for case in cases if hasattr(case.arguments, name)}
+        if not values:
+            yield name, "the constructor is never given it"
+        elif len(values) == 1:
+            yield name, f"it is always {values.pop()}"
+        elif not any(differ(case, other) for case, other in exchanged(cases, name)):
+            yield name, "no value of it changes the output or the fresh state"
+
+
+def exchanged(cases: list[Case], name: str) -> Iterator[tuple[Case, Case]]:
+    """Cases, and the same with that argument of another case, up to the number of attempts."""
+    found = 0
+    for case in cases:
+        for other in cases:
+            if found < ATTEMPTS and repr(getattr(case.arguments, name)) != repr(getattr(other.arguments, name)):
+                found += 1
+                yield case, replace(case, arguments=Arguments(**{**vars(case.arguments), name: getattr(other.arguments, name)}))
+
+
+def differ(case: Case, other: Case) -> bool:
+    """Whether another argument changes the output in evaluation or training, or the fresh state, or does not fit the others."""
+    expected = results(case)
+    try:
+        return not alike(results(other), expected)
+    except Exception:
+        return True
+
+
+def results(case: Case) -> list[Any]:
+    return [case.new().state_dict(), *(output(case, case.block(train), case.inputs()) for train in (False, True))]
+
+
+def output(case: Case, block: nn.Module, inputs: dict[str, Any]) -> Any:
+    """With the same global random numbers every time, for dropout."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(case.seed)
+        return case.call(block, inputs)
+
+
+def alike(left: Any, right: Any) -> bool:
+    x, y = dict(leaves(left)), dict(leaves(right))
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+def of_forward(cases: list[Case], given: set[str]) -> Iterator[tuple[str, str]]:
+    takes: list[str] = []
+    changing: dict[str, bool] = {}
+    for case in cases:
+        block, inputs = case.block(), case.inputs()
+        takes = names_of(block.forward)
+        hook = block.register_forward_pre_hook(lambda m, args, named: given.update(passed(m, args, named)), with_kwargs=True)
+        expected = output(case, block, inputs)
+        hook.remove()
+        for name, other in others(case, cases):
+            if not changing.setdefault(name, False):
+                changing[name] = not alike(output(case, block, {**inputs, name: other}), expected)
+    yield from ((name, "`forward` is never given it") for name in takes if name not in given)
+    yield from ((name, "no value of it changes the output") for name, changes in changing.items() if not changes)
+
+
+def passed(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> set[str]:
+    """Names of what a call has given other values than their defaults."""
+    signature = inspect.signature(module.forward)
+    return {k for k, v in signature.bind(*args, **named).arguments.items() if v is not signature.parameters[k].default}
+
+
+def others(case: Case, cases: list[Case]) -> Iterator[tuple[str, Any]]:
+    """Inputs by name, with other values: tensors of the same shapes, what other cases have in place of other things."""
+    drawn = case.inputs(stream=3)
+    for name, value in case.inputs().items():
+        if isinstance(value, (Tensor, torch.Generator)):
+            yield name, drawn[name]
+        else:
+            yield from ((name, other.specs[name]) for other in cases[:ATTEMPTS] if other.specs.get(name) not in (None, value))
