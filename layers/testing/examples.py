@@ -89,7 +89,8 @@ def examples(
 
     def run() -> None:
         if prop.whole:
-            return prop.check(contract)
+            prop.check(contract)
+            return
         check(budget // cost)
         for more in (budget, 10 * budget):
             if not shown() and more > budget // cost and not blob and not (without_meaning(results) and len(results) >= 4):

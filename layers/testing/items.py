@@ -18,7 +18,9 @@ from layers.testing.equality import Mismatch
 from layers.testing.examples import cause, examples, promised
 from layers.testing.properties import Property
 
-MACHINERY = re.compile(r"[\\/](_pytest|pluggy|hypothesis|site-packages[\\/]torch)[\\/]|" + re.escape(str(Path(__file__).parent)))
+MACHINERY = re.compile(
+    r"[\\/](_pytest|pluggy|hypothesis|site-packages[\\/]torch)[\\/]|contextlib\.py$|" + re.escape(str(Path(__file__).parent))
+)
 """Files whose frames a traceback leaves out."""
 LINES = 12
 """Of a message at most: compilers append logs of hundreds."""
@@ -127,6 +129,12 @@ class PropertyItem(pytest.Item):
         if blob:
             lines.append(f"again: pytest '{self.nodeid}' --reproduce '{blob[1]}'")
         return "\n".join(lines)
+
+    def add_report_section(self, when: str, key: str, content: str) -> None:
+        """What was logged, but for torch's own trace of what it compiles: hundreds of lines."""
+        kept = content if key != "log" else "\n".join(line for line in content.splitlines() if "torch.__trace" not in line)
+        if kept.strip():
+            super().add_report_section(when, key, kept)
 
     def reportinfo(self) -> tuple[Any, int, str]:
         return self.path, 0, f"{self.contract.name}::{self.name}"
