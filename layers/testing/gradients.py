@@ -258,8 +258,13 @@ def per_sample_gradients(case: Case) -> Verdict:
 
 def beyond_vmap(block: nn.Module) -> str:
     """Why torch has no rule for the block under vmap, if so."""
-    if kernels := {type(m).__name__ for m in block.modules() if isinstance(m, nn.RNNBase)}:
-        return f"torch has no rule for vmap over the kernel of {', '.join(sorted(kernels))}"
+    if found := kernels(block):
+        return f"torch has no rule for vmap over the kernel of {found}"
     if any(getattr(module, "sparse", False) is True for module in block.modules()):
         return "torch has no rule for vmap over sparse gradients"
     return ""
+
+
+def kernels(block: nn.Module) -> str:
+    """Names of the classes of torch that run whole sequences in one kernel, if the block has any."""
+    return ", ".join(sorted({type(m).__name__ for m in block.modules() if isinstance(m, nn.RNNBase)}))
