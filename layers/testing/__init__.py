@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layers.testing.claims import (
-        cache_consistent,
         causal,
         exercised,
         influence,
         initial_distribution,
-        padding_invariant,
         permutation_equivariant,
         seeded,
         shift_equivariant,
-        streaming,
     )
     from layers.testing.contract import Case, Contract, KnownFailure, Twin
     from layers.testing.drawing import Function, Input, fill, generator, mask, part, tensor, tokens
     from layers.testing.equality import Mismatch, leaves, require_equal
     from layers.testing.properties import GENERIC, Property
+    from layers.testing.sequences import cache_consistent, padding_invariant, streaming
     from layers.testing.verdicts import Inapplicable, Vacuous
 
 __all__ = [
@@ -63,7 +61,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a name when it is asked for: pytest loads `layers.testing.plugin` in every session, which must not import torch."""
     if name in __all__:
-        for home in ("properties", "claims", "contract", "drawing", "equality", "verdicts"):
+        for home in ("properties", "claims", "sequences", "contract", "drawing", "equality", "verdicts"):
             if hasattr(module := import_module(f"layers.testing.{home}"), name):
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

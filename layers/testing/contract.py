@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from layers.testing import profiles
 from layers.testing.drawing import BATCH, Arguments, Input, draw_arguments, draw_sizes, fill
 from layers.testing.equality import bound, leaves, longest_reduction, real, rounding_depth
 from layers.testing.nesting import flattened, nests, regrouped
@@ -124,7 +125,7 @@ class Contract:
         """So many configurations, fewer where there are no more; the same every time."""
         found: list[Case] = []
 
-        @settings(max_examples=count, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
+        @settings(max_examples=count, derandomize=True, database=None, phases=[Phase.generate], **profiles.COMMON)
         @given(self.cases())
         def draw(case: Case) -> None:
             found.append(case)

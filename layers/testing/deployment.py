@@ -159,7 +159,7 @@ def export(case: Case) -> Verdict:
     with warnings.catch_warnings():  # about what nn.LSTM and its like keep for their kernels
         warnings.filterwarnings("ignore", r"The tensor attributes? .*_flat_weights", UserWarning)
         # torch 2.6 exports what compiles, and so no kernels of LSTMs, unless it is told otherwise
-        loosely = {"strict": False} if kernels(block) else {}
+        loosely: dict[str, Any] = {"strict": False} if kernels(block) else {}
         program = torch.export.export(Flat(case, block), tensors(case), dynamic_shapes=dynamic, **loosely).module()
     for size in (case.batch_size(), case.batch_size() + 5):
         other = case.with_batch(size)

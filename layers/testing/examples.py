@@ -17,7 +17,7 @@ from layers.testing import profiles
 from layers.testing.claims import exercised
 from layers.testing.contract import Case, Contract, Twin
 from layers.testing.properties import GENERIC, Property
-from layers.testing.verdicts import Inapplicable, Vacuous, missing_in_torch
+from layers.testing.verdicts import NO_BATCH, Inapplicable, Vacuous, missing_in_torch
 
 NEEDS_TWIN = ("forward", "backward", "weights")
 """Properties that compare with a twin and nothing else; the precision ones fall back on rounding theory."""
@@ -93,7 +93,8 @@ def examples(
             return
         check(budget // cost)
         for more in (budget, 10 * budget):
-            if not shown() and more > budget // cost and not blob and not (without_meaning(results) and len(results) >= 4):
+            settled = shown() or bool(blob) or NO_BATCH in results or (without_meaning(results) and len(results) >= 4)
+            if not settled and more > budget // cost:
                 check(min(more, 4) if without_meaning(results) else more)
         if without_meaning(results):
             pytest.skip(f"{prop.name} cannot be checked for {contract.name}: {results[0].reason}")

@@ -7,10 +7,11 @@ import datetime
 import pytest
 import torch
 from broken_blocks import DoubledGradient, Raising, SlightlyScaled, Sound, WrongBackward, contract
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
-from layers.testing import GENERIC, KnownFailure, Twin, exercised, fill, leaves, mask, require_equal, tensor
+from layers.testing import GENERIC, KnownFailure, Twin, exercised, fill, leaves, mask, profiles, require_equal, tensor
 from layers.testing.exercise import unexercised
 from layers.testing.items import LINES, sentence, shortened
 from layers.weights import WeightMap
@@ -67,6 +68,18 @@ def test_time_is_bounded():
     found = told(contract(Sound), "shape", "smoke", seconds=0)
     assert {how for how, _ in found.values()} == {"skipped"}
     assert found["shape"][1] == "the 0 seconds are over"
+
+
+def test_without_a_profile_few_examples_are_drawn():
+    """Not hypothesis's own hundred."""
+    loaded = settings._current_profile
+    try:
+        settings.load_profile("default")
+        assert profiles.budget() == profiles.DEV
+        settings.load_profile("thorough")
+        assert profiles.budget() == profiles.THOROUGH
+    finally:
+        settings.load_profile(loaded)
 
 
 def test_what_is_vacuous_says_what_to_change():
