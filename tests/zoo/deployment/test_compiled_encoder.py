@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 import zoo
 from layers.testing.drawing import fill
-from zoo.bert import BERT, DISTILBERT, ROBERTA, build, sentence_embeddings
+from zoo.bert import BERT, DISTILBERT, ROBERTA, ROFORMER, build, sentence_embeddings
 from zoo.deployment import compiled_encoder
 from zoo.deployment.compiled_encoder import Reader, by_token
 
 VOCABULARY, LONGEST = 97, 40
-FAMILIES = {family.name: family for family in (BERT, ROBERTA, DISTILBERT)}
+FAMILIES = {family.name: family for family in (BERT, ROBERTA, DISTILBERT, ROFORMER)}
 EVERY = [(name, head) for name, family in FAMILIES.items() for head in (None, "masked", *family.heads)]
 SHAPES = [(1, 1), (1, 7), (2, 1), (3, 3), (5, 2), (19, LONGEST)]
 
