@@ -63,8 +63,8 @@ def packaged(exported: ExportedProgram, **options: Any) -> Program:
 def has_templates(weight: Tensor, rows: int) -> bool:
     """Whether inductor's own matrix products, its templates, are preferred; before torch 2.9 such programs did not compile.
 
-    On a CPU with AVX-512 they are for a single row, where they read weights faster than oneDNN: greedy translation of 1, 4, 16
-    and 64 sentences by a model of dim 256 took 0.41, 0.64, 1.5 and 1.9 of the time on an EPYC.
+    On a CPU with AVX-512 they are for a single row, where they read weights faster than oneDNN: greedy translation of 1, 4 and
+    16 sentences by a model of dim 256 took 0.4 to 0.8, 0.6 to 0.9, and 1.5 to 1.6 of the time in two runs on an EPYC.
     """
     recent = torch.__version__ >= "2.9"  # compared as a version, of which 2.15 is a later one
     kinds = {"AVX2", "AVX512"} if rows == 1 else {"AVX2"}
