@@ -1,7 +1,7 @@
 """Decoder-only models, ours compiled against transformers' `generate` with the same weights and the same tokens out.
 
 GPT-2 of 124 million parameters and a small one (6 layers, dim 256, 8,192 tokens) for a single row, the small one for 16 rows with
-prompts of unequal lengths, and prompt lookup on a text that repeats itself. The big one in bfloat16 and against CTranslate2 too.
+prompts of unequal lengths, and prompt lookup on a text that repeats itself. The big one against CTranslate2 too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from ctranslate2.converters.transformers import GPT2Loader
-from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import zoo
@@ -69,24 +68,6 @@ def test_greedy(benchmark, side_by_side, size, rows):
     if rows == 1:
         weights = sum(p.numel() * 4 for p in theirs.parameters())
         benchmark.extra_info["share of reading"] = weights * NEW / benchmark.extra_info["ours"] / read_bandwidth()
-
-
-def test_greedy_in_bfloat16(benchmark, side_by_side):
-    """Ours on both sides. Perplexity is of texts that the model in float32 draws, of which its own is the least there can be."""
-    ours, _ = models("124M")
-    exact, fast = optimized("124M", 1), zoo.optimize(ours, torch.ones(1, 4, dtype=torch.long), dtype=torch.bfloat16)
-    prompt = torch.randint(SIZES["124M"]["vocab_size"], (1, 16), generator=torch.Generator().manual_seed(1))
-    begun = prompt.repeat(8, 1)
-    drawn = decoding.sample(ours.start(capacity=16 + NEW), begun, max_new_tokens=NEW, seed=torch.arange(8))
-    for name, model in (("float32", exact), ("bfloat16", fast)):
-        logits = model(torch.cat([begun, drawn], 1))[:, 15:-1].float()
-        benchmark.extra_info[f"perplexity in {name}"] = float(F.cross_entropy(logits.flatten(0, 1), drawn.flatten()).exp())
-
-    def write(model):
-        return decoding.greedy(model.start(capacity=16 + NEW), prompt, max_new_tokens=NEW)
-
-    benchmark.group = "GPT-2, greedy, 124M, `zoo.optimize` in bf16, in float32"
-    side_by_side(lambda: write(fast), lambda: write(exact), rounds=5)
 
 
 @pytest.fixture(scope="module")
