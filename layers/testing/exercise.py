@@ -46,7 +46,7 @@ def of_constructor(contract: Contract, cases: list[Case]) -> Iterator[tuple[str,
         elif len(values) == 1:
             yield name, f"it is always {values.pop()}"
         elif not any(differ(case, other) for case, other in exchanged(cases, name)):
-            yield name, "no value of it changes the output or the fresh state"
+            yield name, "no value of it changes the output or the state"
 
 
 def exchanged(cases: list[Case], name: str) -> Iterator[tuple[Case, Case]]:
@@ -60,7 +60,7 @@ def exchanged(cases: list[Case], name: str) -> Iterator[tuple[Case, Case]]:
 
 
 def differ(case: Case, other: Case) -> bool:
-    """Whether another argument changes the output in evaluation or training, or the fresh state, or does not fit the others."""
+    """Whether another argument changes the output in evaluation or training, or the state, fresh or moved, or does not fit."""
     expected = results(case)
     try:
         return not alike(results(other), expected)
@@ -69,7 +69,11 @@ def differ(case: Case, other: Case) -> bool:
 
 
 def results(case: Case) -> list[Any]:
-    return [case.new().state_dict(), *(output(case, case.block(train), case.inputs()) for train in (False, True))]
+    found: list[Any] = [case.new().state_dict()]
+    for train in (False, True):
+        block = case.block(train)
+        found += [output(case, block, case.inputs()), block.state_dict()]
+    return found
 
 
 def output(case: Case, block: nn.Module, inputs: dict[str, Any]) -> Any:

@@ -158,7 +158,7 @@ def test_what_a_contract_never_tries():
     """Dropout shows in training, and a scale of initial values in the fresh state."""
     assert unexercised(options(), given_by_claims=["flag"]) == {
         "dim": "it is always 2",
-        "spare": "no value of it changes the output or the fresh state",
+        "spare": "no value of it changes the output or the state",
         "eps": "the constructor is never given it",
         "y": "`forward` is never given it",
         "unused": "no value of it changes the output",
