@@ -242,9 +242,9 @@ class Autoencoder(Generative):
 
 UNET = ("unet_small", "unet_medium")
 GENERATORS: dict[str, Generative] = {
-    "flow": Diffusion(UNET, middle=True),
+    "flow": Diffusion(UNET, middle=True, sampler="dpm++"),
     "ddpm": Diffusion(UNET, "linear", "epsilon", sampler="dpm++"),
-    "dit": Diffusion(("dit_small", "dit_small"), middle=True),
+    "dit": Diffusion(("dit_small", "dit_small"), middle=True, sampler="dpm++"),
     "dcgan": Adversarial(("dcgan_8", "dcgan_28")),
     "wgan_gp": Adversarial(("wgan_gp_8", "wgan_gp_28"), "wasserstein", "gradient", 10.0, turns=3),
     "r3gan": Adversarial(("r3gan_8", "r3gan_28"), "relativistic", "zero_centred", 0.2, share=0.25),

@@ -155,7 +155,7 @@ def test_what_is_known_of_a_picture_stays(here, tmp_path, digits):
 def test_measuring_again(here, capsys):
     assert main([*use("evaluate", here, "flow")]) == 0
     said = capsys.readouterr().out
-    assert f"{here / 'flow'}, {COUNT} images by 2 steps of euler: frechet distance " in said
+    assert f"{here / 'flow'}, {COUNT} images by 2 steps of dpm++: frechet distance " in said
     assert "accuracy" in said
     assert main([*use("evaluate", here, "ddpm", "--sampler", "ddim", "--steps", 5, "--judge", "judge-few-8")]) == 0
     said = capsys.readouterr().out
