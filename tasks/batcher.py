@@ -1,7 +1,7 @@
 """Dynamic batching: what many clients ask for one by one is computed together, in a thread, while the event loop goes on.
 
-A batch starts when it is full, or when its first item has waited long enough. No item suffers from another one: a batch that fails
-is repeated one by one, and whoever no longer waits frees the place.
+A batch starts when it is full, or when its first item has waited long enough. No item suffers from another one: a batch that
+fails is repeated one by one, and whoever no longer waits frees the place.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Busy(Exception):
 class Batcher:
     """Use it as ``async with Batcher(call) as batcher: found = await batcher.answers(items)``.
 
-    call:      items -> as many answers, in their order; pure, for it may be called again with each item of a batch that has failed.
-               An answer that is an `Exception` is raised for its own item, and nothing is repeated.
+    call:      items -> as many answers, in their order; pure, for it may be called again with each item of a batch that
+               failed. An answer that is an `Exception` is raised for its own item, and nothing is repeated.
     max_batch: items at a time. max_wait: seconds that the first item of a batch waits for others.
     queue:     items that wait at most.
     seen:      told of each batch: how many items, and how many seconds.

@@ -21,7 +21,7 @@ def parse(program: str, commands: Mapping[str, Command], argv: Sequence[str]) ->
     Errors: `UserError` for what is no command, no option or no value, and for a value out of its range.
     """
     name, words = next(iter(commands)), [*argv]
-    if words and not words[0].startswith("-"):
+    if words and not words[0].startswith("-") and (words[0] in commands or not commands[name].first):
         name, *words = words
     if name not in commands:
         there = f"there are {', '.join(commands)}, each with its own --help"
@@ -29,6 +29,8 @@ def parse(program: str, commands: Mapping[str, Command], argv: Sequence[str]) ->
     if {"-h", "--help"}.intersection(words):
         helper(program, commands, name).print_help()
         raise SystemExit
+    if commands[name].first and words and not is_option(words[0]):
+        words = [f"--{commands[name].first}", *words]
     return commands[name], Words(program, commands, name, words).read()
 
 

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
     call:    is given the options that were written, by name. example: some that are worth knowing.
     bare:    the option that a word without one was likely meant for, such as "--image {}".
+    first:   the option whose values stand first, without its name.
     """
 
     options: type
@@ -33,6 +34,7 @@ class Command(NamedTuple):
     call: Callable[[dict[str, Any]], None]
     example: str = ""
     bare: str = ""
+    first: str = ""
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
@@ -65,8 +65,10 @@ def generate(
     max_new_tokens: int,
     choose: Any = None,
     **rules: Any,
-) -> Iterator[str]:
+) -> Generator[str, None, tuple[int, bool]]:
     """The text that follows, piece by piece, each of whole characters; it ends with the document, or after so many tokens.
+
+    Returns how many tokens it was, and whether the document has ended.
 
     context: tokens that the model sees at most; a longer text goes on from the last half of it.
     choose:  a `Sampler`, or None for the likeliest token. rules: those of `zoo.generation.constraints`.
@@ -96,13 +98,14 @@ def generate(
             known.append(token)
             if token == tokenizer.eos:
                 yield text_of(tokenizer, new)[len(shown) :]
-                return
+                return done, True
             new.append(token)
             text = text_of(tokenizer, new)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else it ends within a character
                 yield text[len(shown) :]
                 shown = text
     yield text_of(tokenizer, new)[len(shown) :]
+    return done, False
 
 
 def text_of(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:

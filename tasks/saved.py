@@ -65,11 +65,20 @@ def takes(program: str, folder: Path) -> bool:
     return not program or program_of(folder) in ("", program)
 
 
+OF_CONFIG = {
+    "tags": "tasks.token_classification", "threshold": "tasks.question_answering", "texts": "tasks.text_classification",
+    "context": "tasks.text_generation",
+}  # fmt: skip
+"""Programs by what only their models' config.json has; the first that fits."""
+
+
 def program_of(folder: Path) -> str:
     """The program that made a run: what options.json says, or other files where it is of an older version; "" if nothing does."""
     about, config = read_object(folder / "options.json").get("about"), read_object(folder / "config.json")
     if isinstance(about, dict) and isinstance(about.get("program"), str):
         return about["program"]
+    if own := next((program for key, program in OF_CONFIG.items() if key in config), ""):
+        return own
     if (folder / "tokenizer.json").is_file():
         return "tasks.translation"
     return "tasks.image_classification" if {"classes", "preprocess"} <= config.keys() else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,27 +68,33 @@ class EvaluateOptions(UseOptions):
 @checking_input()
 def write(given: dict[str, Any]) -> None:
     """Stream texts to the terminal, each token as it comes."""
-    from zoo.generation.sampling import Sampler
-
     options = GenerateOptions(**given)
     model, tokenizer, context, precision = options.load()
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    for n in range(options.count):
+        sys.stdout.write(prompt)
+        with precision:
+            for piece in pieces(model, tokenizer, context, prompt, options, options.seed + n):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        print("" if options.count == 1 else "\n" + 80 * "-")
+
+
+def pieces(
+    model: Any, tokenizer: TextTokenizer, context: int, prompt: str, options: GenerateOptions, seed: int
+) -> Generator[str, None, tuple[int, bool]]:
+    """What follows the prompt, a token at a time, as the options say."""
+    from zoo.generation.sampling import Sampler
+
     filters = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p", "typical", "top_n_sigma")}
     rules = {name: getattr(options, name) for name in ("min_new_tokens", "repetition_penalty", "no_repeat_ngram")}
     # a word may begin with a space, which is then part of its first token
     words = [ids for text in options.bad_words for ids in tokenizer.encode_batch([text, f" {text}"]) if ids]
-    for n in range(options.count):
-        choose = None if options.greedy else Sampler(**filters, seed=options.seed + n)
-        pieces = generate(
-            model, tokenizer, prompt, context=context, max_new_tokens=options.max_new_tokens, choose=choose,
-            forbidden_sequences=words, **rules,
-        )  # fmt: skip
-        sys.stdout.write(prompt)
-        with precision:
-            for piece in pieces:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-        print("" if options.count == 1 else "\n" + 80 * "-")
+    choose = None if options.greedy else Sampler(**filters, seed=seed)
+    return generate(
+        model, tokenizer, prompt, context=context, max_new_tokens=options.max_new_tokens, choose=choose,
+        forbidden_sequences=words, **rules,
+    )  # fmt: skip
 
 
 @checking_input()

@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 def translate_lines(given: dict[str, Any]) -> None:
     """Lines in, lines out: nothing is written before all of them are translated."""
     from tasks import translating
-    from tasks.data.text import clean
 
     options = TranslateOptions(**given)
     check_translate(options)
@@ -36,15 +35,9 @@ def translate_lines(given: dict[str, Any]) -> None:
     trained, lines = trained_on(folder), read_input(options.input)
     where = "standard input" if options.input == "-" else options.input
     form = options.format or tables.format_of(options.output, "lines")
-    sentences = [spell(clean(line, trained.normalize), trained.data) for line in lines]
     generation = generation_of(model.config.get("huggingface"), tokenizer)
     require_beams(options, options.beam or generation.beams)
-    longest = options.max_length or generation.longest or LONGEST
-    room = options.max_length or max(longest, LONGEST)
-    for n, ids in enumerate(tokenizer.encode_batch(sentences), start=1):
-        if len(ids) >= room:
-            raise UserError(f"--max_length: {where}, line {n}, {sentences[n - 1][:40]!r}, has {len(ids)} tokens, at most "
-                            f"{room - 1} are allowed")  # fmt: skip
+    sentences, longest = readable(lines, f"--max_length: {where}", options.max_length, tokenizer, trained, generation)
     with precision:
         scored = options.scores or form != "lines"
         more = {"longest": longest, "nbest": options.nbest, "scored": scored}
@@ -53,6 +46,22 @@ def translate_lines(given: dict[str, Any]) -> None:
             translating.draw_attention(model, tokenizer, sentences[0], found[0][0].text, Path(options.attention))
     with tables.writing(options.output, form) as write:
         write(translating.as_lines(found, options.scores) if form == "lines" else translating.as_rows(lines, found))
+
+
+def readable(
+    lines: Sequence[str], where: str, most: int | None, tokenizer: TextTokenizer, trained: CorpusOptions, generation: Generation
+) -> tuple[list[str], int]:
+    """Lines as the model reads them, and the most tokens of a translation. Errors: `UserError` for a line of too many tokens."""
+    from tasks.data.text import clean
+
+    sentences = [spell(clean(line, trained.normalize), trained.data) for line in lines]
+    longest = most or generation.longest or LONGEST
+    room = most or max(longest, LONGEST)
+    for n, ids in enumerate(tokenizer.encode_batch(sentences), start=1):
+        if len(ids) >= room:
+            said = f"{sentences[n - 1][:40]!r}, has {len(ids)} tokens, at most {room - 1} are allowed"
+            raise UserError(f"{where}, line {n}, {said}")
+    return sentences, longest
 
 
 def check_translate(options: TranslateOptions) -> None:

@@ -116,7 +116,7 @@ def test_imports_run_one_way(package):
 
 def test_tasks_import_what_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][name] for name in ("translation", "hub"))
+    extras = (project["optional-dependencies"][name] for name in ("translation", "hub", "serving"))
     declared = {line.partition(">=")[0] for lines in [project["dependencies"], *extras] for line in lines}
     modules = {"scikit-learn": "sklearn", "pillow": "PIL"}
     allowed = {modules.get(name, name) for name in declared} | set(PACKAGES) | sys.stdlib_module_names

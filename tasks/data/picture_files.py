@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -25,15 +25,21 @@ PIXELS_IN_FLIGHT = 40_000_000
 
 
 class Budget:
-    """Lets threads go on while the pixels of all that have begun stay below a limit."""
+    """Lets threads go on while the pixels of all that have begun stay below a limit.
 
-    def __init__(self, limit: int | None = None) -> None:
+    strict: a picture that is larger than the limit is refused; else it goes alone.
+    """
+
+    def __init__(self, limit: int | None = None, strict: bool = False) -> None:
+        self.strict = strict
         worker = get_worker_info()  # one of several processes, each of which has a budget
         self.limit = limit or PIXELS_IN_FLIGHT // (worker.num_workers if worker else 1)
         self.used, self.changed = 0, threading.Condition()
 
     @contextlib.contextmanager
     def spend(self, pixels: int) -> Iterator[None]:
+        if self.strict and pixels > self.limit:
+            raise ValueError(f"{pixels:,} pixels, at most {self.limit:,} are taken")
         with self.changed:
             self.changed.wait_for(lambda: self.used == 0 or self.used + pixels <= self.limit)
             self.used += pixels
@@ -61,13 +67,20 @@ def reduced(picture: Any, factor: int) -> Any:
     return picture.reduce((across, down), (left, top, left + columns, top + rows))
 
 
-def read_image(path: str | Path, channels: int, preprocess: Preprocess | None = None, budget: Budget | None = None) -> Tensor:
+SENT = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
+"""Formats of pictures that come as bytes, from whoever: decoders that are much used, and start no other program."""
+
+
+def read_image(
+    path: str | Path | BinaryIO, channels: int, preprocess: Preprocess | None = None, budget: Budget | None = None
+) -> Tensor:
     """One picture as uint8 (channels, y, x), upright.
 
+    path:       a file; bytes that somebody sent are one of `SENT`.
     preprocess: what the picture is for. One that is far larger is reduced: a JPEG while it is decoded, others by the mean of
                 squares of pixels. Without it every pixel is kept.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
     from torchvision.transforms.v2 import functional as V
 
     mode = "RGB" if channels == 3 else "L"
@@ -75,8 +88,9 @@ def read_image(path: str | Path, channels: int, preprocess: Preprocess | None = 
     def factor(picture: Any) -> int:
         return reduction(picture.width, picture.height, preprocess) if preprocess else 1
 
+    sent = not isinstance(path, str | Path)
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=SENT if sent else None) as picture:
             whole = picture.size
             if factor(picture) > 1:
                 picture.draft(None, (-(-whole[0] // factor(picture)), -(-whole[1] // factor(picture))))
@@ -89,7 +103,9 @@ def read_image(path: str | Path, channels: int, preprocess: Preprocess | None = 
                     small = reduced(picture if plain else eight_bits(picture, mode), factor(picture))
                 return V.pil_to_tensor(eight_bits(small, mode))
     except Exception as error:  # whatever a decoder raises is about its file
-        raise DataError(f"{printable(os.fspath(path))} cannot be read as an image ({first_line(error)})") from error
+        name = "the picture" if sent else printable(os.fspath(path))
+        why = f"none of {', '.join(SENT)}" if sent and isinstance(error, UnidentifiedImageError) else first_line(error)
+        raise DataError(f"{name} cannot be read as an image ({why})") from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ Files = tuple[list[str], list[int]]
 """Paths of pictures, and the number of each one's class."""
 
 
-def read_pixels(path: str | Path, preprocess: Preprocess, budget: Budget | None = None) -> Tensor:
+def read_pixels(path: str | Path | BinaryIO, preprocess: Preprocess, budget: Budget | None = None) -> Tensor:
     """A picture as a model takes it: uint8 (channels, image_size, image_size)."""
     return preprocess.cut(read_image(path, preprocess.channels, preprocess, budget))
 

@@ -37,7 +37,13 @@ def commands_of(program: str) -> dict[str, Any]:
     return found
 
 
-KINDS = [(program, name, other) for program in programs() for name in commands_of(program) for other in programs()]
+KINDS = [
+    (program, name, other)
+    for program in programs()
+    for name in commands_of(program)
+    for other in programs()
+    if commands_of(other)
+]
 
 
 def test_every_command_that_takes_runs_says_whose():

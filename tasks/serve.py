@@ -1,0 +1,106 @@
+"""Serve trained models over HTTP: ``python -m tasks.serve runs/NAME``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tasks import commands
+from tasks.commands import Command, checking_input
+from tasks.options import Options, UserError, option, require_device
+
+PROGRAM = "tasks.serve"
+TOKEN = "SERVE_TOKEN"
+
+
+@dataclass
+class ServeOptions(Options):
+    title = "the server"
+    run: list[str] = option((), "folders of runs; their names are those of the models", many=True, path=True)
+    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 is all of the machine's")
+    port: int = option(8000, "port to listen at; 0 takes a free one", least=0, most=65535)
+    token: str = option("", f"requests must carry it, as a bearer (default: what {TOKEN} of the environment is)")
+    max_batch: int = option(16, "inputs that are computed together, at most", least=1)
+    max_wait_ms: float = option(5.0, "milliseconds that the first input of a batch waits for others", least=0, most=60_000)
+    queue: int = option(128, "inputs of a model that wait, at most; then requests get 503", least=1)
+    timeout: float = option(60.0, "seconds that a request may take; then it gets 504", above=0)
+    max_body_mb: float = option(8.0, "megabytes of a request, at most; then it gets 413", above=0, most=1000)
+    max_text: int = option(20_000, "characters of a text, and tokens of a written one, at most", least=1)
+    device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    precision: str = option("fp32", "fp16 needs a GPU", choices=("fp32", "bf16", "fp16"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_device(self)
+        self.token = self.token or os.environ.get(TOKEN, "")
+        if not self.token.isascii() or any(x.isspace() for x in self.token):
+            raise UserError("--token must be ASCII without spaces")
+
+
+def serve(given: dict[str, Any]) -> None:
+    with checking_input():
+        options = ServeOptions(**given)
+        server = server_of(options)
+    import uvicorn
+
+    config = uvicorn.Config(server.app(), host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=30)
+
+    class Announced(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            for one in self.servers[:1]:  # none where it could not start
+                host, port = one.sockets[0].getsockname()[:2]
+                where = f"[{host}]" if ":" in host else host
+                print(f"serving {', '.join(server.models)} at http://{where}:{port}", flush=True)
+
+    signal.signal(signal.SIGTERM, lambda *_: None)  # once all requests are answered, the exit code is 0
+    running = Announced(config)
+    with contextlib.suppress(SystemExit):  # uvicorn has told why
+        running.run()
+    if not running.started:
+        raise UserError(f"--port {options.port}: cannot listen at {options.host}:{options.port}")
+
+
+def server_of(options: ServeOptions) -> Any:
+    """Errors: `UserError` and `ValueError` for what cannot be served."""
+    if not options.run:
+        raise UserError("give the folder of a run or more, such as runs/NAME")
+    missing = [name for name in ("starlette", "uvicorn", "python_multipart") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{missing[0]} is not installed: pip install 'zooproof[serving]'")
+    from tasks.served import load
+    from tasks.serving import Limits, Server
+
+    models: dict[str, Any] = {}
+    for path in options.run:
+        name = Path(path).resolve().name
+        if name in models:
+            raise UserError(f"{path}: there is a model {name!r} already, and names of folders are names of models")
+        models[name] = load(
+            path, device=options.device, precision=options.precision, text=options.max_text, batch=options.max_batch
+        )
+    wait, body = options.max_wait_ms / 1000, int(options.max_body_mb * 1e6)
+    limits = Limits(options.max_batch, wait, options.queue, options.timeout, body, options.token)
+    return Server(models, limits)
+
+
+COMMANDS = {
+    "serve": Command(
+        ServeOptions, "serve the models of runs over HTTP", serve, "runs/digits runs/own --port 8000", "--run {}", "run"
+    )
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return commands.main(PROGRAM, COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

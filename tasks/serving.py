@@ -1,0 +1,218 @@
+"""The server: every model behind a batcher of its own, over HTTP. `tasks.serve` is the command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from tasks.batcher import Batcher, Busy
+from tasks.data import DataError
+from tasks.options import UserError
+from tasks.served import BadInput, Generations, Pictures, Served, Writing
+from tasks.serving_input import Refused, inputs_of
+from tasks.serving_metrics import Metrics
+
+GONE = 499
+"""The status, in metrics, of a request whose client went away."""
+
+
+@dataclass
+class Limits:
+    """wait and timeout in seconds, body in bytes; token: what requests must carry, "" for nothing."""
+
+    batch: int = 16
+    wait: float = 0.005
+    queue: int = 128
+    timeout: float = 60.0
+    body: int = 8_000_000
+    token: str = ""
+
+
+@dataclass
+class Server:
+    """models: by the names that requests have."""
+
+    models: dict[str, Served]
+    limits: Limits = field(default_factory=Limits)
+    metrics: Metrics = field(default_factory=Metrics)
+    batchers: dict[str, Batcher] = field(default_factory=dict)
+    writing: int = 0
+    """Texts that are being written, each of which has an item in a queue, or an answer on its way."""
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/health/live", self.live),
+            Route("/health/ready", self.ready),
+            Route("/metrics", self.guarded(self.measured)),
+            Route("/v1/models", self.guarded(self.listed)),
+            Route("/v1/completions", self.guarded(self.completions), methods=["POST"]),
+            Route("/v1/models/{model}/predict", self.guarded(self.predict), methods=["POST"]),
+        ]
+        return Starlette(routes=routes, lifespan=self.lifespan, exception_handlers={HTTPException: refused, Exception: failed})
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        limits = self.limits
+        async with contextlib.AsyncExitStack() as stack:
+            for name, model in self.models.items():
+                wait = 0 if isinstance(model, Generations) else limits.wait
+                seen = partial(self.metrics.batch, name)
+                made = Batcher(model.answer, max_batch=limits.batch, max_wait=wait, queue=limits.queue, seen=seen)
+                self.batchers[name] = await stack.enter_async_context(made)
+            yield
+
+    def guarded(self, call: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """With the token checked, what is wrong told in one sentence, and requests counted."""
+
+        async def handle(request: Request) -> Response:
+            start = perf_counter()
+            try:
+                self.require_token(request)
+                response = await call(request)
+            except Refused as error:
+                response = told(error.status, str(error), error.headers)
+            except Busy as error:
+                response = told(503, f"too much to do: {error}", {"Retry-After": "1"})
+            except TimeoutError:
+                response = told(504, f"not done within {self.limits.timeout:g} seconds")
+            except (BadInput, DataError, UserError) as error:
+                response = told(422, " ".join(str(error).split()))
+            except (ClientDisconnect, Gone):
+                response = Response(status_code=GONE)
+            except Exception as error:
+                traceback.print_exception(error, file=sys.stderr)
+                response = told(500, "the model failed on this input: the server's log says how")
+            name = request.path_params.get("model", "")
+            if name in self.models:
+                self.metrics.request(name, response.status_code, perf_counter() - start)
+            return response
+
+        return handle
+
+    def require_token(self, request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        if self.limits.token and not hmac.compare_digest(given.encode(), f"Bearer {self.limits.token}".encode()):
+            raise Refused(401, "a bearer token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+
+    async def live(self, request: Request) -> Response:
+        return answered({"status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        dead = [name for name in self.models if name not in self.batchers or not self.batchers[name].alive]
+        return answered({"status": "not ready", "models": dead} if dead else {"status": "ready"}, 503 if dead else 200)
+
+    async def measured(self, request: Request) -> Response:
+        waiting = {name: len(batcher.waiting) for name, batcher in self.batchers.items()}
+        return PlainTextResponse(self.metrics.text(waiting), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def listed(self, request: Request) -> Response:
+        rows = [{"id": n, "object": "model", "task": x.task, "input": x.takes} for n, x in self.models.items()]
+        return answered({"object": "list", "data": rows})
+
+    def model(self, name: Any) -> Served:
+        if name not in self.models:
+            raise Refused(404, f"there is no such model: there are {', '.join(self.models)}")
+        return self.models[name]
+
+    async def predict(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        model = self.model(name)
+        async with asyncio.timeout(self.limits.timeout):
+            inputs = await inputs_of(request, self.limits.body, isinstance(model, Pictures))
+            if len(inputs) > self.limits.queue:
+                raise BadInput(f"inputs must be {self.limits.queue} at most, got {len(inputs)}")
+            found = await unless_gone(request, self.answers(name, inputs))
+        return answered({"model": name, "outputs": found})
+
+    async def completions(self, request: Request) -> Response:
+        from tasks.completions import complete
+
+        return await complete(self, request)
+
+    async def answers(self, name: str, inputs: Sequence[Any]) -> list[Any]:
+        """Errors: `BadInput`, `DataError`, `UserError`, `Busy`."""
+        model = self.models[name]
+        items = await asyncio.to_thread(lambda: [model.read(value) for value in inputs])
+        if not isinstance(model, Generations):
+            return await self.batchers[name].answers(items)
+        with self.places(len(items)):
+            return [*await asyncio.gather(*(self.written(name, item) for item in items))]
+
+    async def written(self, name: str, item: Writing) -> dict[str, Any]:
+        text = "".join([piece async for piece in self.pieces(name, item)])
+        return {"text": text, "tokens": item.tokens, "finish_reason": "stop" if item.ended else "length"}
+
+    @contextlib.contextmanager
+    def places(self, number: int) -> Any:
+        """Room for so many texts, from begin to end: none of them meets a full queue in its midst. Errors: `Busy`."""
+        if self.writing + number > self.limits.queue:
+            raise Busy(f"{self.writing} of {self.limits.queue} places are taken")
+        self.writing += number
+        try:
+            yield
+        finally:
+            self.writing -= number
+
+    async def pieces(self, name: str, item: Writing) -> AsyncIterator[str]:
+        """A text as it comes. Other texts get their turn between any two pieces."""
+        while (piece := (await self.batchers[name].answers([item]))[0]) is not None:
+            yield piece
+
+
+class Gone(Exception):
+    """The client does not wait any more."""
+
+
+async def unless_gone(request: Request, work: Any) -> Any:
+    """What `work` gives; it is cancelled, which frees its places, when the client goes away. Errors: `Gone`."""
+
+    async def leaving() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(leaving())
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def answered(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    body = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return Response(body, status, headers, "application/json")
+
+
+def told(status: int, why: str, headers: dict[str, str] | None = None) -> Response:
+    """In the shape that OpenAI's clients read."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return answered({"error": {"message": why, "type": kind}}, status, headers)
+
+
+async def refused(request: Request, error: Any) -> Response:
+    """Paths and methods that there are not."""
+    why = {404: "there is no such path", 405: "the path takes another method"}.get(error.status_code, error.detail)
+    return told(error.status_code, why, error.headers)
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    return told(500, "the server failed: its log says how")
