@@ -1,0 +1,217 @@
+"""Texts as they are written: server-sent events, OpenAI's completions, a client that leaves, a server that is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import processes
+import pytest
+
+from tasks.serving import Gone, Limits, Server, unless_gone
+
+testclient = pytest.importorskip("starlette.testclient", reason="serving needs zooproof[serving]")
+from tasks.served import Generations, Served, Writing  # noqa: E402
+
+
+class Echo(Generations):
+    """Writes the characters of its prompt again and again, up to max_new_tokens; "!" is a fault."""
+
+    def load(self):
+        self.precise = contextlib.nullcontext()
+        self.tokenizer = SimpleNamespace(encode=list)
+        self.closed = []
+
+    def read(self, value):
+        value = value if isinstance(value, dict) else {"prompt": value}
+        prompt = self.string(value.get("prompt", ""), "prompt")
+        return Writing(prompt, self.pieces(prompt, value.get("max_new_tokens", 4)))
+
+    def pieces(self, prompt, most):
+        try:
+            for n in range(most):
+                if prompt[n % len(prompt)] == "!":
+                    raise ValueError("a fault")
+                if prompt[n % len(prompt)] == ".":
+                    return n, True
+                yield prompt[n % len(prompt)]
+            return most, False
+        finally:
+            self.closed.append(prompt)
+
+
+class Other(Served):
+    def load(self):
+        pass
+
+
+def server(**limits):
+    made = [kind(processes.ROOT, "cpu", "fp32", 500, 4) for kind in (Echo, Other)]
+    return Server(dict(zip(("echo", "other"), made, strict=True)), Limits(**limits))
+
+
+@pytest.fixture(scope="module")
+def client():
+    with testclient.TestClient(server().app(), raise_server_exceptions=False) as found:
+        yield found
+
+
+def post(client, **body):
+    return client.post("/v1/completions", json={"model": "echo", **body})
+
+
+def events(text):
+    assert text.endswith("\n\n")
+    parts = text[:-2].split("\n\n")
+    assert all(part.startswith("data: ") for part in parts)
+    assert parts.pop() == "data: [DONE]"
+    return [json.loads(part[6:]) for part in parts]
+
+
+def test_a_completion_has_the_shape_of_openais(client):
+    found = post(client, prompt="ab", max_tokens=3).json()
+    assert found["id"].startswith("cmpl-")
+    assert (found["object"], found["model"]) == ("text_completion", "echo")
+    assert found["choices"] == [{"index": 0, "text": "aba", "logprobs": None, "finish_reason": "length"}]
+    assert found["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    found = post(client, prompt=["ab.", "c"], max_tokens=3, n=1, stop=None, user="x").json()
+    assert [(x["index"], x["text"], x["finish_reason"]) for x in found["choices"]] == [(0, "ab", "stop"), (1, "ccc", "length")]
+    assert len(post(client, prompt="a").json()["choices"][0]["text"]) == 16
+
+
+def test_a_stream_is_the_same_text_in_pieces(client):
+    response = post(client, prompt="äb", max_tokens=5, stream=True)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *pieces, last = events(response.text)
+    assert [piece["choices"][0]["text"] for piece in pieces] == [*"äbäbä"]
+    assert {piece["choices"][0]["finish_reason"] for piece in pieces} == {None}
+    assert len({piece["id"] for piece in [*pieces, last]}) == 1
+    assert (last["choices"][0]["finish_reason"], last["choices"][0]["text"]) == ("length", "")
+    assert last["usage"]["completion_tokens"] == 5
+
+
+def test_a_fault_is_told_at_once_or_in_the_stream(client):
+    assert post(client, prompt="!", stream=True).status_code == 500
+    *pieces, last = events(post(client, prompt="ab!", stream=True).text)
+    assert len(pieces) == 2
+    assert last == {"error": {"message": "the model failed on this input", "type": "server_error"}}
+    assert post(client, prompt="a").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"model": None}, 422, "model must be a string"),
+        ({"model": "nowhere"}, 404, "no such model: there are echo, other"),
+        ({"model": "other"}, 404, "other does not write texts: echo does"),
+        ({"stream": 1}, 422, "stream must be true or false"),
+        ({"n": 2}, 422, "n is not supported"),
+        ({"stop": "a"}, 422, "stop is not supported"),
+        ({"echo": True}, 422, "echo is not supported"),
+        ({"prompt": 1}, 422, "prompt must be a string"),
+        ({"prompt": ["a", "b"], "stream": True}, 422, "one string where it is streamed"),
+        ({"nowhere": 1}, 422, "'nowhere' is no setting"),
+    ],
+)
+def test_what_is_not_there_is_refused(client, body, status, said):
+    response = post(client, **{"prompt": "a", **body})
+    assert response.status_code == status
+    assert said in response.json()["error"]["message"]
+
+
+def test_places_are_bounded_and_come_back():
+    made = server(queue=2)
+    with testclient.TestClient(made.app()) as client:
+        full = post(client, prompt=["a", "b", "c"])
+        assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        for prompt in ("ab", "!", "ab!"):
+            for stream in (False, True):
+                with testclient.TestClient(made.app(), raise_server_exceptions=False) as other:
+                    post(other, prompt=prompt, stream=stream)
+                assert made.writing == 0
+
+
+def test_who_goes_away_frees_the_place():
+    """In the midst of a stream that would last for ever; and before an answer."""
+
+    async def play():
+        made = server()
+        app = made.app()
+        gone, sent = asyncio.Event(), []
+        body = json.dumps({"model": "echo", "prompt": "ab", "max_tokens": 10**9, "stream": True}).encode()
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive():
+            if message := next(messages, None):
+                return message
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+            if len(sent) == 5:
+                assert made.writing == 1
+                gone.set()
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b"",
+                 "asgi": {"spec_version": "2.3"}}  # fmt: skip
+        async with made.lifespan(app):
+            await asyncio.wait_for(app(scope, receive, send), 60)
+            assert made.writing == 0
+            assert not made.batchers["echo"].waiting
+
+            async def receive_none():
+                return {"type": "http.disconnect"}
+
+            forever = asyncio.Event()
+            with pytest.raises(Gone):
+                await unless_gone(SimpleNamespace(receive=receive_none), forever.wait())
+
+    asyncio.run(play())
+
+
+SERVER = """
+import sys
+from unittest import mock
+sys.path.insert(0, {tests!r})
+import test_completions as t
+from tasks import serve
+with mock.patch.object(serve, "server_of", lambda options: t.server()):
+    sys.exit(serve.main(["here", "--port", "0"]))
+"""
+
+
+@pytest.mark.processes
+def test_a_real_server_streams_and_stops_when_all_is_answered():
+    """SIGTERM in the midst of a stream: it is written to its end, nobody new is let in, and the exit code is 0."""
+    environment = {**os.environ, "PYTHONPATH": processes.PATH, "OMP_NUM_THREADS": "1"}
+    code = SERVER.format(tests=str(processes.ROOT / "tests" / "tasks"))
+    words = [sys.executable, "-c", code]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("serving echo, other at http://127.0.0.1:"), line + process.stderr.read()
+        port = int(line.rpartition(":")[2])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/health/ready")
+        assert connection.getresponse().read() == b'{"status":"ready"}'
+        body = json.dumps({"model": "echo", "prompt": "abc", "max_tokens": 200, "stream": True})
+        connection.request("POST", "/v1/completions", body)
+        response = connection.getresponse()
+        first = response.readline()
+        process.send_signal(signal.SIGTERM)
+        found = events((first + response.read()).decode())
+        assert "".join(x["choices"][0]["text"] for x in found) == ("abc" * 67)[:200]
+        connection.close()
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, "", "")
+    finally:
+        process.kill()
+        process.communicate()
