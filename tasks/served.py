@@ -52,7 +52,7 @@ class Served:
         raise NotImplementedError
 
     def read(self, value: Any) -> Any:
-        """An input, as it came in JSON, for `answer`. Errors: `BadInput`, and `ValueError` of what reads it."""
+        """An input, as it came in JSON or as bytes, for `answer`. Errors: `BadInput`, `UserError`."""
         raise NotImplementedError
 
     def answer(self, items: Sequence[Any]) -> list[Any]:
@@ -85,6 +85,7 @@ class Pictures(Served):
         self.budget, self.top = Budget(strict=True), options.top
 
     def read(self, value: Any) -> Any:
+        from tasks.data import DataError
         from tasks.data.picture_files import quiet
         from tasks.data.pictures import read_pixels
 
@@ -95,8 +96,11 @@ class Pictures(Served):
                 raise BadInput("an input must be a picture in base64, got something else") from None
         if not isinstance(value, bytes):
             raise BadInput(f"an input must be {self.takes}, got {shown(value)}")
-        with quiet():
-            return read_pixels(io.BytesIO(value), self.preprocess, self.budget)
+        try:
+            with quiet():
+                return read_pixels(io.BytesIO(value), self.preprocess, self.budget)
+        except DataError as error:
+            raise BadInput(str(error)) from None
 
     def answer(self, items: Sequence[Any]) -> list[Any]:
         import torch

@@ -21,7 +21,6 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from tasks.batcher import Batcher, Busy
-from tasks.data import DataError
 from tasks.options import UserError
 from tasks.served import BadInput, Generations, Pictures, Served, Writing
 from tasks.serving_input import Refused, inputs_of
@@ -90,7 +89,7 @@ class Server:
                 response = told(503, f"too much to do: {error}", {"Retry-After": "1"})
             except TimeoutError:
                 response = told(504, f"not done within {self.limits.timeout:g} seconds")
-            except (BadInput, DataError, UserError) as error:
+            except (BadInput, UserError) as error:
                 response = told(422, " ".join(str(error).split()))
             except (ClientDisconnect, Gone):
                 response = Response(status_code=GONE)
@@ -145,7 +144,7 @@ class Server:
         return await complete(self, request)
 
     async def answers(self, name: str, inputs: Sequence[Any]) -> list[Any]:
-        """Errors: `BadInput`, `DataError`, `UserError`, `Busy`."""
+        """Errors: `BadInput`, `UserError`, `Busy`."""
         model = self.models[name]
         items = await asyncio.to_thread(lambda: [model.read(value) for value in inputs])
         if not isinstance(model, Generations):

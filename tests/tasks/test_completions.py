@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http.client
 import json
 import os
@@ -15,46 +14,10 @@ from types import SimpleNamespace
 import processes
 import pytest
 
-from tasks.serving import Gone, Limits, Server, unless_gone
-
 testclient = pytest.importorskip("starlette.testclient", reason="serving needs zooproof[serving]")
-from tasks.served import Generations, Served, Writing  # noqa: E402
+from echoes import server  # noqa: E402
 
-
-class Echo(Generations):
-    """Writes the characters of its prompt again and again, up to max_new_tokens; "!" is a fault."""
-
-    def load(self):
-        self.precise = contextlib.nullcontext()
-        self.tokenizer = SimpleNamespace(encode=list)
-        self.closed = []
-
-    def read(self, value):
-        value = value if isinstance(value, dict) else {"prompt": value}
-        prompt = self.string(value.get("prompt", ""), "prompt")
-        return Writing(prompt, self.pieces(prompt, value.get("max_new_tokens", 4)))
-
-    def pieces(self, prompt, most):
-        try:
-            for n in range(most):
-                if prompt[n % len(prompt)] == "!":
-                    raise ValueError("a fault")
-                if prompt[n % len(prompt)] == ".":
-                    return n, True
-                yield prompt[n % len(prompt)]
-            return most, False
-        finally:
-            self.closed.append(prompt)
-
-
-class Other(Served):
-    def load(self):
-        pass
-
-
-def server(**limits):
-    made = [kind(processes.ROOT, "cpu", "fp32", 500, 4) for kind in (Echo, Other)]
-    return Server(dict(zip(("echo", "other"), made, strict=True)), Limits(**limits))
+from tasks.serving import Gone, unless_gone  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -177,23 +140,11 @@ def test_who_goes_away_frees_the_place():
     asyncio.run(play())
 
 
-SERVER = """
-import sys
-from unittest import mock
-sys.path.insert(0, {tests!r})
-import test_completions as t
-from tasks import serve
-with mock.patch.object(serve, "server_of", lambda options: t.server()):
-    sys.exit(serve.main(["here", "--port", "0"]))
-"""
-
-
 @pytest.mark.processes
 def test_a_real_server_streams_and_stops_when_all_is_answered():
     """SIGTERM in the midst of a stream: it is written to its end, nobody new is let in, and the exit code is 0."""
     environment = {**os.environ, "PYTHONPATH": processes.PATH, "OMP_NUM_THREADS": "1"}
-    code = SERVER.format(tests=str(processes.ROOT / "tests" / "tasks"))
-    words = [sys.executable, "-c", code]
+    words = [sys.executable, "-m", "echoes"]
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
