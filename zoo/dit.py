@@ -30,10 +30,11 @@ from zoo.model import DiffusionModel
 class DiTBlock(nn.Module):
     """x (b, n, dim), condition (b, dim) -> (b, n, dim): an attention and a feed-forward network, each in a `ModulatedNorm`."""
 
-    def __init__(self, dim: int, heads: int, hidden_dim: int, eps: float) -> None:
+    def __init__(self, dim: int, heads: int, hidden_dim: int, eps: float, feedforward_eps: float) -> None:
         super().__init__()
         self.attention = ModulatedNorm(MultiHeadAttention(dim, heads), dim, dim, eps=eps)
-        self.feedforward = ModulatedNorm(FeedForward(dim, hidden_dim, activation=nn.GELU("tanh")), dim, dim, eps=eps)
+        feedforward = FeedForward(dim, hidden_dim, activation=nn.GELU("tanh"))
+        self.feedforward = ModulatedNorm(feedforward, dim, dim, eps=feedforward_eps)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return self.feedforward(self.attention(x, condition), condition)
@@ -46,7 +47,8 @@ class DiT(DiffusionModel):
     patch_size: pixels on a side of what becomes one token; rows and columns of images are multiples of it.
     sines:      of the time; 256 cosines and sines unless given, as in the authors' code. That of diffusers has frequency_shift 1.
     classes:    how many there are, None for a network that knows none; class_dropout: of `ClassEmbedding`.
-    eps:        of all norms. Configurations of diffusers have 1e-5 in those before the feed-forward networks, 1e-6 elsewhere.
+    eps:        of the norms; feedforward_eps: of those before the feed-forward networks, eps unless given.
+    Weights that diffusers publishes go with its sines, of frequency_shift 1, and feedforward_eps 1e-5, its `norm_eps`.
     A fresh network puts out zeros, since norms and last layer start so.
     Errors: `ValueError` for images of other sizes, other channels, unknown classes, and classes of a network that knows none.
     """
@@ -65,8 +67,11 @@ class DiT(DiffusionModel):
         classes: int | None = None,
         class_dropout: float = 0.1,
         eps: float = 1e-6,
+        feedforward_eps: float | None = None,
     ) -> None:
         super().__init__()
+        feedforward_eps = eps if feedforward_eps is None else feedforward_eps
+        require(feedforward_eps > 0, "feedforward_eps", feedforward_eps, "positive")
         require(layers > 0, "layers", layers, "positive")
         self.references = {"diffusers": names_of_diffusers}
         self.in_channels, self.out_channels = in_channels, in_channels if out_channels is None else out_channels
@@ -76,7 +81,7 @@ class DiT(DiffusionModel):
         self.time = TimeEmbedding(sines, dim)
         self.class_embedding = None if classes is None else ClassEmbedding(classes, dim, dropout=class_dropout)
         hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
-        self.blocks = nn.ModuleList(DiTBlock(dim, heads, hidden_dim, eps) for _ in range(layers))
+        self.blocks = nn.ModuleList(DiTBlock(dim, heads, hidden_dim, eps, feedforward_eps) for _ in range(layers))
         self.norm = Modulation(dim, dim, eps=eps)
         self.output = PatchOutput(dim, self.out_channels, patch_size)
         self.apply(initialised)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import zoo
 from layers.conditioning import SinusoidalTime
-from layers.testing import Contract, Input, Twin, fill, tensor, tokens
+from layers.testing import Contract, Input, Twin, fill, require_equal, tensor, tokens
 from zoo.dit import DiT, build
 
 TIMES = Input(("batch",), {}, lambda shape, g: 1000 * torch.rand(shape, generator=g, dtype=torch.float64))
@@ -26,7 +26,7 @@ def theirs(a):
         sample_size=a._side * a.patch_size,
         patch_size=a.patch_size,
         num_embeds_ada_norm=a.classes,
-        norm_eps=a.eps,
+        norm_eps=a.feedforward_eps or a.eps,
     )
     shared = model.transformer_blocks[0].norm1.emb
     sines = SinusoidalTime(256, cosines_first=True, frequency_shift=0.0, scale=a.time_scale)  # theirs have a shift of 1
@@ -58,6 +58,7 @@ dits = Contract(
         classes=st.integers(2, 4),
         class_dropout=st.sampled_from([0.0, 0.5]),
         eps=st.sampled_from([1e-6, 1e-2]),
+        feedforward_eps=st.sampled_from([None, 1e-5]),
         _side=st.integers(2, 3),
     ),
     inputs=lambda a: dict(
@@ -92,6 +93,7 @@ dits = Contract(
         (dict(classes=0), "classes"),
         (dict(class_dropout=1.0), "dropout"),
         (dict(eps=0.0), "eps"),
+        (dict(feedforward_eps=0.0), "feedforward_eps"),
     ],
     model=True,
     name="DiT",
@@ -111,6 +113,21 @@ def test_no_class_and_no_classes():
         free(images, times, torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="images: width must be a positive multiple of 2"):
         free(images[..., :5], times)
+
+
+def test_both_eps_and_the_sines_are_those_of_published_weights():
+    """Nothing of theirs is changed but what is float32 in it. The configuration is that of facebook/DiT-XL-2-256, but small."""
+    kind = of_diffusers("transformers.dit_transformer_2d").DiTTransformer2DModel
+    theirs = kind(2, 4, 1, 2, num_layers=2, sample_size=4, patch_size=2, num_embeds_ada_norm=3, norm_eps=1e-5)
+    sines = SinusoidalTime(256, cosines_first=True, frequency_shift=1.0)
+    ours = DiT(8, 2, 2, in_channels=1, out_channels=2, classes=3, sines=sines, feedforward_eps=1e-5)
+    fill(ours.double(), torch.Generator().manual_seed(0)).eval()
+    theirs.double().eval().load_state_dict(ours.maps["diffusers"].export(ours), strict=True)
+    for block in theirs.transformer_blocks:
+        block.norm1.emb.time_proj = SameTimes(sines)
+    theirs.pos_embed.pos_embed = grid_table(8, 2, 2)
+    images, times, classes = torch.randn(2, 1, 4, 4).double(), torch.tensor([3.0, 999.0]).double(), torch.tensor([0, 3])
+    require_equal(ours(images, times, classes), theirs(images, times, classes).sample, 1e-10)
 
 
 def test_every_block_of_diffusers_gets_the_one_embedding_and_they_must_agree():
