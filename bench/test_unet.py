@@ -1,7 +1,8 @@
-"""The U-Net of diffusion, ours against diffusers' with the same weights: 32 images of 28 and of 32 pixels.
+"""Networks of diffusion, ours against diffusers' with the same weights, and sampling against diffusers' pipeline.
 
-2.8 million parameters: channels 32, 64 and 128, one block a level, attention at the last two. Theirs as it is, and both with
-channels last, the layout of memory that oneDNN's convolutions like best.
+The U-Net has 2.8 million parameters: channels 32, 64 and 128, one block a level, attention at the last two; 32 images of 28 and
+of 32 pixels. Theirs as it is, and both with channels last, the layout of memory that oneDNN's convolutions like best. The DiT has
+4 layers of dim 128 in patches of 2; 32 images of 32 pixels. Samples are by DDIM, and the same on both sides.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from functools import cache
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 
+import zoo
 from layers.conditioning import SinusoidalTime
+from layers.testing import fill
+from zoo.dit import DiT
+from zoo.generation import diffusion, samplers
 from zoo.unet import UNet
 
 ROWS, WIDTHS, ATTENTION = 32, (32, 64, 128), (False, True, True)
@@ -47,21 +52,65 @@ def test_unet(benchmark, side_by_side, step, last, size):
     images, noise = (torch.randn(ROWS, 1, size, size, generator=generator) for _ in range(2))
     times = torch.randint(1000, (ROWS,), generator=generator)
     ours, theirs = (model.train(step) for model in models(last))
-    calls = {"ours": lambda: ours(images, times), "theirs": lambda: theirs(images, times).sample}
+    layout = "channels last" if last else "contiguous"
+    benchmark.group = f"U-Net, {size} pixels, {'train step' if step else 'infer'}, {layout}"
+    compare(side_by_side, step, ours, lambda: ours(images, times), theirs, lambda: theirs(images, times).sample, noise)
 
+
+def compare(side_by_side, step, ours, call_ours, theirs, call_theirs, noise):
     def inferred(call):
         with torch.inference_mode():
             return call()
-
-    assert (inferred(calls["ours"]) - inferred(calls["theirs"])).abs().max() < 1e-3
 
     def stepped(model, call):
         (call() - noise).square().mean().backward()
         model.zero_grad(set_to_none=True)
 
-    layout = "channels last" if last else "contiguous"
-    benchmark.group = f"U-Net, {size} pixels, {'train step' if step else 'infer'}, {layout}"
+    assert (inferred(call_ours) - inferred(call_theirs)).abs().max() < 1e-3
     if step:
-        side_by_side(lambda: stepped(ours, calls["ours"]), lambda: stepped(theirs, calls["theirs"]), rounds=5)
+        side_by_side(lambda: stepped(ours, call_ours), lambda: stepped(theirs, call_theirs), rounds=5)
     else:
-        side_by_side(lambda: inferred(calls["ours"]), lambda: inferred(calls["theirs"]), rounds=7)
+        side_by_side(lambda: inferred(call_ours), lambda: inferred(call_theirs), rounds=7)
+
+
+@pytest.mark.parametrize("step", [False, True], ids=["infer", "train step"])
+def test_dit(benchmark, side_by_side, step):
+    """In training theirs drops classes by chance, unless the probability is 0."""
+    size, dim, heads, layers, classes = 32, 128, 4, 4, 10
+    sines = SinusoidalTime(256, cosines_first=True, frequency_shift=1.0)
+    sizes = dict(in_channels=1, classes=classes, class_dropout=0.0, sines=sines, feedforward_eps=1e-5)
+    ours = fill(DiT(dim, heads, layers, **sizes), torch.Generator().manual_seed(0)).train(step)
+    kind = dict(num_layers=layers, sample_size=size, patch_size=2, num_embeds_ada_norm=classes, norm_eps=1e-5)
+    theirs = DiTTransformer2DModel(heads, dim // heads, 1, 1, **kind).train(step)
+    theirs.load_state_dict(ours.maps["diffusers"].export(ours))
+    for block in theirs.transformer_blocks:
+        block.norm1.emb.class_embedder.dropout_prob = 0.0
+    generator = torch.Generator().manual_seed(0)
+    images, noise = (torch.randn(ROWS, 1, size, size, generator=generator) for _ in range(2))
+    times, labels = (torch.randint(n, (ROWS,), generator=generator) for n in (1000, classes))
+    benchmark.group = f"DiT, {size} pixels, {'train step' if step else 'infer'}"
+    given = images, times, labels
+    compare(side_by_side, step, ours, lambda: ours(*given), theirs, lambda: theirs(*given).sample, noise)
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_sampling(benchmark, side_by_side, rows):
+    """`zoo.optimize` against the pipeline as it is: eager, not channels last."""
+    size, steps = 32, 5
+    ours, theirs = (model.eval() for model in models(False))
+    theirs.register_to_config(sample_size=size)
+    pipeline = DDIMPipeline(theirs, DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(rows, 1, size, size, generator=torch.Generator().manual_seed(0))
+    fast, how = zoo.optimize(ours, noise), dict(steps=steps, sampler="ddim", clip=1.0, spacing="leading")
+
+    def sampled():
+        return samplers.sample(fast, noise, diffusion.linear(), **how)
+
+    def piped():
+        options = dict(batch_size=rows, num_inference_steps=steps, output_type="np", use_clipped_model_output=True)
+        return torch.from_numpy(pipeline(generator=torch.Generator().manual_seed(0), **options).images).permute(0, 3, 1, 2)
+
+    assert ((sampled() / 2 + 0.5).clamp(0, 1) - piped()).abs().max() < 1e-3
+    benchmark.group = f"U-Net, {size} pixels, {steps} steps of DDIM, zoo.optimize"
+    side_by_side(sampled, piped, rounds=3)

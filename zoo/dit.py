@@ -92,8 +92,7 @@ class DiT(DiffusionModel):
             nn.init.normal_(layer.weight, std=0.02)
         zeroed(self.output.projection)
 
-    def forward(self, images: Tensor, times: Tensor, classes: Tensor | None = None) -> Tensor:
-        condition = self.condition(images, times, classes)
+    def predict(self, images: Tensor, condition: Tensor) -> Tensor:
         x = self.patches(images)
         for block in self.blocks:
             x = block(x, condition)

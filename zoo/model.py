@@ -158,11 +158,18 @@ class DiffusionModel(Model):
         require_axes(classes, "classes", "batch", batch=images.shape[0])
         return self.time(times) + self.class_embedding(classes)
 
+    def predict(self, images: Tensor, condition: Tensor) -> Tensor:
+        """Of images and what `condition` made of the rest: all that depends on images, and nearly all of the work."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, times: Tensor, classes: Tensor | None = None) -> Tensor:
+        return self.predict(images, self.condition(images, times, classes))
+
     def optimized(self, example: Tensor, dtype: torch.dtype) -> nn.Module:
-        """Errors: `ValueError`: there is no program of images, times and classes."""
-        raise ValueError(
-            f"model must be no {type(self).__name__} to be optimized: give it channels_last, which is what helps most"
-        )
+        """A copy for inference, which samplers call as they call the model; see `zoo.optimize`."""
+        from zoo.deployment.compiled_diffusion import optimize_diffusion  # which imports this module
+
+        return optimize_diffusion(self, example, dtype)
 
 
 class ImageModel(Model):

@@ -118,23 +118,22 @@ class UNet(DiffusionModel):
         self.norm = group_norm(widths[0], groups, eps)
         self.output = zeroed(nn.Conv2d(widths[0], out_channels * pixels, 3, padding=1))
 
-    def forward(self, images: Tensor, times: Tensor, classes: Tensor | None = None) -> Tensor:
-        time = self.condition(images, times, classes)
+    def predict(self, images: Tensor, condition: Tensor) -> Tensor:
         p = self.patch_size  # torch's pixel_unshuffle knows no empty batch
         x = self.stem(images if p == 1 else rearrange(images, "b c (y p) (x q) -> b (c p q) y x", p=p, q=p))
         skipped = [x]
         for level in self.down:
             for block in level.blocks:
-                x = block(x, time)
+                x = block(x, condition)
                 skipped.append(x)
             if not isinstance(level.resample, nn.Identity):
                 x = level.resample(x)
                 skipped.append(x)
         for block in self.middle.blocks:
-            x = block(x, time)
+            x = block(x, condition)
         for level in self.up:
             for block in level.blocks:
-                x = block(torch.cat([x, skipped.pop()], 1), time)
+                x = block(torch.cat([x, skipped.pop()], 1), condition)
             x = level.resample(x)
         x = self.output(F.silu(self.norm(x)))
         return x if p == 1 else rearrange(x, "b (c p q) y x -> b c (y p) (x q)", p=p, q=p)

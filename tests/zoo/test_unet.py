@@ -155,11 +155,6 @@ def test_classes_of_a_network_without_are_refused():
         small(classes=None)(torch.zeros(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([1, 2]))
 
 
-def test_there_is_no_program_of_three_inputs():
-    with pytest.raises(ValueError, match="model must be no UNet to be optimized"):
-        zoo.optimize(small(), torch.zeros(2, 1, 8, 8))
-
-
 @pytest.mark.parametrize(
     ("name", "size", "millions"), [("unet_small", 8, 1.0), ("unet_medium", 28, 1.0), ("unet_ddpm", None, 35.7)]
 )

@@ -1,7 +1,8 @@
 """A model made fast for inference: batch norms folded, channels last, compiled with its weights as constants.
 
 On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's. Of models that write texts, decoding is compiled,
-and of a BERT a forward that leaves padding out: see `zoo.deployment.compiled_decoding`, `compiled_causal` and `compiled_encoder`.
+of a BERT a forward that leaves padding out, of networks of diffusion what samplers call: see `zoo.deployment.compiled_decoding`,
+`compiled_causal`, `compiled_encoder` and `compiled_diffusion`.
 """
 
 from __future__ import annotations
@@ -80,22 +81,26 @@ class Optimized(Constant):
     go to the model as it was before it was compiled, and so does a call that a program fails: its errors are the model's.
     """
 
+    winograd = True
+    """Whether wide convolutions are Winograd's for inputs of the example's shape."""
+
     def __init__(self, model: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
         device = next((x.device for x in tensors(model)), example.device)
         same = copied(model, {id(p): p for p in model.parameters()})  # a copy with the same parameters
-        if example.ndim == 4 and dtype == torch.float32 and device.type == "cpu":
+        if self.winograd and example.ndim == 4 and dtype == torch.float32 and device.type == "cpu":
             use_winograd(same)
         programs = torch.compile(same, dynamic=False), torch.compile(model), model
         super().__init__(programs, dtype if example.is_floating_point() else example.dtype, device)
         self.shape = example.shape
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor, *others: Tensor) -> Any:
+        """others: what else the model takes, right as it is."""
         for_example, for_others, model = self.programs
         with torch.no_grad():
             if isinstance(images, Tensor) and images.is_floating_point() and self.dtype.is_floating_point:
                 images = images.detach().to(self.dtype)
             if not self.takes(images):
-                return model(images)
+                return model(images, *others)
             program = for_example if images.shape == self.shape else for_others
             images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
             # Set for the whole process: as an option of torch.compile, freezing acts after weights became arguments. Not in
@@ -104,9 +109,9 @@ class Optimized(Constant):
             models = torch._dynamo.config.patch(cache_size_limit=2**16, accumulated_cache_size_limit=2**16)
             with constants, models:
                 try:
-                    return program(images)
+                    return program(images, *others)
                 except Exception:
-                    model(images)  # raises what it raises for such images
+                    model(images, *others)  # raises what it raises for such images
                     raise
 
     def takes(self, images: Any) -> bool:
@@ -124,7 +129,8 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
              will do as well, but with AVX-512 programs for one row are the quickest for few. What is faster is `start`, and the
              decoding that it begins, with as many threads as torch has now. It takes a minute or two. Of a language model,
              a prompt (1, n) for single rows, or (b, n) for any number. Of a BERT, tokens (b, n), of the size that is planned for;
-             its forward takes any other size, mask, types and positions too.
+             its forward takes any other size, mask, types and positions too. Of a network of diffusion, noisy images (b, c, y, x);
+             it is called as the network, with times and classes, by samplers too.
     dtype:   what to compute in, by default the model's own; `torch.bfloat16` trades three digits for speed, on processors that
              multiply such numbers (AVX-512 BF16, AMX), and is several times slower on others.
     Equal to the model's eval output up to rounding in that dtype. Subclasses of layers, and hooked, pruned and parametrized ones,
