@@ -21,7 +21,7 @@ from tasks.judge import Judge, judge_folder, spread
 from zoo.generation.samplers import SAMPLERS
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 STEPS = (1, 2, 3, 5, 10, 20, 50)
 SHOWN = 10
@@ -49,7 +49,8 @@ def main(run: str, path: str) -> None:
             measured = judge.measure(real, images, labels)
             times.append(2 * steps - 1 if sampler == "heun" else steps)
             distances.append(measured["frechet_distance"])
-            print(f"{sampler}, {steps} steps, {times[-1]} evaluations: {distances[-1]:.3f}, {measured['accuracy']:.3f}", flush=True)
+            told = f"{distances[-1]:.3f}, accuracy {measured['accuracy']:.3f}"
+            print(f"{sampler}, {steps} steps, {times[-1]} evaluations: {told}", flush=True)
             rows += [images[first]] if sampler == samplers[0] else []
         left.loglog(times, distances, marker="o", label=sampler)
     left.set(xlabel="evaluations of the network", ylabel="Frechet distance", title="the same noise, other samplers")

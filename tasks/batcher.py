@@ -40,7 +40,8 @@ class Batcher:
     ) -> None:
         self.call, self.max_batch, self.max_wait, self.queue, self.seen = call, max_batch, max_wait, queue, seen
         self.waiting: dict[asyncio.Future[Any], tuple[Any, float]] = {}  # items and when they came, the oldest first
-        self.more, self.task = asyncio.Event(), None
+        self.more = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="batcher")
 
     async def __aenter__(self) -> Batcher:

@@ -48,7 +48,7 @@ class TrainOptions(AnswerOptions, WindowOptions, QuestionOptions):
     dropout: float | None = option(None, "in the model (default: 0, after --init the model's own)", least=0, below=1)
     optimizer: str = option(None, "(default: muon, after --init adamw)", OPTIMIZERS)
     lr: float = option(None, "peak learning rate (default: 0.004 for muon, else 0.002, after --init 0.00005)", above=0)
-    epochs: int = option(5, "passes over the training questions", least=1)
+    epochs: int = option(4, "passes over the training questions", least=1)
     examples: int = option(8, "questions of the test set to print", least=0)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,8 @@ HELP = {
     "batch_seconds_total": ("counter", "Seconds that batches took to compute."),
     "waiting": ("gauge", "Inputs that wait for a batch."),
 }
+Row = tuple[tuple[str, tuple[tuple[str, str], ...]], float]
+"""A name, its labels, and the value."""
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -39,11 +41,12 @@ class Metrics:
 
     def text(self, waiting: dict[str, int]) -> str:
         """waiting: the gauge, by model."""
-        rows = [*self.sums.items(), *((("waiting", (("model", name),)), n) for name, n in waiting.items())]
+        rows: list[Row] = [*self.sums.items()]
+        rows += [(("waiting", (("model", name),)), n) for name, n in waiting.items()]
         return "".join(lines(rows))
 
 
-def lines(rows: list[tuple[tuple[str, tuple[tuple[str, str], ...]], float]]) -> Iterator[str]:
+def lines(rows: list[Row]) -> Iterator[str]:
     for family, (kind, text) in HELP.items():
         ours = [row for row in rows if row[0][0].removesuffix("_sum").removesuffix("_count").removesuffix("_bucket") == family]
         if ours:

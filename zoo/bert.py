@@ -82,8 +82,8 @@ class Bert(Model):
 
         mask:      boolean (b, n), True for real tokens, None where all are. Padding may be on any side.
         types:     integers (b, n), such as 0 for a first sentence and 1 for a second; 0 by default.
-        positions: integers (n,) or (b, n); by default the real tokens of each row are counted from 0, and by RoFormer gaps between
-                   them too, as in transformers.
+        positions: integers (n,) or (b, n); by default the real tokens of each row are counted from 0, and by RoFormer gaps
+                   between them too, as in transformers.
         Errors:    `ValueError` for sizes and dtypes that do not fit, and on the CPU for unknown tokens, types and positions.
 
         Called eagerly, it computes padding within attention only. Compiled, exported, traced, or under transforms of `torch.func`

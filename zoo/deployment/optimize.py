@@ -129,8 +129,8 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
              will do as well, but with AVX-512 programs for one row are the quickest for few. What is faster is `start`, and the
              decoding that it begins, with as many threads as torch has now. It takes a minute or two. Of a language model,
              a prompt (1, n) for single rows, or (b, n) for any number. Of a BERT, tokens (b, n), of the size that is planned for;
-             its forward takes any other size, mask, types and positions too. Of a network of diffusion, noisy images (b, c, y, x);
-             it is called as the network, with times and classes, by samplers too.
+             its forward takes any other size, mask, types and positions too. Of a network of diffusion, noisy images
+             (b, c, y, x); it is called as the network, with times and classes, by samplers too.
     dtype:   what to compute in, by default the model's own; `torch.bfloat16` trades three digits for speed, on processors that
              multiply such numbers (AVX-512 BF16, AMX), and is several times slower on others.
     Equal to the model's eval output up to rounding in that dtype. Subclasses of layers, and hooked, pruned and parametrized ones,
