@@ -83,13 +83,16 @@ class Optimized(Constant):
 
     winograd = True
     """Whether wide convolutions are Winograd's for inputs of the example's shape."""
+    any_size = True
+    """Whether there is a program for other shapes; without one they go to the model as it was."""
 
     def __init__(self, model: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
         device = next((x.device for x in tensors(model)), example.device)
         same = copied(model, {id(p): p for p in model.parameters()})  # a copy with the same parameters
         if self.winograd and example.ndim == 4 and dtype == torch.float32 and device.type == "cpu":
             use_winograd(same)
-        programs = torch.compile(same, dynamic=False), torch.compile(model), model
+        others = torch.compile(model) if self.any_size else model
+        programs = torch.compile(same, dynamic=False), others, model
         super().__init__(programs, dtype if example.is_floating_point() else example.dtype, device)
         self.shape = example.shape
 
