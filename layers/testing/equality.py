@@ -21,7 +21,7 @@ def leaves(tree: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
     Of an object, such as a cache, the attributes count. What stands beside the tensors (None, numbers, dtypes) is passed over.
     Errors: `TypeError` for a tree that is none of these.
     """
-    if tree is not None and not isinstance(tree, Tensor) and children(tree) is None:
+    if tree is not None and not isinstance(tree, (Tensor, Mapping, tuple, list)) and children(tree) is None:
         raise TypeError(f"{name} must be a tensor or nested tuples, lists, mappings and dataclasses of tensors, got {type(tree)}")
     yield from walk(tree, name, ())
 
@@ -34,19 +34,21 @@ def walk(tree: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, Te
     """`above`: objects on the way here, of which a cache may hold one again."""
     if isinstance(tree, Tensor):
         yield name, tree
+    elif isinstance(tree, Mapping):  # these first and without `id`, which torch 2.6 does not export
+        for key, value in tree.items():
+            yield from walk(value, f"{name}.{key}", above)
+    elif isinstance(tree, (tuple, list)):
+        for i, value in enumerate(tree):
+            yield from walk(value, f"{name}[{i}]", above)
     elif tree is not None and id(tree) not in above:
         for key, value in children(tree) or ():
             yield from walk(value, f"{name}{key}", (*above, id(tree)))
 
 
 def children(tree: Any) -> list[tuple[str, Any]] | None:
-    """What a container holds, by key as it is written; None for what is no container."""
+    """What an object holds, by attribute; None for what holds nothing."""
     if isinstance(tree, (*BESIDE, torch.Generator)) or callable(tree):
         return None
-    if isinstance(tree, Mapping):
-        return [(f".{key}", value) for key, value in tree.items()]
-    if isinstance(tree, (tuple, list)):
-        return [(f"[{i}]", value) for i, value in enumerate(tree)]
     if dataclasses.is_dataclass(tree):
         return [(f".{field.name}", getattr(tree, field.name)) for field in dataclasses.fields(tree)]
     return [(f".{key}", value) for key, value in vars(tree).items()] if hasattr(tree, "__dict__") else None
