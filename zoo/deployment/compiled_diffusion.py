@@ -41,8 +41,8 @@ class Predict(nn.Module):
 class OptimizedDiffusion(Optimized):
     """A `DiffusionModel` for inference: noisy images (b, c, y, x), times (b,) and classes (b,) or None -> (b, c', y, x).
 
-    Without Winograd's convolutions: with those of 64 channels and more the U-Net of `bench/test_unet.py` takes longer. Before torch
-    2.9 without a program for other shapes than the example's: that of a U-Net is wrong on torch 2.6.
+    Without Winograd's convolutions: with those of 64 channels and more the U-Net of `bench/test_unet.py` takes longer. Before
+    torch 2.9 without a program for other shapes than the example's: that of a U-Net is wrong on torch 2.6.
     """
 
     winograd = False
