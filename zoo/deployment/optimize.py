@@ -88,6 +88,9 @@ class Optimized(Constant):
 
     def __init__(self, model: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
         device = next((x.device for x in tensors(model)), example.device)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and module.in_channels == 1 and isinstance(module.weight, nn.Parameter):
+                module.weight.data = one_layout(module.weight.detach())
         same = copied(model, {id(p): p for p in model.parameters()})  # a copy with the same parameters
         if self.winograd and example.ndim == 4 and dtype == torch.float32 and device.type == "cpu":
             use_winograd(same)
@@ -105,7 +108,7 @@ class Optimized(Constant):
             if not self.takes(images):
                 return model(images, *others)
             program = for_example if images.shape == self.shape else for_others
-            images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+            images = one_layout(images) if images.ndim == 4 else images
             # Set for the whole process: as an option of torch.compile, freezing acts after weights became arguments. Not in
             # float64, which oneDNN lacks. And torch.compile gives up on a class after 8 models.
             constants = torch._inductor.config.patch(freezing=self.dtype != torch.float64)
@@ -156,6 +159,17 @@ def prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     wide = [torch.promote_types(x.dtype, dtype) for x in model.parameters() if x.is_floating_point()]
     fast = copied(model, {}).eval().requires_grad_(False)
     return fold_norms(fast.to(wide[0]) if wide else fast).to(dtype)
+
+
+def one_layout(images: Tensor) -> Tensor:
+    """(b, c, y, x) with channels last, but of one channel, whose strides fit either layout, with those of channels first.
+
+    Programs for any number of images take one channel for channels first, and what a convolution makes of it too. With other
+    strides of images or weights they fail on torch 2.15, and are wrong on torch 2.6: torch/_inductor/mkldnn_ir.py.
+    """
+    batch, channels, height, width = images.shape
+    images = images.contiguous(memory_format=torch.channels_last)
+    return images.as_strided(images.shape, (height * width, height * width, width, 1)) if channels == 1 else images
 
 
 def tensors(model: nn.Module) -> chain[Tensor]:

@@ -34,6 +34,17 @@ def test_optimized_equals_eager_and_leaves_the_model_alone():
     assert not any(isinstance(m, WinogradConv2d) for m in for_others.modules())
 
 
+def test_grey_images_of_any_number_and_in_any_layout():
+    """Strides of one channel fit either layout, of which a program for any number of images assumes one."""
+    torch.manual_seed(0)
+    model, images = torch.nn.Sequential(ConvNormAct(1, 8), ConvNormAct(8, 8)).eval(), torch.randn(2, 1, 6, 6)
+    fast = zoo.optimize(model, images)
+    for other in (images, torch.randn(3, 1, 6, 6), torch.randn(5, 3, 9, 7)[:, 1:2]):
+        expected = model(other)
+        for same in (other, other.as_strided(other.shape, (other.stride(0), 1, *other.stride()[2:]), other.storage_offset())):
+            assert (fast(same) - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
+
+
 def test_weights_are_constants_of_the_program():
     """Which is what lets a compiler lay them out as its convolutions like them, once."""
     images = torch.randn(2, 8, 9, 9)
