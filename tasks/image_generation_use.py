@@ -181,6 +181,7 @@ def inpaint(given: dict[str, Any]) -> None:
 
 @checking_input()
 def evaluate(given: dict[str, Any]) -> None:
+    from tasks import inception_distance
     from tasks.generation_task import MEASURED, told
     from tasks.judge import Judge, judge_folder, spread
 
@@ -192,9 +193,11 @@ def evaluate(given: dict[str, Any]) -> None:
     chosen = spread(len(data.train), MEASURED)
     labels = data.train.labels[chosen] if found.classes else None
     images = found.pictures(found.noise(len(chosen), options.seed), labels, options.seed)
-    measured = judge.measure(judge.look(data.train.pixels[chosen]), images, labels)
+    real = data.train.pixels[chosen]
+    measured = judge.measure(judge.look(real), images, labels)
     how = f" by {found.generator.steps} steps of {found.generator.sampler}" if hasattr(found.generator, "steps") else ""
-    print(f"{found.folder}, {len(images):,} images{how}: {told(measured)}; judge {judge.folder}")
+    print(f"{found.folder}, {len(images):,} images{how}: {told(measured)}; judge {judge.folder}", flush=True)
+    print(inception_distance.told(real, images, found.device))
 
 
 def trained_on(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from command import one_line, rows
 from PIL import Image
 
 import zoo
-from tasks import generation_task, image_classification
+from tasks import generation_task, image_classification, inception_distance
 from tasks.data.images import load_images
 from tasks.generators import GENERATORS, Adversarial, as_bytes, as_values
 from tasks.image_generation import TrainOptions, begin, main
@@ -152,11 +152,20 @@ def test_what_is_known_of_a_picture_stays(here, tmp_path, digits):
         assert size(tmp_path / "out.png") == (10 * 50 + 2, 3 * 50 + 2)
 
 
-def test_measuring_again(here, capsys):
+def test_measuring_again(here, capsys, monkeypatch):
+    """The distance of torchmetrics is asked for the same images."""
+    asked = []
+    monkeypatch.setattr(inception_distance, "told", lambda *given: asked.append(given) or "torchmetrics' distance")
     assert main([*use("evaluate", here, "flow")]) == 0
     said = capsys.readouterr().out
     assert f"{here / 'flow'}, {COUNT} images by 2 steps of dpm++: frechet distance " in said
     assert "accuracy" in said
+    assert said.endswith("\ntorchmetrics' distance\n")
+    ((real, made, device),) = asked
+    assert real.shape == made.shape == (COUNT, 1, 8, 8)
+    assert real.dtype == made.dtype == torch.uint8
+    assert not torch.equal(real, made)
+    assert device.type == "cpu"
     assert main([*use("evaluate", here, "ddpm", "--sampler", "ddim", "--steps", 5, "--judge", "judge-few-8")]) == 0
     said = capsys.readouterr().out
     assert "5 steps of ddim" in said
