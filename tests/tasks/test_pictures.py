@@ -249,7 +249,7 @@ def test_what_is_too_large_for_memory_is_read_from_disk_alike(make_pictures, tmp
             path.write_bytes(path.read_bytes()[:200])
     kept = load_images(f"folder:{tmp_path}", NOWHERE, 16, bad, room=10**9)
     opened, real = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, **named: opened.append(path) or real(path, **named))
     streamed = load_images(f"folder:{tmp_path}", NOWHERE, 16, bad, room=17 * 3 * 16 * 16 - 1)
     assert len(opened) == len({*opened}) == len([*tmp_path.rglob("*.png")])
     assert isinstance(streamed.train.pixels, OnDisk)

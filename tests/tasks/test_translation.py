@@ -177,7 +177,7 @@ def test_a_compiled_model_writes_the_same_lines(runs, capsys, monkeypatch):
     """But for the compiler: what it makes of a translator is held against the model by `test_compiled_decoding`."""
     programs = []
 
-    def eager(program, *arguments):
+    def eager(program, *arguments, rows):
         programs.append(program)
         structure = tree_structure(arguments)
         return lambda tensors: tree_leaves(program(*tree_unflatten(tensors, structure)))

@@ -272,7 +272,7 @@ def test_every_step_after_a_padded_prompt_equals_the_models(models, rows):
         assert (got - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
 
 
-def eager(program, *arguments):
+def eager(program, *arguments, rows):
     """In place of `compiled`."""
     structure = tree_flatten(arguments)[1]
     return lambda tensors: tree_leaves(program(*tree_unflatten(tensors, structure)))
