@@ -131,8 +131,9 @@ def specs_of(kind: Any) -> dict[str, Field[Any]]:
 def helper(program: str, commands: Mapping[str, Command], name: str) -> argparse.ArgumentParser:
     """What writes the help of a command: its options in the groups that they came with, and what else there is."""
     command = commands[name]
+    first = f"{command.first.upper()} ..." if command.first else f"[{'|'.join(commands)}]"
     parser = argparse.ArgumentParser(
-        usage=f"python -m {program} [{'|'.join(commands)}] [options]", description=f"{name}: {command.summary}",
+        usage=f"python -m {program} {first} [options]", description=f"{name}: {command.summary}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join([
             *(["for example:", f"  python -m {program} {name} {command.example}", ""] if command.example else []),

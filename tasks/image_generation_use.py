@@ -121,9 +121,7 @@ def sample(given: dict[str, Any]) -> None:
     found = Loaded(options)
     if options.film:
         found.require_diffusion("--film")
-    chosen = numbers(options.classes, found.classes)
-    wide = options.count if chosen else 10
-    rows = len(chosen) or -(-options.count // wide)
+    chosen, rows, wide = layout(found.classes, options.classes, options.count)
     labels = torch.tensor(chosen).repeat_interleave(wide) if chosen else None
     noise = found.noise(rows * wide, options.seed)
     if options.interpolate:
@@ -217,6 +215,13 @@ def training_data(folder: Path) -> tuple[PictureOptions, Any]:
     if (data_of(kept) or {}).get("train") != data.identity()["train"]:
         raise UserError(f"{options.data} is not what {folder} was trained on: it has changed")
     return options, data
+
+
+def layout(classes: Sequence[str], text: str, count: int) -> tuple[list[int], int, int]:
+    """Which classes a sheet shows, its rows, and how many images are in each. Errors: those of `numbers`."""
+    chosen = numbers(text, classes)
+    wide = count if chosen else 10
+    return chosen, len(chosen) or -(-count // wide), wide
 
 
 def numbers(text: str, classes: Sequence[str]) -> list[int]:

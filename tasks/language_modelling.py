@@ -66,7 +66,9 @@ def generate(
     choose: Any = None,
     **rules: Any,
 ) -> Generator[str, None, tuple[int, bool]]:
-    """The text that follows, piece by piece, each of whole characters; it ends with the document, or after so many tokens.
+    """The text that follows, a piece a token, each of whole characters: it is empty where a token ends within one.
+
+    It ends with the document, or after so many tokens, and what is left of it then.
 
     Returns how many tokens it was, and whether the document has ended.
 
@@ -101,9 +103,9 @@ def generate(
                 return done, True
             new.append(token)
             text = text_of(tokenizer, new)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else it ends within a character
-                yield text[len(shown) :]
-                shown = text
+            whole = not text.endswith("\N{REPLACEMENT CHARACTER}")
+            yield text[len(shown) :] if whole else ""
+            shown = text if whole else shown
     yield text_of(tokenizer, new)[len(shown) :]
     return done, False
 

@@ -67,7 +67,7 @@ def takes(program: str, folder: Path) -> bool:
 
 OF_CONFIG = {
     "tags": "tasks.token_classification", "threshold": "tasks.question_answering", "texts": "tasks.text_classification",
-    "context": "tasks.text_generation",
+    "context": "tasks.text_generation", "generation": "tasks.image_generation",
 }  # fmt: skip
 """Programs by what only their models' config.json has; the first that fits."""
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def server_of(options: ServeOptions) -> Any:
     missing = [name for name in ("starlette", "uvicorn", "python_multipart") if find_spec(name) is None]
     if missing:
         raise UserError(f"{missing[0]} is not installed: pip install 'zooproof[serving]'")
-    from tasks.served import load
-    from tasks.serving import Limits, Server
+    from tasks.serving.models import load
+    from tasks.serving.server import Limits, Server
 
     models: dict[str, Any] = {}
     for path in options.run:
@@ -87,8 +88,17 @@ def server_of(options: ServeOptions) -> Any:
             path, device=options.device, precision=options.precision, text=options.max_text, batch=options.max_batch
         )
     wait, body = options.max_wait_ms / 1000, int(options.max_body_mb * 1e6)
-    limits = Limits(options.max_batch, wait, options.queue, options.timeout, body, options.token)
+    limits = Limits(options.max_batch, wait, options.queue, options.timeout, body, options.token, names_of(options.host))
     return Server(models, limits)
+
+
+def names_of(host: str) -> tuple[str, ...]:
+    """What the server may be called where it listens to this machine alone; () where others are let in."""
+    try:
+        alone = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        alone = False
+    return ("localhost", "127.0.0.1", "[::1]", host.lower()) if alone else ()
 
 
 COMMANDS = {

@@ -50,8 +50,13 @@ def picture(image: Tensor) -> Image.Image:
 
 def write(path: Path, found: Sequence[Tensor]) -> None:
     """A PNG file of rows of images."""
-    picture(grid(found)).save(buffer := io.BytesIO(), "PNG")
-    files.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, png(grid(found)))
+
+
+def png(image: Tensor) -> bytes:
+    """image: uint8 (c, y, x) of one or three channels."""
+    picture(image).save(buffer := io.BytesIO(), "PNG")
+    return buffer.getvalue()
 
 
 def film(path: Path, sheets: Sequence[Sequence[Tensor]], seconds: float = 3.0) -> None:

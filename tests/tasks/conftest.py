@@ -84,6 +84,23 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return runs / "a", said.getvalue()
 
 
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny run of each task that is served, by name."""
+    from served_runs import train
+
+    return train(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="session")
+def loaded(served: dict[str, Path]):
+    """A server of them all, which has not begun."""
+    pytest.importorskip("starlette", reason="serving needs zooproof[serving]")
+    from tasks.serve import ServeOptions, server_of
+
+    return server_of(ServeOptions(run=[str(path) for path in served.values()], device="cpu", max_wait_ms=1.0, max_text=500))
+
+
 @pytest.fixture
 def stopped(finished: tuple[Path, str], tmp_path: Path) -> Path:
     """A copy of the finished run, which the test may damage."""

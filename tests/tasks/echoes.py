@@ -8,8 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from tasks.served import Generations, Served, Writing
-from tasks.serving import Limits, Server
+from tasks.serving.models import Served
+from tasks.serving.server import Limits, Server
+from tasks.serving.writing import Generations, Writing
 
 
 class Echo(Generations):

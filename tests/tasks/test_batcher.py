@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.batcher import Batcher, Busy
+from tasks.serving.batcher import Batcher, Busy
 
 FOREVER = 1e6
 

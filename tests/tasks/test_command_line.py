@@ -90,11 +90,12 @@ def test_a_wrong_value_is_named_with_what_is_expected():
 @every_command
 def test_a_word_without_an_option_names_the_option_that_it_may_be_meant_for(program, name):
     command = programs()[program].COMMANDS[name]
-    if command.first:
-        assert read(program, name, "a word", "b")[command.first] == ["a word", "b"]
-        return
     meant = command.bare.replace("{}", "'a word'")
     assert meant.partition(" ")[0].removeprefix("--") in command.options.__dataclass_fields__
+    if command.first:  # whose words stand first
+        assert read(program, name, "a word", "b") == read(program, "a word", "b") == {command.first: ["a word", "b"]}
+        assert refusal(program, "--port=1", "a word") == "'a word' stands without an option (--port takes one value)"
+        return
     assert refusal(program, name, "a word") == f"'a word' stands without an option, did you mean {meant}?"
     given = next(option for option, spec in command.options.__dataclass_fields__.items() if not spec.metadata["many"])
     assert f"'b' stands without an option (--{given} takes " in refusal(program, name, *shlex.split(f"--{given}=a b"))
@@ -104,7 +105,7 @@ def test_a_word_without_an_option_names_the_option_that_it_may_be_meant_for(prog
 
 def test_a_command_typed_wrong_names_the_right_one(capsys):
     for program, module in programs().items():
-        if next(iter(module.COMMANDS.values())).first:  # words without a command are what it takes
+        if next(iter(module.COMMANDS.values())).first:  # any word may be one of its own
             continue
         for name in module.COMMANDS:
             told = refusal(program, name[1:] + name[0])

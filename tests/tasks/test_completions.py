@@ -13,11 +13,14 @@ from types import SimpleNamespace
 
 import processes
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 testclient = pytest.importorskip("starlette.testclient", reason="serving needs zooproof[serving]")
-from echoes import server  # noqa: E402
+from echoes import Echo, server  # noqa: E402
 
-from tasks.serving import Gone, unless_gone  # noqa: E402
+from tasks.serving.server import Gone, unless_gone  # noqa: E402
+from tasks.serving.writing import until  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,51 @@ def test_a_stream_is_the_same_text_in_pieces(client):
     assert last["usage"]["completion_tokens"] == 5
 
 
+def test_a_text_ends_before_what_stops_it(client):
+    """Also where it comes in several pieces, and where what looked like it turns out to be something else."""
+    for stop, text in (("ba", "a"), (["x", "ab"], ""), ("bab.", "ababa"), ("babb", "ababa"), (["b", "aba"], "a")):
+        found = post(client, prompt="ab", max_tokens=5, stop=stop).json()
+        assert found["choices"][0]["text"] == text, stop
+        assert found["choices"][0]["finish_reason"] == ("length" if len(text) == 5 else "stop")
+        *pieces, last = events(post(client, prompt="ab", max_tokens=5, stop=stop, stream=True).text)
+        assert "".join(piece["choices"][0]["text"] for piece in pieces) == text
+        assert last["usage"] == found["usage"]
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3), st.data())
+def test_stops_are_found_wherever_pieces_end(text, stops, data):
+    """What is written is the text before the first of them that is complete, and nothing of it had to be taken back."""
+
+    def pieces():
+        rest = text
+        while rest:
+            size = data.draw(st.integers(1, len(rest)))
+            yield rest[:size]
+            rest = rest[size:]
+        return 7, False
+
+    def all_of(generator):
+        found = []
+        while True:
+            try:
+                found.append(next(generator))
+            except StopIteration as end:
+                return "".join(found), end.value
+
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    written, (_, ended) = all_of(until(pieces(), stops))
+    assert (written, ended) == ((text[: min(ends)[1]], True) if ends else (text, False))
+
+
+def test_several_texts_of_a_prompt_have_seeds_of_their_own(client, monkeypatch):
+    seen = []
+    read = Echo.read
+    monkeypatch.setattr(Echo, "read", lambda self, value: (seen.append(value), read(self, value))[1])
+    found = post(client, prompt=["a", "b"], n=2, seed=5, max_tokens=1, stream_options=None).json()["choices"]
+    assert [(x["index"], x["text"]) for x in found] == [(0, "a"), (1, "a"), (2, "b"), (3, "b")]
+    assert [one["seed"] for one in seen] == [5, 6, 5, 6]
+
+
 def test_a_fault_is_told_at_once_or_in_the_stream(client):
     assert post(client, prompt="!", stream=True).status_code == 500
     *pieces, last = events(post(client, prompt="ab!", stream=True).text)
@@ -75,11 +123,16 @@ def test_a_fault_is_told_at_once_or_in_the_stream(client):
         ({"model": "nowhere"}, 404, "no such model: there are echo, other"),
         ({"model": "other"}, 404, "other does not write texts: echo does"),
         ({"stream": 1}, 422, "stream must be true or false"),
-        ({"n": 2}, 422, "n is not supported"),
-        ({"stop": "a"}, 422, "stop is not supported"),
+        ({"n": 0}, 422, "n must be a whole number from 1 to 16, got 0"),
+        ({"n": True}, 422, "n must be a whole number"),
+        ({"n": 2, "seed": "x"}, 422, "seed must be a whole number"),
+        ({"n": 2, "stream": True}, 422, "and n 1, where it is streamed"),
+        ({"stop": ""}, 422, "stop must be a string, or 4 of them at most"),
+        ({"stop": ["a"] * 5}, 422, "stop must be a string, or 4 of them at most"),
+        ({"stop": {}}, 422, "stop must be a string, or 4 of them at most"),
         ({"echo": True}, 422, "echo is not supported"),
         ({"prompt": 1}, 422, "prompt must be a string"),
-        ({"prompt": ["a", "b"], "stream": True}, 422, "one string where it is streamed"),
+        ({"prompt": ["a", "b"], "stream": True}, 422, "one string, and n 1, where it is streamed"),
         ({"nowhere": 1}, 422, "'nowhere' is no setting"),
     ],
 )

@@ -3,78 +3,24 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import importlib
-import io
 import json
 import re
 
 import pytest
 from command import one_line
-from PIL import Image
-from served_runs import train
 
 from tasks import serve
 from tasks.serve import ServeOptions, server_of
 
-testclient = pytest.importorskip("starlette.testclient", reason="serving needs zooproof[serving]")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def loaded(runs):
-    return server_of(ServeOptions(run=[str(path) for path in runs.values()], device="cpu", max_wait_ms=1.0, max_text=500))
-
-
-@contextlib.contextmanager
-def client_of(server, **limits):
-    """A client of the same models, with other limits."""
-    from tasks.serving import Limits, Server
-
-    with testclient.TestClient(Server(server.models, Limits(**limits)).app(), raise_server_exceptions=False) as client:
-        yield client
+pytest.importorskip("starlette.testclient", reason="serving needs zooproof[serving]")
+from asking import INPUTS, PICTURE, client_of, close, error, outputs, png
 
 
 @pytest.fixture(scope="module")
 def client(loaded):
     with client_of(loaded, wait=0.001, body=200_000) as found:
         yield found
-
-
-def png(*size, mode="RGB", color=0, form="PNG"):
-    Image.new(mode, size, color).save(file := io.BytesIO(), form)
-    return file.getvalue()
-
-
-PICTURE = base64.b64encode(png(32, 32, color=(200, 10, 10))).decode()
-INPUTS = {
-    "image": [PICTURE, f"data:image/png;base64,{PICTURE}"],
-    "text": ["the cat 1", "", "axe " * 40],
-    "pair": [["the a", "the a"], ["", "x"]],
-    "token": ["Ada sees Bob .", "", "Bob " * 60],
-    "question": [{"question": "who", "context": "Ada is in Oslo."}, {"question": "where", "context": "x " * 80}],
-    "translation": ["eins", "", "zwei drei"],
-    "generation": [{"prompt": "the cat", "max_new_tokens": 20}, {"max_new_tokens": 9}, {"max_new_tokens": 5, "greedy": True}],
-}
-
-
-def outputs(client, name, inputs):
-    response = client.post(f"/v1/models/{name}/predict", json={"inputs": inputs})
-    assert response.status_code == 200, response.text
-    assert response.json()["model"] == name
-    return response.json()["outputs"]
-
-
-def error(response, status):
-    assert response.status_code == status, response.text
-    said = response.json()["error"]["message"]
-    assert "\n" not in said
-    assert "Traceback" not in said
-    return said
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -87,45 +33,41 @@ def predicted(capsys, program, run, command, *more):
     return capsys.readouterr().out
 
 
-def test_answers_are_those_of_the_commands(runs, client, capsys, tmp_path):
+def test_answers_are_those_of_the_commands(served, client, capsys, tmp_path):
     texts = ["the cat 1", "axe 2"]
-    lines = predicted(capsys, "text_classification", runs["text"], "predict", "--text", *texts).splitlines()
+    lines = predicted(capsys, "text_classification", served["text"], "predict", "--text", *texts).splitlines()
     rows = [json.loads(line) for line in lines]
     assert close(outputs(client, "text", texts), [{"label": row["label"], "scores": row["scores"]} for row in rows])
-    rows = [json.loads(predicted(capsys, "text_classification", runs["pair"], "predict", "--text", "the a\tthe b"))]
+    rows = [json.loads(predicted(capsys, "text_classification", served["pair"], "predict", "--text", "the a\tthe b"))]
     assert close(outputs(client, "pair", [["the a", "the b"]]), [{"label": rows[0]["label"], "scores": rows[0]["scores"]}])
-    rows = [json.loads(predicted(capsys, "token_classification", runs["token"], "predict", "--text", "Ada sees Bob ."))]
+    rows = [json.loads(predicted(capsys, "token_classification", served["token"], "predict", "--text", "Ada sees Bob ."))]
     assert close(outputs(client, "token", ["Ada sees Bob ."]), [{"spans": rows[0]["spans"]}])
     asked = {"question": "who", "context": "Ada is in Oslo."}
     words = ["--question", asked["question"], "--context", asked["context"]]
-    row = json.loads(predicted(capsys, "question_answering", runs["question"], "predict", *words))
+    row = json.loads(predicted(capsys, "question_answering", served["question"], "predict", *words))
     assert close(outputs(client, "question", [asked]), [{key: row[key] for key in row if key not in ("id", "question")}])
     (tmp_path / "lines").write_text("eins zwei\ndrei\n")
-    lines = predicted(capsys, "translation", runs["translation"], "translate", "--input", str(tmp_path / "lines")).splitlines()
+    lines = predicted(capsys, "translation", served["translation"], "translate", "--input", str(tmp_path / "lines")).splitlines()
     assert [x["translation"] for x in outputs(client, "translation", ["eins zwei", "drei"])] == lines
     words = ["--prompt", "the cat", "--max_new_tokens", "30", "--seed", "3"]
-    said = predicted(capsys, "text_generation", runs["generation"], "generate", *words)
+    said = predicted(capsys, "text_generation", served["generation"], "generate", *words)
     (found,) = outputs(client, "generation", [{"prompt": "the cat", "max_new_tokens": 30, "seed": 3}])
     assert "the cat" + found["text"] + "\n" == said
     assert (found["finish_reason"], found["tokens"] <= 30) in (("length", True), ("stop", True))
     (tmp_path / "a.png").write_bytes(base64.b64decode(PICTURE))
     out = tmp_path / "said.jsonl"
-    predicted(capsys, "image_classification", runs["image"], "predict", "--image", str(tmp_path / "a.png"), "--output", str(out))
+    predicted(
+        capsys, "image_classification", served["image"], "predict", "--image", str(tmp_path / "a.png"), "--output", str(out)
+    )
     row = json.loads(out.read_text())
     (found,) = outputs(client, "image", [PICTURE])
     assert found["label"] == row["class"]
     assert found["scores"][row["class_2"]] == pytest.approx(row["probability_2"], abs=2e-6)
-
-
-def close(found, wanted):
-    """The same, numbers up to their last digits."""
-    if isinstance(wanted, float):
-        return found == pytest.approx(wanted, abs=2e-6)
-    if isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(close(found[key], wanted[key]) for key in wanted)
-    if isinstance(wanted, list):
-        return len(found) == len(wanted) and all(map(close, found, wanted))
-    return found == wanted
+    words = ["--classes", "light,0", "--count", "3", "--seed", "4", "--out", str(tmp_path / "sheet.png")]
+    predicted(capsys, "image_generation", served["images"], "sample", *words)
+    (found,) = outputs(client, "images", [{"classes": "light,0", "count": 3, "seed": 4}])
+    assert close(found["sheet"], base64.b64encode((tmp_path / "sheet.png").read_bytes()).decode())
+    assert (found["images"], found["rows"]) == (6, ["light", "dark"])
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -173,7 +115,12 @@ def test_a_bad_body_is_one_sentence(client, body, said):
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        *((name, value, "must be") for name in INPUTS for value in (None, 1, True, [[]], {"a": 1}) if name != "generation"),
+        *(
+            (name, value, "must be")
+            for name in INPUTS
+            for value in (None, 1, True, [[]], {"a": 1})
+            if name not in ("generation", "images", "noise")
+        ),
         ("text", "x" * 501, "must have 500 characters at most, got 501"),
         ("pair", ["a"], "must be two strings in a list"),
         ("question", {"question": " ", "context": "a"}, "must have some text"),
@@ -184,6 +131,13 @@ def test_a_bad_body_is_one_sentence(client, body, said):
         ("generation", {"prompt": "a", "max_new_tokens": "x"}, "max_new_tokens must be of type"),
         ("generation", {"prompt": "a", "max_new_tokens": 501}, "max_new_tokens must be 500 or less"),
         ("generation", {"prompt": "a", "runs_dir": "/"}, "'runs_dir' is no setting"),
+        *(("images", value, "must be an object") for value in (None, 1, "x", [])),
+        ("images", {"a": 1}, "'a' is no setting: there are classes, count, seed"),
+        ("images", {"count": 51}, "ask for 102 images, at most 100 are made"),
+        ("images", {"count": 0}, "count must be from 1 to 10,000"),
+        ("images", {"classes": "lihgt"}, "'lihgt' is no class, did you mean light?"),
+        ("images", {"seed": -1}, "seed must be 0 or more"),
+        ("noise", {"classes": "0"}, "the model was trained without classes"),
         ("image", "/etc/passwd", "must be a picture in base64"),
         ("image", base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").decode(), "none of PNG, JPEG"),
         ("image", base64.b64encode(png(32, 32)[:60]).decode(), "cannot be read as an image"),
@@ -226,7 +180,7 @@ def test_limits_of_size_number_time_and_room(loaded):
 
 
 def test_a_full_queue_is_503(loaded, monkeypatch):
-    from tasks import serving
+    from tasks.serving import server as serving
 
     async def full(self, items):
         raise serving.Busy("2 of 2 places are taken")
@@ -286,19 +240,29 @@ def test_health_models_and_metrics(loaded):
     assert all(line.startswith("# ") or sample.fullmatch(line) for line in lines)
 
 
-def test_a_model_saved_by_hand_is_served(tmp_path, runs):
+def test_a_model_saved_by_hand_is_served(tmp_path, served):
     """A folder that no program has left: its config.json says what it is."""
     import shutil
 
-    for name in ("text", "token", "question", "generation", "translation", "image"):
-        shutil.copytree(runs[name], tmp_path / name)
-        (tmp_path / name / "options.json").unlink()
+    for name in ("text", "token", "question", "generation", "translation", "image", "images"):
+        shutil.copytree(served[name], tmp_path / name)
+        (tmp_path / name / "options.json").unlink(missing_ok=True)
     server = server_of(ServeOptions(run=[str(path) for path in tmp_path.iterdir()], device="cpu"))
     with client_of(server) as client:
         assert {row["id"]: row["task"].split("-")[0] for row in client.get("/v1/models").json()["data"]} == {
             "text": "text", "token": "token", "question": "question", "generation": "text", "translation": "translation",
-            "image": "image",
+            "image": "image", "images": "image",
         }  # fmt: skip
+
+
+def test_a_damaged_model_is_found_before_it_is_asked(served, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(served["noise"], tmp_path / "noise")
+    config = json.loads((tmp_path / "noise" / "config.json").read_text())
+    (tmp_path / "noise" / "config.json").write_text(json.dumps(config | {"image": [3, 8, 8]}))
+    line = one_line(capsys, serve.main, str(tmp_path / "noise"))
+    assert "noise: the model fails on an example: images: channels must be 1, got 3" in line or "channels" in line
 
 
 @pytest.mark.parametrize(
@@ -315,6 +279,6 @@ def test_a_model_saved_by_hand_is_served(tmp_path, runs):
         (["{text}", "--prot", "1"], "--prot is unknown, did you mean --port"),
     ],
 )
-def test_bad_usage_is_one_line(runs, tmp_path, capsys, words, said):
-    places = {"text": runs["text"], "folder": tmp_path}
+def test_bad_usage_is_one_line(served, tmp_path, capsys, words, said):
+    places = {"text": served["text"], "folder": tmp_path}
     assert said in one_line(capsys, serve.main, *(word.format(**places) for word in words))

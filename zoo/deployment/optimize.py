@@ -167,7 +167,7 @@ def one_layout(images: Tensor) -> Tensor:
     Programs for any number of images take one channel for channels first, and what a convolution makes of it too. With other
     strides of images or weights they fail on torch 2.15, and are wrong on torch 2.6: torch/_inductor/mkldnn_ir.py.
     """
-    batch, channels, height, width = images.shape
+    _, channels, height, width = images.shape
     images = images.contiguous(memory_format=torch.channels_last)
     return images.as_strided(images.shape, (height * width, height * width, width, 1)) if channels == 1 else images
 

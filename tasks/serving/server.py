@@ -11,7 +11,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,11 +20,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from tasks.batcher import Batcher, Busy
 from tasks.options import UserError
-from tasks.served import BadInput, Generations, Pictures, Served, Writing
-from tasks.serving_input import Refused, inputs_of
-from tasks.serving_metrics import Metrics
+from tasks.serving import page
+from tasks.serving.batcher import Batcher, Busy
+from tasks.serving.bodies import Refused, inputs_of
+from tasks.serving.metrics import Metrics
+from tasks.serving.models import BadInput, Served
+from tasks.serving.pictures import Pictures
+from tasks.serving.writing import Generations, Writing
 
 GONE = 499
 """The status, in metrics, of a request whose client went away."""
@@ -32,7 +35,10 @@ GONE = 499
 
 @dataclass
 class Limits:
-    """wait and timeout in seconds, body in bytes; token: what requests must carry, "" for nothing."""
+    """wait and timeout in seconds, body in bytes; token: what requests must carry, "" for nothing.
+
+    hosts: names that requests may call the server by; any if there are none.
+    """
 
     batch: int = 16
     wait: float = 0.005
@@ -40,6 +46,7 @@ class Limits:
     timeout: float = 60.0
     body: int = 8_000_000
     token: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -50,17 +57,27 @@ class Server:
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
     batchers: dict[str, Batcher] = field(default_factory=dict)
+    started: int = field(default_factory=lambda: int(time()))
     writing: int = 0
     """Texts that are being written, each of which has an item in a queue, or an answer on its way."""
 
     def app(self) -> Starlette:
         routes = [
+            *page.ROUTES,
             Route("/health/live", self.live),
             Route("/health/ready", self.ready),
+            Route("/openapi.json", self.described),
             Route("/metrics", self.guarded(self.measured)),
             Route("/v1/models", self.guarded(self.listed)),
             Route("/v1/completions", self.guarded(self.completions), methods=["POST"]),
             Route("/v1/models/{model}/predict", self.guarded(self.predict), methods=["POST"]),
+            Route("/v1/models/{model}/explain", self.guarded(self.explain), methods=["POST"]),
+            Route("/v2", self.guarded(self.open_server)),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+            Route("/v2/models/{model}", self.guarded(self.open_model)),
+            Route("/v2/models/{model}/ready", self.guarded(self.open_ready)),
+            Route("/v2/models/{model}/infer", self.guarded(self.open_infer), methods=["POST"]),
         ]
         return Starlette(routes=routes, lifespan=self.lifespan, exception_handlers={HTTPException: refused, Exception: failed})
 
@@ -81,6 +98,7 @@ class Server:
         async def handle(request: Request) -> Response:
             start = perf_counter()
             try:
+                self.require_host(request)
                 self.require_token(request)
                 response = await call(request)
             except Refused as error:
@@ -103,6 +121,13 @@ class Server:
 
         return handle
 
+    def require_host(self, request: Request) -> None:
+        """A page of somebody else's, whose name was made to mean this machine, gets no answer (DNS rebinding)."""
+        host = request.headers.get("host", "")
+        name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+        if self.limits.hosts and name.lower() not in self.limits.hosts:
+            raise Refused(421, f"the server is not called so, but {self.limits.hosts[0]}: --host makes it answer to all names")
+
     def require_token(self, request: Request) -> None:
         given = request.headers.get("authorization", "")
         if self.limits.token and not hmac.compare_digest(given.encode(), f"Bearer {self.limits.token}".encode()):
@@ -119,8 +144,17 @@ class Server:
         waiting = {name: len(batcher.waiting) for name, batcher in self.batchers.items()}
         return PlainTextResponse(self.metrics.text(waiting), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
+    async def described(self, request: Request) -> Response:
+        from tasks.serving.openapi import describe
+
+        return answered(describe(self))
+
     async def listed(self, request: Request) -> Response:
-        rows = [{"id": n, "object": "model", "task": x.task, "input": x.takes} for n, x in self.models.items()]
+        rows = [
+            {"id": name, "object": "model", "created": self.started, "owned_by": "zooproof", "task": model.task,
+             "input": model.takes, "about": model.about()}
+            for name, model in self.models.items()
+        ]  # fmt: skip
         return answered({"object": "list", "data": rows})
 
     def model(self, name: Any) -> Served:
@@ -128,25 +162,58 @@ class Server:
             raise Refused(404, f"there is no such model: there are {', '.join(self.models)}")
         return self.models[name]
 
-    async def predict(self, request: Request) -> Response:
+    async def predict(self, request: Request, explained: bool = False) -> Response:
         name = request.path_params["model"]
         model = self.model(name)
+        if explained and not isinstance(model, Pictures):
+            raise Refused(404, f"{name} does not explain its answers, classifiers of pictures do")
         async with asyncio.timeout(self.limits.timeout):
             inputs = await inputs_of(request, self.limits.body, isinstance(model, Pictures))
-            if len(inputs) > self.limits.queue:
-                raise BadInput(f"inputs must be {self.limits.queue} at most, got {len(inputs)}")
-            found = await unless_gone(request, self.answers(name, inputs))
+            found = await self.replies(request, name, inputs, explained)
         return answered({"model": name, "outputs": found})
 
+    async def explain(self, request: Request) -> Response:
+        return await self.predict(request, explained=True)
+
+    async def replies(self, request: Request, name: str, inputs: Sequence[Any], explained: bool = False) -> list[Any]:
+        """The answers, while the client waits. Errors: those of `answers`, and `Gone`."""
+        if len(inputs) > self.limits.queue:
+            raise BadInput(f"inputs must be {self.limits.queue} at most, got {len(inputs)}")
+        return await unless_gone(request, self.answers(name, inputs, explained))
+
     async def completions(self, request: Request) -> Response:
-        from tasks.completions import complete
+        from tasks.serving.completions import complete
 
         return await complete(self, request)
 
-    async def answers(self, name: str, inputs: Sequence[Any]) -> list[Any]:
-        """Errors: `BadInput`, `UserError`, `Busy`."""
+    async def open_server(self, request: Request) -> Response:
+        from tasks.serving import open_inference
+
+        return answered(open_inference.server())
+
+    async def open_model(self, request: Request) -> Response:
+        from tasks.serving import open_inference
+
+        name = request.path_params["model"]
+        return answered(open_inference.model(name, self.model(name)))
+
+    async def open_ready(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        self.model(name)
+        ready = name in self.batchers and self.batchers[name].alive
+        return answered({"name": name, "ready": ready}, 200 if ready else 503)
+
+    async def open_infer(self, request: Request) -> Response:
+        from tasks.serving import open_inference
+
+        return await open_inference.infer(self, request)
+
+    async def answers(self, name: str, inputs: Sequence[Any], explained: bool = False) -> list[Any]:
+        """explained: of pictures. Errors: `BadInput`, `UserError`, `Busy`."""
         model = self.models[name]
         items = await asyncio.to_thread(lambda: [model.read(value) for value in inputs])
+        if explained:
+            items = [one._replace(explained=True) for one in items]
         if not isinstance(model, Generations):
             return await self.batchers[name].answers(items)
         with self.places(len(items)):

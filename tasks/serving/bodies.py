@@ -9,7 +9,7 @@ from typing import Any
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
-from tasks.served import BadInput, shown
+from tasks.serving.models import BadInput, shown
 
 
 class Refused(Exception):

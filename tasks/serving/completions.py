@@ -1,0 +1,211 @@
+"""Texts over HTTP as they are written: server-sent events, and the completions of OpenAI's API, so that its clients work here.
+
+What of that API is not here is refused, not ignored: ``echo``, ``logprobs``, ``suffix`` and others of `NEUTRAL`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from tasks.serving import schemas
+from tasks.serving.bodies import Refused, body_of, json_of
+from tasks.serving.models import BadInput
+from tasks.serving.schemas import Schema
+from tasks.serving.writing import Generations, Writing, until
+
+if TYPE_CHECKING:
+    from tasks.serving.server import Server
+
+NAMES = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p", "seed": "seed"}
+NEUTRAL = {
+    "best_of": 1, "echo": False, "logprobs": None, "suffix": None, "presence_penalty": 0, "frequency_penalty": 0,
+    "logit_bias": {}, "user": ...,
+}  # fmt: skip
+"""What clients may send as long as it asks for nothing; `user` is whatever it is."""
+OWN = ("n", "stop", "stream", "stream_options")
+TOKENS = 16
+"""Of a completion where nobody says, as in that API."""
+CHOICES, STOPS, STOP = 16, 4, 200
+"""Texts that a prompt gets at most, texts that end one at most, and characters of these."""
+
+
+class Asked(NamedTuple):
+    """inputs: an object for each choice. stops: what a text ends before."""
+
+    name: str
+    inputs: list[dict[str, Any]]
+    stops: list[str]
+    stream: bool
+
+
+class Events(StreamingResponse):
+    """Whose iterator is closed, which frees its place, as soon as the client has gone."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.body_iterator.aclose()  # type: ignore
+
+
+def asked(server: Server, found: dict[str, Any]) -> Asked:
+    """Errors: `Refused`, `BadInput`."""
+    found = {key: value for key, value in found.items() if value is not None or key in ("model", "prompt")}
+    name, prompt, stream = found.get("model"), found.get("prompt", ""), found.get("stream", False)
+    if not isinstance(name, str):
+        raise BadInput("model must be a string, the name of a model")
+    if not isinstance(server.model(name), Generations):
+        raise Refused(404, f"{name} does not write texts: {', '.join(writers(server)) or 'none of the models'} does")
+    if not isinstance(stream, bool):
+        raise BadInput("stream must be true or false")
+    for key, value in found.items():
+        if key in NEUTRAL and NEUTRAL[key] is not ... and value != NEUTRAL[key]:
+            raise BadInput(f"{key} is not supported: leave it out")
+    settings = {NAMES[key]: value for key, value in found.items() if key in NAMES}
+    own = {key: value for key, value in found.items() if key in Generations.SETTINGS and key not in NAMES}
+    if unknown := sorted({*found} - {"model", "prompt", *OWN, *NAMES, *NEUTRAL, *own}):
+        raise BadInput(f"{unknown[0]!r} is no setting of a completion")
+    if settings.get("temperature") == 0 and not isinstance(settings["temperature"], bool):
+        settings = {key: value for key, value in settings.items() if key != "temperature"} | {"greedy": True}
+    prompts = prompt if isinstance(prompt, list) and prompt else [prompt]
+    many = whole_number(found.get("n", 1), "n", CHOICES)
+    if stream and len(prompts) * many > 1:
+        raise BadInput("prompt must be one string, and n 1, where it is streamed")
+    inputs = [{"max_new_tokens": TOKENS, **settings, **own, "prompt": one} for one in prompts for _ in range(many)]
+    if many > 1:
+        seed = whole_number(settings.get("seed", 0), "seed", schemas.LARGEST - many, least=0)
+        inputs = [one | {"seed": seed + n % many} for n, one in enumerate(inputs)]
+    if not isinstance(found.get("stream_options", {}), dict):
+        raise BadInput("stream_options must be an object")
+    return Asked(name, inputs, stops_of(found.get("stop", [])), stream)
+
+
+def writers(server: Server) -> list[str]:
+    return [name for name, model in server.models.items() if isinstance(model, Generations)]
+
+
+def whole_number(value: Any, name: str, most: int, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BadInput(f"{name} must be a whole number from {least} to {most}, got {value!r}")
+    return value
+
+
+def stops_of(value: Any) -> list[str]:
+    found = [value] if isinstance(value, str) else value
+    right = isinstance(found, list) and len(found) <= STOPS and all(isinstance(x, str) and 0 < len(x) <= STOP for x in found)
+    if not right:
+        raise BadInput(f"stop must be a string, or {STOPS} of them at most, each of 1 to {STOP} characters")
+    return found
+
+
+def renamed(error: BadInput) -> BadInput:
+    return BadInput(str(error).replace("max_new_tokens", "max_tokens"))
+
+
+async def complete(server: Server, request: Request) -> Response:
+    from tasks.serving.server import answered, unless_gone
+
+    limits = server.limits
+    async with asyncio.timeout(limits.timeout):
+        name, inputs, stops, stream = asked(server, json_of(await body_of(request, limits.body)))
+        request.path_params["model"] = name  # for the metrics
+        try:
+            items = await asyncio.to_thread(lambda: [server.models[name].read(one) for one in inputs])
+        except BadInput as error:
+            raise renamed(error) from None
+        for item in items if stops else ():
+            item.pieces = until(item.pieces, stops)
+        head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": name}
+        if stream:
+            return await begun(server, name, items[0], head)
+        with server.places(len(items)):
+            work = asyncio.gather(*(server.written(name, item) for item in items))
+            rows = await unless_gone(request, work)
+    choices = [choice(row["text"], row["finish_reason"], n) for n, row in enumerate(rows)]
+    return answered(head | {"choices": choices, "usage": usage(server.models[name], items)})
+
+
+def choice(text: str, reason: str | None, index: int = 0) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+def usage(model: Any, items: list[Writing]) -> dict[str, int]:
+    read, wrote = sum(len(model.tokenizer.encode(one.prompt)) for one in items), sum(one.tokens for one in items)
+    return {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
+
+
+async def begun(server: Server, name: str, item: Writing, head: dict[str, Any]) -> Response:
+    """The first piece is waited for, so that what fails at once has a status of its own. Errors: `Busy`."""
+    pieces, places = server.pieces(name, item), contextlib.ExitStack()
+    places.enter_context(server.places(1))
+    try:
+        first = await anext(pieces, None)
+    except BaseException:
+        places.close()
+        raise
+    return Events(events(server, name, item, head, first, pieces, places), media_type="text/event-stream",
+                  headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # fmt: skip
+
+
+async def events(
+    server: Server, name: str, item: Writing, head: dict[str, Any], first: str | None, pieces: Any, places: Any
+) -> AsyncIterator[bytes]:
+    with places:
+        async with aclosing(pieces):
+            try:
+                async with asyncio.timeout(server.limits.timeout):
+                    if first:
+                        yield event(head | {"choices": [choice(first, None)]})
+                    async for piece in pieces:
+                        if piece:
+                            yield event(head | {"choices": [choice(piece, None)]})
+                reason = "stop" if item.ended else "length"
+                yield event(head | {"choices": [choice("", reason)], "usage": usage(server.models[name], [item])})
+            except TimeoutError:
+                yield event({"error": {"message": f"not done within {server.limits.timeout:g} seconds", "type": "server_error"}})
+            except Exception:
+                yield event({"error": {"message": "the model failed on this input", "type": "server_error"}})
+    yield b"data: [DONE]\n\n"
+
+
+def event(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
+
+
+def described(server: Server) -> tuple[Schema, Schema]:
+    """The schemas of a request and of an answer that is not streamed."""
+    models = [model for model in server.models.values() if isinstance(model, Generations)]
+    ours, prompt = models[0].settings(), schemas.text(models[0].text)
+    stop = schemas.text(minLength=1, maxLength=STOP)
+    asks = {
+        "model": schemas.one_of(*writers(server)),
+        "prompt": schemas.either(prompt, schemas.listed(prompt, 1)),
+        "max_tokens": ours["max_new_tokens"] | {"default": TOKENS},
+        "temperature": ours["temperature"] | {"description": "0 takes the likeliest token each time"},
+        "n": schemas.integer(minimum=1, maximum=CHOICES, default=1),
+        "stop": schemas.either(stop, schemas.listed(stop, 0, STOPS)),
+        "stream": {"type": "boolean", "default": False},
+        "stream_options": {"type": "object"},
+        **{name: ours[name] for name in Generations.SETTINGS if name not in ("temperature", "max_new_tokens")},
+        **{name: {} if value is ... else {"const": value} for name, value in NEUTRAL.items()},
+    }
+    asks["temperature"] = {key: x for key, x in asks["temperature"].items() if key != "exclusiveMinimum"} | {"minimum": 0}
+    count = schemas.integer(minimum=0)
+    why, nothing = schemas.one_of("stop", "length", None), {"type": "null"}
+    one = schemas.made_of({"index": count, "text": schemas.text(), "logprobs": nothing, "finish_reason": why})
+    counts = schemas.made_of(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count))
+    told = {"id": schemas.text(), "object": schemas.one_of("text_completion"), "created": count, "model": schemas.text()}
+    needed = {name: asks[name] for name in ("model", "prompt")}
+    optional = {name: schemas.either(one, nothing) for name, one in asks.items() if name not in needed and one}
+    asks = {**asks, **optional}
+    return schemas.made_of(asks, [*asks][1:]), schemas.made_of(told | {"choices": schemas.listed(one), "usage": counts})
