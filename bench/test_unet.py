@@ -114,3 +114,22 @@ def test_sampling(benchmark, side_by_side, rows):
     assert ((sampled() / 2 + 0.5).clamp(0, 1) - piped()).abs().max() < 1e-3
     benchmark.group = f"U-Net, {size} pixels, {steps} steps of DDIM, zoo.optimize"
     side_by_side(sampled, piped, rounds=3)
+
+
+@pytest.mark.parametrize("step", [False, True], ids=["infer", "train step"])
+def test_unet_memory(benchmark, compare_memory, step):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(ROWS, 1, 32, 32, generator=generator)
+    times = torch.randint(1000, (ROWS,), generator=generator)
+    ours, theirs = (model.train(step) for model in models(False))
+    benchmark.group = f"U-Net, 32 pixels, memory of {'a train step' if step else 'infer'}"
+    calls = [(lambda: ours(images, times)), (lambda: theirs(images, times).sample)]
+    compare_memory(*[(lambda m=m, c=c: worked(m, c, step)) for m, c in zip((ours, theirs), calls, strict=True)])
+
+
+def worked(model, call, step):
+    with torch.inference_mode(not step):
+        output = call()
+    if step:
+        output.square().mean().backward()
+        model.zero_grad(set_to_none=True)
