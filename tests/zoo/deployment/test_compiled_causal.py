@@ -107,3 +107,21 @@ def test_bad_input_is_refused_as_by_the_model(models, call, words):
 def test_a_bad_example_is_refused_before_a_minute_is_spent(example):
     with pytest.raises(ValueError, match="example"):
         zoo.optimize(llama(19, dim=8, heads=2, layers=1, hidden_dim=12), example)
+
+
+def test_steps_in_bfloat16_are_as_near_as_eager_ones():
+    """Without inductor's own products, as above."""
+    torch.manual_seed(0)
+    model = llama(VOCABULARY, dim=32, heads=4, layers=1, hidden_dim=32).eval()
+    tokens = torch.randint(VOCABULARY, (1, 12))
+    exact = model(tokens)[0]
+
+    def error(one):
+        decoder = one.start(capacity=12)
+        found = torch.cat([decoder(tokens[:, n : n + 1]) for n in range(12)])
+        assert found.dtype == torch.bfloat16
+        return (found.float() - exact).norm() / exact.norm()
+
+    with mock.patch("zoo.deployment.inductor.has_templates", return_value=False):
+        fast = zoo.optimize(model, tokens[:, :1], dtype=torch.bfloat16)
+    assert 1e-4 < error(fast) < 1.5 * error(model.bfloat16())
