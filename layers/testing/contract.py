@@ -54,6 +54,10 @@ class KnownFailure:
     version: str
     expires: datetime.date
 
+    def expired(self) -> str:
+        """What there is to say from `expires` on; nothing before."""
+        return f"known failure expired on {self.expires}: {self.reason}" if datetime.date.today() >= self.expires else ""
+
 
 @dataclass
 class Contract:
