@@ -197,6 +197,30 @@ def test_what_a_contract_never_tries():
     }
 
 
+class Sometimes(Sound):
+    def forward(self, x, mask=None, most=1, table=None):
+        if most > self.linear.in_features:
+            raise ValueError("most must be dim or less")
+        x = super().forward(x)[..., :most]
+        x = x if table is None else x * table
+        return x if mask is None else x * mask
+
+
+def test_inputs_may_be_there_in_some_cases_only():
+    """A value of another case that does not fit is another value; tensors that a strategy draws are exchanged."""
+    promise = contract(
+        Sometimes,
+        arguments=dict(dim=st.integers(2, 4), _masked=st.booleans()),
+        inputs=lambda a: dict(
+            x=tensor("batch time dim", dim=a.dim),
+            mask=mask("batch time 1") if a._masked else None,
+            most=st.integers(1, a.dim),
+            table=st.integers(1, 9).map(torch.tensor),
+        ),
+    )
+    assert unexercised(promise) == {}
+
+
 def test_arguments_are_excused_with_a_reason():
     excused = dict.fromkeys(("dim", "spare", "eps", "y", "unused", "flag"), "of another version")
     assert told(options(holds=[exercised(**excused)]), "exercised")["exercised"] == ("passed", "")
@@ -219,6 +243,7 @@ class Tables(nn.Module):
         self.phase = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
         self.register_buffer("causal", torch.tril(torch.ones(3, 3)))
         self.register_buffer("additive", torch.full((3, 3), -torch.inf).triu(1))
+        self.register_buffer("least", torch.full((3, 3), torch.finfo(torch.float32).min).triu(1).double())  # as in a contract
         self.register_buffer("frequencies", torch.linspace(0.1, 1, 3))
         self.register_buffer("codes", torch.zeros(3, 2))
 
