@@ -38,6 +38,7 @@ class Muon(torch.optim.AdamW):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(groups, lr, betas, weight_decay=weight_decay, fused=True)
+        self._step_supports_amp_scaling = False  # a scaler of gradients takes no step where some are not finite, of matrices too
         self.momentum = momentum
 
     @torch.no_grad()

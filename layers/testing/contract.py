@@ -54,6 +54,10 @@ class KnownFailure:
     version: str
     expires: datetime.date
 
+    def expired(self) -> str:
+        """What there is to say from `expires` on; nothing before."""
+        return f"known failure expired on {self.expires}: {self.reason}" if datetime.date.today() >= self.expires else ""
+
 
 @dataclass
 class Contract:
@@ -230,8 +234,12 @@ class Case:
                 total = total + (leaf.double() * torch.randn(leaf.shape, generator=generator, dtype=torch.float64)).sum()
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         variables = {f"input.{k}": v for k, v in inputs.items() if is_float(v)} | parameters
-        found = torch.autograd.grad(total, list(variables.values()), allow_unused=True)
-        named = dict(zip(variables, (g.to_dense() if g is not None and g.is_sparse else g for g in found), strict=True))
+        found: Any = [None] * len(variables)
+        if variables and total.requires_grad:
+            found = torch.autograd.grad(total, list(variables.values()), allow_unused=True)
+        named: dict[str, Any] = dict(
+            zip(variables, (g.to_dense() if g is not None and g.is_sparse else g for g in found), strict=True)
+        )
         of_inputs = {k: v for k, v in named.items() if k not in parameters and v is not None}
         return output, of_inputs, {k: named[k] for k in parameters if named[k] is not None}
 

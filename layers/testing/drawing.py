@@ -147,9 +147,9 @@ def fill(module: nn.Module, generator: torch.Generator, skip: Sequence[str] = ()
 
     Matrices and kernels get a drawn gain of 0.5 to 2 over the square root of their fan-in; vectors named `weight` get 0.5 to 1.5
     with either sign, other vectors (biases) a standard deviation of 0.5; variances 0.05 to 4; means are normal; counters 1 to 9.
-    Left alone: buffers that are not saved, masks (of at least two axes, with no other values than 0, 1 and infinity), complex
-    buffers, and what `skip` names (`*` stands for anything). ``tables=False`` leaves all saved buffers alone but running
-    statistics, since what others save is often a table that they compute once.
+    Left alone: buffers that are not saved, masks (of at least two axes, with no other values than 0, 1 and those that stand for
+    minus infinity), complex buffers, and what `skip` names (`*` stands for anything). ``tables=False`` leaves all saved buffers
+    alone but running statistics, since what others save is often a table that they compute once.
     """
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
@@ -190,7 +190,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def is_mask(buffer: Tensor) -> bool:
-    """Whether a float buffer is a saved mask: 0 and 1, or 0 and minus infinity, in two axes or more. Zeros alone are none."""
+    """Whether a float buffer is a saved mask: 0 and 1, or 0 and -1e4 and less, in two axes or more. Zeros alone are none."""
     if buffer.ndim < 2 or not buffer.is_floating_point() or not buffer.any():
         return False
-    return bool(((buffer == 0) | (buffer == 1) | buffer.isinf() | (buffer == torch.finfo(buffer.dtype).min)).all())
+    return bool(((buffer == 0) | (buffer == 1) | (buffer <= -1e4)).all())

@@ -15,7 +15,7 @@ from hypothesis import Phase, given, settings
 
 from layers.testing import profiles
 from layers.testing.claims import exercised
-from layers.testing.contract import Case, Contract, Twin
+from layers.testing.contract import Case, Contract, KnownFailure, Twin
 from layers.testing.properties import GENERIC, Property
 from layers.testing.verdicts import NO_BATCH, Inapplicable, Vacuous, missing_in_torch
 
@@ -32,7 +32,7 @@ def promised(contract: Contract, arguments: bool = False) -> Iterator[tuple[str,
     properties = [*GENERIC, *contract.holds]
     if arguments and not any(p.name == "exercised" for p in properties):
         properties.append(exercised())
-    known = {p.name for p in properties}
+    known = {p.name for p in properties} | {"exercised"}
     if unknown := sorted((contract.without.keys() | contract.failing.keys()) - known):
         raise ValueError(f"{contract.name}: no property named {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     for prop in (p for p in properties if p.applies(contract)):
@@ -85,7 +85,12 @@ def examples(
                     raise
                 results.append(missing)
 
-        (hypothesis.reproduce_failure(hypothesis.__version__, blob.encode())(draw) if blob else draw)()
+        test: Any = draw
+        if blob:
+            test = hypothesis.reproduce_failure(hypothesis.__version__, blob.encode())(draw)
+        elif prop.name == "smoke":
+            test = hypothesis.example(case=contract.example())(draw)  # by which `cause` has other properties skipped
+        test()
 
     def run() -> None:
         if prop.whole:
@@ -139,10 +144,10 @@ class Outcome:
 
 
 class Report(list[Outcome]):
-    """What a contract's properties have come to. True if none has failed; printed, a line for each."""
+    """What a contract's properties have come to. True if some have passed and none has failed; printed, a line for each."""
 
     def __bool__(self) -> bool:
-        return not self.failed()
+        return any(outcome.how == "passed" for outcome in self) and not self.failed()
 
     def failed(self) -> list[Outcome]:
         return [outcome for outcome in self if outcome.how == "failed"]
@@ -160,7 +165,8 @@ def report(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds
     promises = list(promised(contract))
     if unknown := sorted(set(only) - {p.name for p in (*GENERIC, *contract.holds)}):
         raise ValueError(f"only must name properties, got {', '.join(unknown)}")
-    why = cause(contract)
+    gated = "smoke" in (only or ["smoke"]) and "smoke" not in contract.without.keys() | contract.failing.keys()
+    why = cause(contract) if gated else ""
     for name, prop, twin in promises:
         if only and prop.name not in only:
             continue
@@ -173,20 +179,23 @@ def report(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds
         elif until is not None and start > until:
             how, message = "skipped", f"the {seconds:g} seconds are over"
         else:
-            how, message = outcome(examples(contract, prop, twin, limit=limit, until=until))
-            if known := contract.failing.get(prop.name):
-                how = "skipped" if how == "failed" else "failed"
-                message = f"known failure{'' if how == 'skipped' else ' passes, remove it'}: {known.reason}"
+            run = examples(contract, prop, twin, limit=limit, until=until)
+            how, message = outcome(run, contract.failing.get(prop.name))
         result.append(Outcome(name, how, message, time.monotonic() - start))
     return result
 
 
-def outcome(run: Callable[[], None]) -> tuple[str, str]:
+def outcome(run: Callable[[], None], known: KnownFailure | None) -> tuple[str, str]:
+    """How it went, and why."""
+    if known and known.expired():
+        return "failed", known.expired()
     try:
         run()
     except pytest.skip.Exception as skipped:
         return "skipped", str(skipped)
     except (Exception, pytest.fail.Exception) as error:
+        if known:
+            return "skipped", f"known failure: {known.reason}"
         case = re.search(r"case=(.*?),?\n\)", "\n".join(getattr(error, "__notes__", [])), re.DOTALL)
         return "failed", f"{first_line(error)}{f'; smallest configuration: {case[1]}' if case else ''}"
-    return "passed", ""
+    return ("failed", f"known failure passes, remove it: {known.reason}") if known else ("passed", "")

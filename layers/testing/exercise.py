@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from layers.testing.contract import Case, Contract
-from layers.testing.drawing import Arguments
+from layers.testing.drawing import Arguments, Input
 from layers.testing.equality import leaves
 
 CASES = 12
@@ -45,7 +46,7 @@ def of_constructor(contract: Contract, cases: list[Case]) -> Iterator[tuple[str,
             yield name, "the constructor is never given it"
         elif len(values) == 1:
             yield name, f"it is always {values.pop()}"
-        elif not any(differ(case, other) for case, other in exchanged(cases, name)):
+        elif not any(changes(partial(results, other), results(case)) for case, other in exchanged(cases, name)):
             yield name, "no value of it changes the output or the state"
 
 
@@ -59,16 +60,16 @@ def exchanged(cases: list[Case], name: str) -> Iterator[tuple[Case, Case]]:
                 yield case, replace(case, arguments=Arguments(**{**vars(case.arguments), name: getattr(other.arguments, name)}))
 
 
-def differ(case: Case, other: Case) -> bool:
-    """Whether another argument changes the output in evaluation or training, or the state, fresh or moved, or does not fit."""
-    expected = results(case)
+def changes(run: Callable[[], Any], expected: Any) -> bool:
+    """Whether something else comes of it, or nothing, since another value does not fit."""
     try:
-        return not alike(results(other), expected)
+        return not alike(run(), expected)
     except Exception:
         return True
 
 
 def results(case: Case) -> list[Any]:
+    """The output in evaluation and in training, and the state, fresh and moved."""
     found: list[Any] = [case.new().state_dict()]
     for train in (False, True):
         block = case.block(train)
@@ -90,7 +91,7 @@ def alike(left: Any, right: Any) -> bool:
 
 def of_forward(cases: list[Case], given: set[str]) -> Iterator[tuple[str, str]]:
     takes: list[str] = []
-    changing: dict[str, bool] = {}
+    moves: dict[str, bool] = {}
     for case in cases:
         block, inputs = case.block(), case.inputs()
         takes = names_of(block.forward)
@@ -98,10 +99,10 @@ def of_forward(cases: list[Case], given: set[str]) -> Iterator[tuple[str, str]]:
         expected = output(case, block, inputs)
         hook.remove()
         for name, other in others(case, cases):
-            if not changing.setdefault(name, False):
-                changing[name] = not alike(output(case, block, {**inputs, name: other}), expected)
+            if not moves.setdefault(name, False):
+                moves[name] = changes(partial(output, case, block, {**inputs, name: other}), expected)
     yield from ((name, "`forward` is never given it") for name in takes if name not in given)
-    yield from ((name, "no value of it changes the output") for name, changes in changing.items() if not changes)
+    yield from ((name, "no value of it changes the output") for name, moved in moves.items() if not moved)
 
 
 def passed(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> set[str]:
@@ -111,10 +112,12 @@ def passed(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> s
 
 
 def others(case: Case, cases: list[Case]) -> Iterator[tuple[str, Any]]:
-    """Inputs by name, with other values: tensors of the same shapes, what other cases have in place of other things."""
+    """Inputs by name, with other values: those that are drawn here drawn anew, of others what other cases have."""
     drawn = case.inputs(stream=3)
-    for name, value in case.inputs().items():
-        if isinstance(value, (Tensor, torch.Generator)):
+    for name, spec in case.specs.items():
+        if isinstance(spec, Input):
             yield name, drawn[name]
-        else:
-            yield from ((name, other.specs[name]) for other in cases[:ATTEMPTS] if other.specs.get(name) not in (None, value))
+            continue
+        for value in (other.specs.get(name) for other in cases[:ATTEMPTS]):
+            if not (value is None or isinstance(value, Input) or repr(value) == repr(spec)):
+                yield name, value

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
+from layers.testing.behaviour import differentiable
 from layers.testing.contract import Case, is_float
 from layers.testing.equality import Mismatch, leaves, real, require_equal
 from layers.testing.verdicts import NO_BATCH, NO_GRADIENTS, NO_PARAMETERS, Inapplicable, Verdict
@@ -28,7 +29,7 @@ def gradcheck(case: Case) -> Verdict:
     for train in case.modes():
         run, named = as_function(case, case.block(train))
         values = list(named.values())
-        if not values or not run(*values):
+        if not values or not differentiable(run(*values)):
             return NO_GRADIENTS
         if case.contract.model or case.contract.single_precision:
             shown |= along_a_direction(case, run, values, case.generator(3))
@@ -125,7 +126,7 @@ def second_derivatives(case: Case) -> Verdict:
     for train in case.modes():
         run, named = as_function(case, case.block(train))
         values = list(named.values())
-        if not values or not run(*values):
+        if not values or not differentiable(run(*values)):
             return NO_GRADIENTS
         generator = case.generator(4)
         weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in run(*values)]
@@ -150,7 +151,7 @@ def forward_derivatives(case: Case) -> Verdict:
         run, named = as_function(case, block)
         values = list(named.values())
         outputs = run(*values)
-        if not values or not outputs:
+        if not values or not differentiable(outputs):
             return NO_GRADIENTS
         generator = case.generator(3)
         direction = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in values]
@@ -158,7 +159,8 @@ def forward_derivatives(case: Case) -> Verdict:
             warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
             moved = torch.func.jvp(run, tuple(v.detach() for v in values), tuple(direction))[1]
         weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in outputs]
-        gradients = torch.autograd.grad(outputs, values, weights, allow_unused=True)
+        total = torch.stack([(w * x).sum() for w, x in zip(weights, outputs, strict=True)]).sum()
+        gradients = torch.autograd.grad(total, values, allow_unused=True)
         forward = torch.cat([(w * m).flatten() for w, m in zip(weights, moved, strict=True)])
         backward = torch.cat([(real(g) * real(d)).flatten() for g, d in zip(gradients, direction, strict=True) if g is not None])
         scale = forward.norm() + backward.norm()

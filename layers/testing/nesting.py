@@ -52,7 +52,8 @@ def rebuilt(spec: Any, name: str, inputs: Mapping[str, Any]) -> Any:
     if not nest:
         return inputs[name]
     values = [rebuilt(value, f"{name}{key}", inputs) for key, value in nest]
+    if isinstance(spec, Mapping):
+        return dict(zip(spec, values, strict=True))
     if isinstance(spec, (tuple, list)):
         return type(spec)(*values) if hasattr(spec, "_fields") else type(spec)(values)
-    keyed = dict(zip((key[1:] for key, _ in nest), values, strict=True))
-    return type(spec)(**keyed) if dataclasses.is_dataclass(spec) else keyed
+    return type(spec)(**dict(zip((field.name for field in dataclasses.fields(spec)), values, strict=True)))

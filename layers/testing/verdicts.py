@@ -26,7 +26,7 @@ Verdict = bool | None | Vacuous | Inapplicable
 NO_BATCH = Vacuous("no input has a batch axis: call the axis `b` or `batch` in the contract's inputs and outputs")
 NO_ROWS = Inapplicable("no output has a batch axis")
 NO_PARAMETERS = Inapplicable("it has no parameters")
-NO_GRADIENTS = Inapplicable("it has no parameters or inputs of real numbers, or no such outputs")
+NO_GRADIENTS = Inapplicable("no output depends on parameters or on inputs of real numbers")
 
 MISSING = {
     r"forward AD with (\S+) that does not support it": "torch has no forward derivative of {}",

@@ -90,6 +90,17 @@ def test_all_others_are_adamws():
     assert len(optimizer.param_groups) == 2
 
 
+def test_no_step_is_taken_where_half_precision_overflows():
+    """With a scaler of gradients, which leaves that to AdamW where it is fused."""
+    matrix, vector = nn.Parameter(drawn(3, 3).float()), nn.Parameter(drawn(3).float())
+    optimizer = Muon([{"params": [matrix], "orthogonal": True}, {"params": [vector]}], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale((matrix * vector).sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    assert torch.equal(matrix, drawn(3, 3).float())
+    assert torch.equal(vector, drawn(3).float())
+
+
 def test_a_closure_is_called_with_gradients():
     p = nn.Parameter(drawn(2, 2))
 

@@ -96,7 +96,7 @@ class Given:
         require_integers(positions, "positions")
         parts = [tokens, positions, *([] if model.types is None else [torch.zeros_like(tokens) if types is None else types])]
         missing = (0, int(self.length == 1), 0, int(self.rows == 1))
-        self.real = RealTokens(F.pad(mask, missing))
+        self.real = RealTokens(F.pad(mask, missing).contiguous())  # a program does not look at strides
         parts = [self.real.take(F.pad(x, missing))[0].long() for x in parts]
         require_known(parts[0], "tokens", model.embedding.table.num_embeddings)
         if model.types is not None:

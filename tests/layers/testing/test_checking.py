@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 
 import pytest
 import torch
-from broken_blocks import DoubledGradient, Raising, SlightlyScaled, Sound, WrongBackward, contract
+from broken_blocks import DoubledGradient, Raising, SlightlyScaled, Sound, WrongBackward, check, contract
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
 from layers.testing import GENERIC, KnownFailure, Twin, exercised, fill, leaves, mask, profiles, require_equal, tensor
+from layers.testing.examples import cause
 from layers.testing.exercise import unexercised
 from layers.testing.items import LINES, sentence, shortened
 from layers.weights import WeightMap
@@ -37,6 +39,9 @@ def test_a_known_failure_is_skipped_until_it_passes():
     assert told(contract(Sound, failing=known), "shape")["shape"] == ("failed", "known failure passes, remove it: bent")
     known = {"forward": known["shape"]}
     assert told(contract(SlightlyScaled, failing=known), "forward")["forward[torch]"] == ("skipped", "known failure: bent")
+    known = {"forward": replace(known["forward"], expires=datetime.date(2020, 1, 1))}
+    found = told(contract(SlightlyScaled, failing=known), "forward")["forward[torch]"]
+    assert found == ("failed", "known failure expired on 2020-01-01: bent")
 
 
 def test_unknown_properties_are_refused():
@@ -44,6 +49,7 @@ def test_unknown_properties_are_refused():
         contract(Sound).check(only=["backwards"])
     with pytest.raises(ValueError, match="no property named gradchek"):
         contract(Sound, without={"gradchek": "typo"}).check()
+    assert contract(Sound, without={"exercised": "of another version"}).check(only=["shape"], examples=1)
 
 
 def refuse(a):
@@ -62,6 +68,32 @@ def test_one_cause_is_one_failure(promise, cause):
     assert cause in found["smoke"][1]
     assert all(message.startswith(f"smoke fails: {cause}") for name, (_, message) in found.items() if name != "smoke")
     assert len(found) >= len(GENERIC) - 2
+
+
+def test_what_is_not_checked_is_not_true():
+    """Only what `smoke` reports is skipped in other properties' place."""
+    for promise in (contract(Raising), contract(Raising, without={"smoke": "it is slow"})):
+        report = promise.check(only=["shape", "finite"], examples=1)
+        assert [o.how for o in report] == ["failed", "failed"]
+    assert not contract(Sound, twins=[]).check(only=["forward"])
+    assert not contract(Sound, without={"shape": "not asked for"}).check(only=["shape"])
+
+
+class Choosy(Sound):
+    refused = 0
+
+    def mix(self, x):
+        if x.shape[-1] == self.refused:
+            raise TypeError("no such thing")
+        return super().mix(x)
+
+
+def test_smoke_fails_where_others_are_skipped_for_it(monkeypatch):
+    promise = contract(Choosy, arguments=dict(dim=st.integers(2, 200)))
+    monkeypatch.setattr(Choosy, "refused", promise.example().arguments.dim)
+    assert cause(promise) == "TypeError: no such thing"
+    with pytest.raises(TypeError, match="no such thing"):
+        check("smoke", promise)
 
 
 def test_time_is_bounded():
@@ -165,6 +197,30 @@ def test_what_a_contract_never_tries():
     }
 
 
+class Sometimes(Sound):
+    def forward(self, x, mask=None, most=1, table=None):
+        if most > self.linear.in_features:
+            raise ValueError("most must be dim or less")
+        x = super().forward(x)[..., :most]
+        x = x if table is None else x * table
+        return x if mask is None else x * mask
+
+
+def test_inputs_may_be_there_in_some_cases_only():
+    """A value of another case that does not fit is another value; tensors that a strategy draws are exchanged."""
+    promise = contract(
+        Sometimes,
+        arguments=dict(dim=st.integers(2, 4), _masked=st.booleans()),
+        inputs=lambda a: dict(
+            x=tensor("batch time dim", dim=a.dim),
+            mask=mask("batch time 1") if a._masked else None,
+            most=st.integers(1, a.dim),
+            table=st.integers(1, 9).map(torch.tensor),
+        ),
+    )
+    assert unexercised(promise) == {}
+
+
 def test_arguments_are_excused_with_a_reason():
     excused = dict.fromkeys(("dim", "spare", "eps", "y", "unused", "flag"), "of another version")
     assert told(options(holds=[exercised(**excused)]), "exercised")["exercised"] == ("passed", "")
@@ -187,6 +243,7 @@ class Tables(nn.Module):
         self.phase = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
         self.register_buffer("causal", torch.tril(torch.ones(3, 3)))
         self.register_buffer("additive", torch.full((3, 3), -torch.inf).triu(1))
+        self.register_buffer("least", torch.full((3, 3), torch.finfo(torch.float32).min).triu(1).double())  # as in a contract
         self.register_buffer("frequencies", torch.linspace(0.1, 1, 3))
         self.register_buffer("codes", torch.zeros(3, 2))
 

@@ -100,6 +100,25 @@ class CausalTwin(nn.Module):
         return self.linear(x).cumsum(1) * 0.5
 
 
+class Numbered(nn.Module):
+    """Keys that are numbers, and an output beside that depends on nothing."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self, x: dict[int, Tensor]) -> dict[int, Tensor]:
+        y = self.linear(x[0]) + x[1]
+        return {0: y, 1: y.new_ones(y.shape[1:])}
+
+
+class Nearest(nn.Module):
+    """No parameters, whole numbers out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(-1)
+
+
 class Single(nn.Module):
     """Normalises in float32, as many do."""
 
@@ -158,6 +177,21 @@ CONTRACTS = {
                 call=lambda m, i: m(i["batch"], i["pair"], power=i["power"]),
             )
         ],
+    ),
+    "numbered, and a constant": in_and_out(
+        Numbered,
+        inputs=lambda a: dict(x={n: tensor("b n dim", dim=a.dim) for n in range(2)}),
+        outputs=lambda a, s: {0: ("b", "n", a.dim), 1: ("n", a.dim)},
+    ),
+    "whole numbers": in_and_out(
+        Nearest, arguments={}, outputs=lambda a, s: ("b", "n"), inputs=lambda a: dict(x=tensor("b n dim"))
+    ),
+    "tokens in, no parameters": in_and_out(
+        Function,
+        arguments=dict(run=st.just(nn.functional.one_hot)),
+        inputs=lambda a: dict(input=tokens("b n", 5), num_classes=5),
+        outputs=lambda a, s: ("b", "n", 5),
+        name="one_hot",
     ),
     "saved mask": in_and_out(
         Causal,
