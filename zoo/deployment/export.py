@@ -83,6 +83,7 @@ def export(
     require(path.suffix == ENDINGS[to], "path", str(path), f"a file that ends in {ENDINGS[to]}")
     require(not isinstance(model, Constant), "model", type(model).__name__, "the model itself, not what zoo.optimize made of it")
     require(opset is None or to == "onnx", "opset", opset, 'None unless to is "onnx"')
+    require(opset is None or 18 <= opset <= 23, "opset", opset, "from 18 to 23")
     inputs = inputs_of(model, example)
     fixed = tuple(fixed)
     known = [axis for axis in DYNAMIC if any(axis in axes_of(name) for name in inputs)]
@@ -97,7 +98,7 @@ def export(
         for n, axis in axes.items():
             least = f"2 or more in {axis}, unless that is fixed"
             require(inputs[name].shape[n] > 1, "example", f"{name} {tuple(inputs[name].shape)}", least)
-    program = Program(prepared(model, dtype), tuple(inputs))
+    program = Program(plain(prepared(model, dtype)), tuple(inputs))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder) / path.name
@@ -144,6 +145,30 @@ def named(model: nn.Module, outputs: Any) -> dict[str, Tensor]:
     several = outputs if isinstance(outputs, tuple) else (outputs,)
     names = model.outputs if isinstance(model, Model) else ()
     return dict(zip(names if len(names) == len(several) else [f"output_{n}" for n in range(len(several))], several, strict=True))
+
+
+class Affine(nn.Module):
+    """A batch norm in evaluation that no convolution could take in: x (b, c, ...) -> scale * x + shift."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        weight = 1.0 if norm.weight is None else norm.weight
+        scale = weight * (norm.running_var + norm.eps).rsqrt()
+        shift = (0.0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+        self.scale, self.shift = nn.Parameter(scale.detach(), False), nn.Parameter(shift.detach(), False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.ndim - 2))
+        return x * self.scale.view(shape) + self.shift.view(shape)
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The copy without batch norms, which torch 2.6 does not write as ONNX."""
+    for module in [*model.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and child.track_running_stats:
+                setattr(module, name, Affine(child))
+    return model
 
 
 def axes_of(name: str) -> list[str]:
@@ -203,11 +228,14 @@ def write_onnx(program: Program, inputs: Mapping[str, Tensor], free: Free, path:
     import onnx
 
     found = exported(program, inputs, free)
+    if torch.__version__.startswith("2.6."):  # which cannot convert linear layers without bias for sizes that may differ
+        found = found.run_decompositions()
     outputs = [*program(**inputs)]
-    torch.onnx.export(
-        found, (), str(path), dynamo=True, input_names=[*inputs], output_names=outputs, opset_version=opset, external_data=False,
-        verbose=False,
-    )  # fmt: skip
+    options: dict[str, Any] = {"input_names": [*inputs], "output_names": outputs, "opset_version": opset, "verbose": False}
+    try:
+        torch.onnx.export(found, (), str(path), dynamo=True, external_data=False, **options)
+    except Exception as error:  # which say much; the last line tells why
+        raise RuntimeError(f"torch.onnx fails: {str(error).strip().splitlines()[-1]}") from error
     proto = onnx.load(path)
     names = {str(shape_of(found, name)[n]): axis for name, axes in free.items() for n, axis in axes.items()}
     del proto.graph.value_info[:]  # shapes of what is within, some of them wrong, by which onnxruntime shares memory
@@ -255,7 +283,10 @@ def check(program: Program, inputs: Mapping[str, Tensor], free: Free, run: Any, 
         except ValueError:  # the model does not take that size: more tokens than it has positions for, a smaller image
             continue
         shapes = {name: tuple(x.shape) for name, x in sized.items()}
-        got = run(sized)
+        try:
+            got = run(sized)
+        except Exception as error:
+            raise RuntimeError(f"the file fails for {shapes}: {first_line(error)}; see `fixed`") from error
         for (name, ours), theirs in zip(expected.items(), got, strict=True):
             if theirs.shape != ours.shape:
                 raise RuntimeError(f"the file gives {name} {tuple(theirs.shape)}, the model {tuple(ours.shape)}, for {shapes}")
