@@ -39,6 +39,7 @@ from zoo import (
     unet,
     vgg,
 )
+from zoo.deployment.export import export
 from zoo.deployment.optimize import optimize
 from zoo.generation import decoding, sampling
 from zoo.model import DiffusionModel, EncoderDecoder, ImageModel, LanguageModel, Model, without_values
@@ -185,5 +186,5 @@ def load_state(model: nn.Module, path: str | Path) -> None:
 
 __all__ = [
     "DiffusionModel", "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create",
-    "kind_of", "load", "load_state", "names", "optimize", "save", "save_state", "to_huggingface",
+    "export", "kind_of", "load", "load_state", "names", "optimize", "save", "save_state", "to_huggingface",
 ]  # fmt: skip

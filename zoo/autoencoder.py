@@ -86,6 +86,8 @@ class VAE(Model):
     Errors: `ValueError` for other channels, and for sizes that do not halve.
     """
 
+    outputs = ("reconstructions",)
+
     def __init__(
         self,
         widths: Sequence[int],

@@ -66,6 +66,7 @@ class Bert(Model):
         self.embedding, self.positions, self.types = embedding, positions, types
         self.norm, self.dropout = norm, nn.Dropout(dropout)
         self.encoder, self.head = nn.ModuleList(encoder), head
+        self.outputs = ("states",) if head is None else getattr(head, "outputs", ("logits",))
         self.output_layers = ("head.output",) if isinstance(getattr(head, "output", None), nn.Linear) else ()
 
     def forward(

@@ -102,6 +102,8 @@ def embedded(classes: Tensor, table: nn.Embedding) -> Tensor:
 class GAN(Model):
     """Both parts, to be trained, saved and frozen by name: "generator", "discriminator". Calling it generates."""
 
+    outputs = ("images",)
+
     def __init__(self, generator: Generator, discriminator: Discriminator) -> None:
         super().__init__()
         self.generator, self.discriminator = generator, discriminator

@@ -94,6 +94,8 @@ class TokenHead(nn.Module):
 class AnswerHead(nn.Module):
     """Where an answer starts and ends: states (b, n, dim) -> logits (b, n) of its first token, and (b, n) of its last."""
 
+    outputs = ("start", "end")
+
     def __init__(self, dim: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout, self.output = nn.Dropout(dropout), nn.Linear(dim, 2)

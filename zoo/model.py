@@ -62,6 +62,8 @@ class Model(nn.Module):
     """Name of a reference implementation -> function from the model to the weight map between the two; `maps` calls it."""
     output_layers: tuple[str, ...] = ()
     """Names of the linear layers that put out a number for each class."""
+    outputs: tuple[str, ...] = ("logits",)
+    """Names of what a call gives, for files that other programs run."""
     frozen: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -139,6 +141,7 @@ class DiffusionModel(Model):
     """What rows and columns of images are multiples of."""
     time: TimeEmbedding
     class_embedding: ClassEmbedding | None
+    outputs = ("predicted",)
 
     @property
     def no_class(self) -> int | None:

@@ -111,6 +111,7 @@ class RecurrentEncoder(Model):
         super().__init__()
         require(0 <= dropout < 1, "dropout", dropout, "a probability below 1")
         self.embedding, self.recurrent, self.dropout, self.head = embedding, recurrent, nn.Dropout(dropout), head
+        self.outputs = ("states",) if head is None else getattr(head, "outputs", ("logits",))
         self.output_layers = ("head.output",) if isinstance(getattr(head, "output", None), nn.Linear) else ()
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Any:

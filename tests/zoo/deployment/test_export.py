@@ -1,0 +1,250 @@
+"""Models as files that run without this project: `zoo.export` runs each at other sizes itself, before the file is there."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_models import FAMILIES, inputs_of
+from torch import nn
+
+import zoo
+from layers.convolution import ConvNormAct
+from zoo.deployment import export as module
+from zoo.deployment.export import ENDINGS, runner
+from zoo.deployment.exported_decoding import Encoder, Step
+from zoo.generation import decoding
+
+LOOPS = dict.fromkeys(["seq2seq_bahdanau", "seq2seq_luong"], ("source_length", "target_length"))
+FIXED = LOOPS | {"googlenet": ("height", "width")}
+"""What holds for one size alone: loops over tokens; poolings that round sizes up, which torch.export cannot reason about."""
+OF_ONNX = FIXED | dict.fromkeys(["lstm_small", "bigru_small"], ("length",))
+"""And recurrent networks, of which torch writes every step down."""
+
+
+def small(name):
+    """A small member of a family, and what it is called with, by name."""
+    torch.manual_seed(0)
+    model = zoo.create(name, **FAMILIES[name]).eval()
+    names = [*inspect.signature(model.forward).parameters]
+    example = dict(zip(names, inputs_of(name, model), strict=False))
+    for name in ("mask", "source_mask"):
+        if name in names:
+            example[name] = torch.arange(5) < torch.tensor([[5], [4]])
+    return model, example
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_model_as_onnx(name, tmp_path):
+    """Checked by `zoo.export` at batches of 1, 2 and 3, and other lengths and sizes of images; here at drawn values too."""
+    if torch.__version__.startswith("2.6.") and name in ("unet_small", "vae_small"):
+        pytest.skip("torch 2.6 cannot write these as ONNX")
+    model, example = small(name)
+    path = tmp_path / "model.onnx"
+    zoo.export(model, example, path, fixed=OF_ONNX.get(name, ()))
+    other = {key: torch.cat([x.roll(1, -1), x, x.flip(-1)]) for key, x in example.items()}
+    with torch.no_grad():
+        expected = module.named(model, model(**other))
+    for (key, ours), theirs in zip(expected.items(), runner(path)(other), strict=True):
+        assert module.relative_error(theirs, ours) < 1e-5, key
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet20", "transformer_base", "bert_small", "gpt_small", "lstm_small", "dcgan_8"])
+def test_models_as_programs_of_torch_export(name, tmp_path):
+    model, example = small(name)
+    zoo.export(model, example, tmp_path / "model.pt2", to="torch", fixed=OF_ONNX.get(name, ()))
+    assert (tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet20", "mobilenet_v3_small", "bert_small", "transformer_small"])
+def test_cnns_and_encoders_as_torchscript_that_is_said_to_be_old(name, tmp_path):
+    model, example = small(name)
+    if name == "transformer_small":
+        model, example = Encoder(model), {key: example[key] for key in ("source", "source_mask")}
+    with pytest.warns(FutureWarning, match="TorchScript is deprecated") as caught:
+        zoo.export(model, example, tmp_path / "model.pt", to="torchscript")
+    assert len(caught) == 1
+
+
+PROGRAM = """
+import sys
+import torch
+path, inputs = sys.argv[1], torch.load(sys.argv[2])
+if path.endswith(".onnx"):
+    import onnxruntime
+    given = {name: x.numpy() for name, x in inputs.items()}
+    session = onnxruntime.InferenceSession(path)
+    print([value.name for value in session.get_outputs()], [(value.name, value.shape) for value in session.get_inputs()])
+    found = torch.from_numpy(session.run(["logits"], given)[0])
+elif path.endswith(".pt"):
+    found, = torch.jit.load(path)(*inputs.values())
+elif "aot" in path:
+    found = torch._inductor.aoti_load_package(path)(**inputs)["logits"]
+else:
+    found = torch.export.load(path).module()(**inputs)["logits"]
+torch.save(found, sys.argv[2])
+assert not {"zoo", "layers", "tasks"} & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+@pytest.mark.parametrize("to", ["torch", "onnx", "torchscript", pytest.param("aot", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:TorchScript is deprecated")
+def test_files_run_in_a_process_that_knows_nothing_of_this_project(to, tmp_path):
+    torch.manual_seed(0)
+    model, example = zoo.create("mobilenet_v1", width=0.1, num_classes=3).eval(), torch.randn(2, 3, 32, 32)
+    path = tmp_path / f"{to}{ENDINGS[to]}"
+    zoo.export(model, example, path, to=to, fixed=("height", "width"))
+    images = torch.randn(3, 3, 32, 32)
+    torch.save({"images": images}, tmp_path / "images.bin")
+    command = [sys.executable, "-c", PROGRAM, str(path), str(tmp_path / "images.bin")]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    with torch.no_grad():
+        assert module.relative_error(torch.load(tmp_path / "images.bin"), model(images)) < 1e-5
+    if to == "onnx":
+        assert said.split("\n")[0] == "['logits'] [('images', ['batch', 3, 32, 32])]"
+
+
+# ------------------------------------------------------------------------------------------------------------------- decoding
+
+
+def greedy(path, tokens, given, steps):
+    """Of onnxruntime alone: the likeliest token, again and again, the past going in and out."""
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    shapes = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past_")}
+    outputs, written = [value.name for value in session.get_outputs()], []
+    past = {name: np.zeros((len(tokens), shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
+    for _ in range(steps):
+        logits, *present = session.run(None, {"tokens": tokens, **given, **past})
+        past = {name.replace("present", "past"): x for name, x in zip(outputs[1:], present, strict=True)}
+        tokens = logits.argmax(-1)[:, None]
+        written.append(tokens)
+    return np.concatenate(written, 1)
+
+
+@pytest.mark.parametrize("name", ["gpt_small", "llama_small"])
+def test_a_step_of_a_language_model_writes_our_tokens(name, tmp_path):
+    model, example = small(name)
+    step = Step(model).eval()
+    zoo.export(step, step.example(), tmp_path / "step.onnx")
+    for rows in (1, 2):
+        prompt = example["tokens"][:rows, :2]
+        expected = decoding.greedy(model.start(capacity=9), prompt, max_new_tokens=6)
+        assert greedy(tmp_path / "step.onnx", prompt.numpy(), {}, 6).tolist() == expected.tolist()
+
+
+def test_encoder_and_step_of_a_transformer_write_our_tokens(tmp_path):
+    model, example = small("transformer_small")
+    given = {key: example[key] for key in ("source", "source_mask")}
+    zoo.export(Encoder(model), given, tmp_path / "encoder.onnx")
+    step = Step(model).eval()
+    zoo.export(step, step.example(), tmp_path / "step.onnx")
+    _, *memory = runner(tmp_path / "encoder.onnx")(given)
+    names = [f"memory_{kind}_{n}" for n in range(len(model.decoder)) for kind in ("keys", "values")]
+    known = {name: x.numpy() for name, x in zip(names, memory, strict=True)} | {"source_mask": given["source_mask"].numpy()}
+    prompt = example["target"][:, :1]
+    expected = decoding.greedy(model.start(**given, capacity=9), prompt, max_new_tokens=6)
+    assert greedy(tmp_path / "step.onnx", prompt.numpy(), known, 6).tolist() == expected.tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------------ bad input
+
+
+class Doubled(nn.Module):
+    """What a program of one size would be, or one that forgets something."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.weight, self.how = nn.Parameter(torch.ones(())), forward
+
+    def forward(self, tokens):
+        return self.how(tokens) * self.weight
+
+
+def counted(tokens):
+    return torch.tensor(float(tokens.shape[1])) + sum(tokens[:, n] for n in range(tokens.shape[1]))
+
+
+def test_a_model_that_holds_for_one_size_alone_is_refused_unless_that_is_fixed(tmp_path):
+    model, tokens = Doubled(counted), torch.ones(2, 4)
+    with pytest.raises(ValueError, match="fixed must have 'length': as a program, the model takes tokens of length 4 alone"):
+        zoo.export(model, tokens, tmp_path / "x.pt2", to="torch")
+    assert [*tmp_path.iterdir()] == []
+    zoo.export(model, tokens, tmp_path / "x.pt2", to="torch", fixed=["length"])
+    run = runner(tmp_path / "x.pt2")
+    assert torch.equal(run({"tokens": torch.ones(5, 4)})[0], torch.full((5,), 8.0))
+    with pytest.raises(Exception, match=r"to be equal to 4, but got 5|== 4|Guard"):
+        run({"tokens": torch.ones(2, 5)})
+
+
+def test_a_trace_of_one_size_leaves_no_file(tmp_path):
+    """torch.jit.trace writes the number of steps of a loop down, without a word."""
+    with pytest.raises(RuntimeError, match=r"the file's output_0 differs from the model's by .* for \{'tokens': \(1, 11\)\}"):
+        zoo.export(Doubled(counted), torch.ones(2, 4), tmp_path / "x.pt", to="torchscript")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_file_that_was_there_stays_where_the_export_fails(tmp_path, monkeypatch):
+    path, model = tmp_path / "x.pt2", Doubled(lambda tokens: tokens.sum(1))
+    zoo.export(model, torch.ones(2, 4), path, to="torch")
+    before = path.read_bytes()
+    monkeypatch.setitem(module.WRITERS, "torch", lambda *args: module.write_torch(wrong(args[0]), *args[1:]))
+    with pytest.raises(RuntimeError, match=r"the file's output_0 differs from the model's by 5\.0e-01 of its largest"):
+        zoo.export(model, torch.ones(2, 4), path, to="torch")
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def wrong(program):
+    return module.Program(Doubled(lambda tokens: tokens.sum(1) / 2), tuple(inspect.signature(program.forward).parameters))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (dict(to="tflite"), "to must be one of torch, aot, onnx, torchscript, got 'tflite'"),
+        (dict(path="x.pt2"), "path must be a file that ends in .onnx, got "),
+        (dict(fixed=["length"]), "fixed must be of batch, height, width, got 'length'"),
+        (dict(to="torch", path="x.pt2", opset=18), 'opset must be None unless to is "onnx", got 18'),
+        (dict(opset=5), "opset must be from 18 to 23, got 5"),
+        (dict(example=torch.ones(1, 3, 9, 9)), "example must be 2 or more in batch, unless that is fixed, got 'images (1, 3, 9, 9)'"),
+        (dict(example=torch.ones(2, 3, 9)), "example must be of the axes batch channels height width, got 'images (2, 3, 9)'"),
+        (dict(example={"pictures": torch.ones(2, 3, 9, 9)}), "example must be of the inputs images, got 'pictures'"),
+        (dict(example={}), "example must be a tensor, or tensors by name, got {}"),
+        (dict(example={"images": 3}), "example must be a tensor, got 'images=3'"),
+        (dict(half=True), "model must be in float32 or float64, got torch.bfloat16"),
+        (dict(model=ConvNormAct(3, 4)), "example must be of the inputs images, tokens"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(given, said, tmp_path):
+    half = given.pop("half", False) if "half" in given else False
+    model = given.get("model", None) or zoo.create("resnet20")
+    options = dict(to=given.get("to", "onnx"), fixed=given.get("fixed", ()), opset=given.get("opset"))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        zoo.export(
+            model.bfloat16() if half else model,
+            given.get("example", torch.ones(2, 3, 9, 9)),
+            tmp_path / given.get("path", "x.onnx"),
+            **options,
+        )
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_optimized_model_is_not_exported(tmp_path):
+    images = torch.ones(2, 3, 9, 9)
+    fast = zoo.optimize(zoo.create("unet_small"), torch.ones(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"model must be the model itself, not what zoo\.optimize made of it"):
+        zoo.export(fast, images, tmp_path / "x.onnx")
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(ModuleNotFoundError, match=r"onnxscript is not installed: pip install 'zooproof\[export\]'"):
+        zoo.export(zoo.create("resnet20"), torch.ones(2, 3, 9, 9), tmp_path / "x.onnx")
