@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import TimerHandle, Transport
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http import auto
 
 HEAD = 65_536
 """Bytes that a request may have before its body, at most."""
@@ -15,7 +15,9 @@ def patient(seconds: float) -> Any:
     """uvicorn's protocol. It waits so long for the head of a request, and for a client to take what was sent; bodies have
     the time limit of requests."""
 
-    class Connection(AutoHTTPProtocol):  # type: ignore
+    base: Any = auto.AutoHTTPProtocol  # which is one of two, of what is installed
+
+    class Connection(base):
         idle: TimerHandle | None = None
         stuck: TimerHandle | None = None
         head = 0
