@@ -24,7 +24,7 @@ from pathlib import Path
 from time import perf_counter
 
 ROOT = Path(__file__).resolve().parents[1]
-BAD = (b"", b"{", b'{"inputs": [NaN]}', b'{"inputs": [1]}', b"\xff" * 99, b'{"inputs": ["AAAA"]}')
+BAD = (b"", b"{", b'{"inputs": [NaN]}', b'{"inputs": [1]}', b"\xff" * 99, b'{"inputs": []}')
 
 
 class Client:

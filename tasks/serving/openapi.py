@@ -63,7 +63,7 @@ def paths_of(name: str, model: Served, most: int) -> dict[str, Any]:
     asks = as_json(schemas.made_of({"inputs": schemas.listed(takes, 1, most)}), {"inputs": [model.example]})
     if isinstance(model, Pictures):
         files = schemas.listed(schemas.text(format="binary"), 1)
-        asks |= {"multipart/form-data": {"schema": {"type": "object", "additionalProperties": files}}}
+        asks |= {"multipart/form-data": {"schema": {"type": "object", "additionalProperties": files, "minProperties": 1}}}
 
     def told(one: Schema) -> dict[str, Any]:
         return as_json(schemas.made_of({"model": schemas.one_of(name), "outputs": schemas.listed(one)}))
