@@ -141,12 +141,12 @@ def test_a_client_has_so_many_requests_in_work():
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def listening(play, slow, app=None):
+def listening(play, slow, app=None, idle=1):
     """`play(connect, server)` beside a server that listens at a free port."""
 
     async def whole():
         config = uvicorn.Config(
-            app or echoes().app(), port=0, log_level="critical", http=connections.patient(slow), timeout_keep_alive=1
+            app or echoes().app(), port=0, log_level="critical", http=connections.patient(slow), timeout_keep_alive=idle
         )
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve())
@@ -227,7 +227,7 @@ def test_who_takes_nothing_is_hung_up_on():
             while server.server_state.connections:
                 await asyncio.sleep(0.001)
 
-    listening(play, 0.05)
+    listening(play, 0.05, idle=600)
 
 
 def test_who_waits_for_an_answer_or_sends_a_body_is_not_slow():
