@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,10 +28,14 @@ class ServeOptions(Options):
     run: list[str] = option((), "folders of runs; their names are those of the models", many=True, path=True)
     host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 is all of the machine's")
     port: int = option(8000, "port to listen at; 0 takes a free one", least=0, most=65535)
+    hosts: list[str] = option((), "further names that requests, and pages that send some, may call the server by", many=True)
     token: str = option("", f"requests must carry it, as a bearer (default: what {TOKEN} of the environment is)")
     max_batch: int = option(16, "inputs that are computed together, at most", least=1)
     max_wait_ms: float = option(5.0, "milliseconds that the first input of a batch waits for others", least=0, most=60_000)
     queue: int = option(128, "inputs of a model that wait, at most; then requests get 503", least=1)
+    per_client: int = option(0, "requests of one address in work, at most; then it gets 429. 0 is no limit", least=0)
+    connections: int = option(1000, "connections at a time, at most; then there is 503", least=2)
+    slow: float = option(10.0, "seconds for the head of a request to come, and for an answer to be taken on", above=0, most=600)
     timeout: float = option(60.0, "seconds that a request may take; then it gets 504", above=0)
     max_body_mb: float = option(8.0, "megabytes of a request, at most; then it gets 413", above=0, most=1000)
     max_text: int = option(20_000, "characters of a text, and tokens of a written one, at most", least=1)
@@ -43,6 +48,9 @@ class ServeOptions(Options):
         self.token = self.token or os.environ.get(TOKEN, "")
         if not self.token.isascii() or any(x.isspace() for x in self.token):
             raise UserError("--token must be ASCII without spaces")
+        for name in self.hosts:
+            if not re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", name, re.ASCII):
+                raise UserError(f"--hosts must be names such as models.example.org, without scheme and port, got {name!r}")
 
 
 def serve(given: dict[str, Any]) -> None:
@@ -51,7 +59,12 @@ def serve(given: dict[str, Any]) -> None:
         server = server_of(options)
     import uvicorn
 
-    config = uvicorn.Config(server.app(), host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=30)
+    from tasks.serving.connections import patient
+
+    config = uvicorn.Config(
+        server.app(), host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=30,
+        http=patient(options.slow), limit_concurrency=options.connections, server_header=False, ws="none",
+    )  # fmt: skip
 
     class Announced(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
@@ -88,17 +101,20 @@ def server_of(options: ServeOptions) -> Any:
             path, device=options.device, precision=options.precision, text=options.max_text, batch=options.max_batch
         )
     wait, body = options.max_wait_ms / 1000, int(options.max_body_mb * 1e6)
-    limits = Limits(options.max_batch, wait, options.queue, options.timeout, body, options.token, names_of(options.host))
+    limits = Limits(
+        options.max_batch, wait, options.queue, options.timeout, body, options.token, names_of(options.host, options.hosts),
+        tuple(name.lower() for name in options.hosts), options.per_client,
+    )  # fmt: skip
     return Server(models, limits)
 
 
-def names_of(host: str) -> tuple[str, ...]:
-    """What the server may be called where it listens to this machine alone; () where others are let in."""
+def names_of(host: str, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """What the server may be called: of this machine where it listens to that alone, and `more`; () is by any name."""
     try:
         alone = host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         alone = False
-    return ("localhost", "127.0.0.1", "[::1]", host.lower()) if alone else ()
+    return ("localhost", "127.0.0.1", "[::1]", host.lower(), *(x.lower() for x in more)) if alone or more else ()
 
 
 COMMANDS = {

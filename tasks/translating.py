@@ -115,13 +115,20 @@ def finite(value: float) -> float | None:
 
 
 def draw_attention(model: Any, tokenizer: TextTokenizer, source: str, target: str, path: Path) -> None:
-    """The model's attention to the source, see its `alignments`: a row for each piece that was written.
+    """`attention_between`, as a picture."""
+    from tasks import plots
+
+    for note in plots.attention(*attention_between(model, tokenizer, source, target), path):
+        print(note, file=sys.stderr)
+
+
+def attention_between(model: Any, tokenizer: TextTokenizer, source: str, target: str) -> tuple[Tensor, list[str], list[str]]:
+    """The model's attention to the source, see its `alignments`: a row for each piece that was written; pieces read and written.
 
     A token that is part of a character stands with the others of it: what they read adds up, what they write is averaged.
     """
     import torch
 
-    from tasks import plots
     from tasks.data.batching import collate
 
     ids = tokenizer.encode(source), tokenizer.target.encode(target)
@@ -132,9 +139,8 @@ def draw_attention(model: Any, tokenizer: TextTokenizer, source: str, target: st
     read, wrote = (characters(t, side) for t, side in zip((tokenizer, tokenizer.target), ids, strict=True))
     columns, rows = (membership([size for _, size in groups]) for groups in (read, wrote))
     weights = ((rows / rows.sum(1, keepdim=True)) @ weights @ columns.T).float()  # --precision counts here too
-    names = [[*(text for text, _ in groups), "</s>"] for groups in (read, wrote)]
-    for note in plots.attention(weights, names[0], names[1], path):
-        print(note, file=sys.stderr)
+    sides = [[*(text for text, _ in groups), "</s>"] for groups in (read, wrote)]
+    return weights, sides[0], sides[1]
 
 
 def characters(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:

@@ -38,6 +38,8 @@ class Batcher:
         queue: int = 128,
         seen: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch must be 1 or more, got {max_batch}")
         self.call, self.max_batch, self.max_wait, self.queue, self.seen = call, max_batch, max_wait, queue, seen
         self.waiting: dict[asyncio.Future[Any], tuple[Any, float]] = {}  # items and when they came, the oldest first
         self.more = asyncio.Event()

@@ -39,13 +39,13 @@ def json_of(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body.decode(), parse_constant=refuse_constant)
         json.dumps(found, ensure_ascii=False).encode()  # lone surrogates
+        require_finite(found)
     except UnicodeError:
         raise BadInput("the body must be Unicode text in UTF-8, without lone surrogates") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"the body must be JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadInput(f"the body must be a JSON object, got {shown(found)}")
-    require_finite(found)
     return found
 
 

@@ -10,12 +10,12 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from tasks.serving import schemas
 from tasks.serving.bodies import Refused, body_of, json_of
@@ -48,19 +48,26 @@ class Asked(NamedTuple):
     stream: bool
 
 
-class Events(StreamingResponse):
-    """Whose iterator is closed, which frees its place, as soon as the client has gone."""
+class Form(NamedTuple):
+    """What differs between completions and chats. whole and piece make the choices, of a text, why it ended, and its index."""
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self.body_iterator.aclose()  # type: ignore
+    kind: str
+    kind_of_piece: str
+    letters: str
+    """With which the ids begin."""
+    read: Callable[[dict[str, Any]], dict[str, Any]]
+    """A request as one of completions. Errors: `BadInput`."""
+    whole: Callable[[str, str | None, int], dict[str, Any]]
+    piece: Callable[[str, str | None], dict[str, Any]]
+
+
+def given_of(found: dict[str, Any]) -> dict[str, Any]:
+    """Without what is null, which is as if it were left out."""
+    return {key: value for key, value in found.items() if value is not None or key in ("model", "prompt")}
 
 
 def asked(server: Server, found: dict[str, Any]) -> Asked:
     """Errors: `Refused`, `BadInput`."""
-    found = {key: value for key, value in found.items() if value is not None or key in ("model", "prompt")}
     name, prompt, stream = found.get("model"), found.get("prompt", ""), found.get("stream", False)
     if not isinstance(name, str):
         raise BadInput("model must be a string, the name of a model")
@@ -72,16 +79,18 @@ def asked(server: Server, found: dict[str, Any]) -> Asked:
         if key in NEUTRAL and NEUTRAL[key] is not ... and value != NEUTRAL[key]:
             raise BadInput(f"{key} is not supported: leave it out")
     settings = {NAMES[key]: value for key, value in found.items() if key in NAMES}
-    own = {key: value for key, value in found.items() if key in Generations.SETTINGS and key not in NAMES}
+    own = {key: value for key, value in found.items() if key in Generations.SETTINGS and key not in (*NAMES, "max_new_tokens")}
     if unknown := sorted({*found} - {"model", "prompt", *OWN, *NAMES, *NEUTRAL, *own}):
         raise BadInput(f"{unknown[0]!r} is no setting of a completion")
     if settings.get("temperature") == 0 and not isinstance(settings["temperature"], bool):
+        if own.get("greedy") is False:
+            raise BadInput("temperature 0 takes the likeliest token, and greedy false does not: give one")
         settings = {key: value for key, value in settings.items() if key != "temperature"} | {"greedy": True}
     prompts = prompt if isinstance(prompt, list) and prompt else [prompt]
     many = whole_number(found.get("n", 1), "n", CHOICES)
     if stream and len(prompts) * many > 1:
         raise BadInput("prompt must be one string, and n 1, where it is streamed")
-    inputs = [{"max_new_tokens": TOKENS, **settings, **own, "prompt": one} for one in prompts for _ in range(many)]
+    inputs = [{**settings, **own, "prompt": one} for one in prompts for _ in range(many)]
     if many > 1:
         seed = whole_number(settings.get("seed", 0), "seed", schemas.LARGEST - many, least=0)
         inputs = [one | {"seed": seed + n % many} for n, one in enumerate(inputs)]
@@ -108,16 +117,23 @@ def stops_of(value: Any) -> list[str]:
     return found
 
 
+def choice(text: str, reason: str | None, index: int = 0) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+COMPLETION = Form("text_completion", "text_completion", "cmpl", lambda found: {"max_tokens": TOKENS} | found, choice, choice)
+
+
 def renamed(error: BadInput) -> BadInput:
     return BadInput(str(error).replace("max_new_tokens", "max_tokens"))
 
 
-async def complete(server: Server, request: Request) -> Response:
-    from tasks.serving.server import answered, unless_gone
+async def complete(server: Server, request: Request, form: Form = COMPLETION) -> Response:
+    from tasks.serving.server import answered, together, unless_gone
 
     limits = server.limits
     async with asyncio.timeout(limits.timeout):
-        name, inputs, stops, stream = asked(server, json_of(await body_of(request, limits.body)))
+        name, inputs, stops, stream = asked(server, form.read(given_of(json_of(await body_of(request, limits.body)))))
         request.path_params["model"] = name  # for the metrics
         try:
             items = await asyncio.to_thread(lambda: [server.models[name].read(one) for one in inputs])
@@ -125,18 +141,13 @@ async def complete(server: Server, request: Request) -> Response:
             raise renamed(error) from None
         for item in items if stops else ():
             item.pieces = until(item.pieces, stops)
-        head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": name}
+        head = {"id": f"{form.letters}-{uuid.uuid4().hex}", "object": form.kind, "created": int(time.time()), "model": name}
         if stream:
-            return await begun(server, name, items[0], head)
+            return await begun(server, name, items[0], head | {"object": form.kind_of_piece}, form)
         with server.places(len(items)):
-            work = asyncio.gather(*(server.written(name, item) for item in items))
-            rows = await unless_gone(request, work)
-    choices = [choice(row["text"], row["finish_reason"], n) for n, row in enumerate(rows)]
+            rows = await unless_gone(request, together(server.written(name, item) for item in items))
+    choices = [form.whole(row["text"], row["finish_reason"], n) for n, row in enumerate(rows)]
     return answered(head | {"choices": choices, "usage": usage(server.models[name], items)})
-
-
-def choice(text: str, reason: str | None, index: int = 0) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
 
 
 def usage(model: Any, items: list[Writing]) -> dict[str, int]:
@@ -144,37 +155,37 @@ def usage(model: Any, items: list[Writing]) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
 
 
-async def begun(server: Server, name: str, item: Writing, head: dict[str, Any]) -> Response:
+async def begun(server: Server, name: str, item: Writing, head: dict[str, Any], form: Form) -> Response:
     """The first piece is waited for, so that what fails at once has a status of its own. Errors: `Busy`."""
-    pieces, places = server.pieces(name, item), contextlib.ExitStack()
-    places.enter_context(server.places(1))
-    try:
+    from tasks.serving.server import Events
+
+    async with contextlib.AsyncExitStack() as held:
+        held.enter_context(server.places(1))
+        pieces = await held.enter_async_context(aclosing(server.pieces(name, item)))
         first = await anext(pieces, None)
-    except BaseException:
-        places.close()
-        raise
-    return Events(events(server, name, item, head, first, pieces, places), media_type="text/event-stream",
-                  headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # fmt: skip
+        response = Events(events(server, name, item, head, form, first, pieces), media_type="text/event-stream",
+                          headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # fmt: skip
+        response.held = held.pop_all()
+    return response
 
 
 async def events(
-    server: Server, name: str, item: Writing, head: dict[str, Any], first: str | None, pieces: Any, places: Any
+    server: Server, name: str, item: Writing, head: dict[str, Any], form: Form, piece: str | None, pieces: Any
 ) -> AsyncIterator[bytes]:
-    with places:
-        async with aclosing(pieces):
-            try:
-                async with asyncio.timeout(server.limits.timeout):
-                    if first:
-                        yield event(head | {"choices": [choice(first, None)]})
-                    async for piece in pieces:
-                        if piece:
-                            yield event(head | {"choices": [choice(piece, None)]})
-                reason = "stop" if item.ended else "length"
-                yield event(head | {"choices": [choice("", reason)], "usage": usage(server.models[name], [item])})
-            except TimeoutError:
-                yield event({"error": {"message": f"not done within {server.limits.timeout:g} seconds", "type": "server_error"}})
-            except Exception:
-                yield event({"error": {"message": "the model failed on this input", "type": "server_error"}})
+    """piece: the first one, None where there is none."""
+    last = asyncio.get_running_loop().time() + server.limits.timeout
+    try:
+        while piece is not None:
+            if piece:
+                yield event(head | {"choices": [form.piece(piece, None)]})
+            async with asyncio.timeout_at(last):
+                piece = await anext(pieces, None)
+        reason = "stop" if item.ended else "length"
+        yield event(head | {"choices": [form.piece("", reason)], "usage": usage(server.models[name], [item])})
+    except TimeoutError:
+        yield event({"error": {"message": f"not done within {server.limits.timeout:g} seconds", "type": "server_error"}})
+    except Exception:
+        yield event({"error": {"message": "the model failed on this input", "type": "server_error"}})
     yield b"data: [DONE]\n\n"
 
 
@@ -182,8 +193,8 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
 
 
-def described(server: Server) -> tuple[Schema, Schema]:
-    """The schemas of a request and of an answer that is not streamed."""
+def settings_of(server: Server) -> dict[str, Schema]:
+    """The schemas of a completion's parts, all of which its answer knows."""
     models = [model for model in server.models.values() if isinstance(model, Generations)]
     ours, prompt = models[0].settings(), schemas.text(models[0].text)
     stop = schemas.text(minLength=1, maxLength=STOP)
@@ -200,12 +211,27 @@ def described(server: Server) -> tuple[Schema, Schema]:
         **{name: {} if value is ... else {"const": value} for name, value in NEUTRAL.items()},
     }
     asks["temperature"] = {key: x for key, x in asks["temperature"].items() if key != "exclusiveMinimum"} | {"minimum": 0}
-    count = schemas.integer(minimum=0)
-    why, nothing = schemas.one_of("stop", "length", None), {"type": "null"}
-    one = schemas.made_of({"index": count, "text": schemas.text(), "logprobs": nothing, "finish_reason": why})
+    return asks
+
+
+def described(server: Server) -> tuple[Schema, Schema]:
+    """The schemas of a request and of an answer that is not streamed."""
+    return request_of(settings_of(server), ["model"]), answer_of(COMPLETION.kind, {"text": schemas.text()})
+
+
+def request_of(asks: dict[str, Schema], needed: Sequence[str]) -> Schema:
+    """An object of these settings, all but those needed and the prompt may be null."""
+    nullable = {
+        name: schemas.either(one, {"type": "null"}) for name, one in asks.items() if name not in (*needed, "prompt") and one
+    }
+    asks = {**asks, **nullable}
+    return schemas.made_of(asks, [name for name in asks if name not in needed])
+
+
+def answer_of(kind: str, told: dict[str, Schema]) -> Schema:
+    """told: of a choice, what was written."""
+    count, why = schemas.integer(minimum=0), schemas.one_of("stop", "length", None)
+    one = schemas.made_of({"index": count, **told, "logprobs": {"type": "null"}, "finish_reason": why})
     counts = schemas.made_of(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count))
-    told = {"id": schemas.text(), "object": schemas.one_of("text_completion"), "created": count, "model": schemas.text()}
-    needed = {name: asks[name] for name in ("model", "prompt")}
-    optional = {name: schemas.either(one, nothing) for name, one in asks.items() if name not in needed and one}
-    asks = {**asks, **optional}
-    return schemas.made_of(asks, [*asks][1:]), schemas.made_of(told | {"choices": schemas.listed(one), "usage": counts})
+    head = {"id": schemas.text(), "object": schemas.one_of(kind), "created": count, "model": schemas.text()}
+    return schemas.made_of(head | {"choices": schemas.listed(one), "usage": counts})

@@ -33,6 +33,8 @@ class Served:
     """An input, in words."""
     example: ClassVar[Any] = "a text"
     """An input that is right."""
+    explains: ClassVar[bool] = False
+    """Whether it tells why: what `read` gives then has a flag `explained`, and there is `explained_schema`."""
     tensors: ClassVar[tuple[str, ...]] = ("text",)
     """Names of the strings that an input is made of, where it comes as tensors of strings."""
     folder: Path
@@ -57,6 +59,10 @@ class Served:
 
     def schemas(self) -> tuple[Schema, Schema]:
         """Of an input, and of an output."""
+        raise NotImplementedError
+
+    def explained_schema(self) -> Schema:
+        """Of an output that is explained."""
         raise NotImplementedError
 
     def read(self, value: Any) -> Any:

@@ -79,8 +79,9 @@ def read(name: str, found: Served, asked: dict[str, Any]) -> tuple[list[Any], li
     if len({len(column) for column in columns}) != 1 or not columns[0]:
         raise BadInput("inputs must have one shape, [n] of 1 or more")
     known = [one["name"] for one in model(name, found)["outputs"]]
-    outputs = asked.get("outputs") or [{"name": one} for one in known]
+    outputs = asked.get("outputs", [])
     names = [one.get("name") if isinstance(one, dict) else None for one in outputs] if isinstance(outputs, list) else [None]
+    names = known if outputs == [] else names
     if not all(one in known for one in names):
         raise BadInput(f"outputs must be objects with a name, one of {', '.join(known)}")
     return [found.from_tensors(*row) for row in zip(*columns, strict=True)], [str(one) for one in names]

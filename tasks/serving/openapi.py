@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tasks.serving import completions, open_inference, schemas
+from tasks.serving import chat, completions, open_inference, schemas
 from tasks.serving.models import Served
 from tasks.serving.pictures import Pictures
 from tasks.serving.schemas import Schema
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from tasks.serving.server import Server
 
 STATUS = {
-    401: "The token is missing, or another one", 404: "No such model or path",
+    401: "The token is missing, or another one", 403: "A page of another origin may not ask", 404: "No such model or path",
     413: "The body is too large", 421: "The server has another name", 422: "What is wrong with the body, in one sentence",
-    500: "The model failed", 503: "Too much to do, or the server stops", 504: "Not done in time",
+    429: "Too many requests of this client", 500: "The model failed",
+    503: "Too much to do, or the server stops", 504: "Not done in time",
 }  # fmt: skip
 PLAIN = {"text/plain": {"schema": {"type": "string"}}}
 
@@ -40,8 +41,12 @@ def describe(server: Server) -> dict[str, Any]:
     if completions.writers(server):
         takes, gives = completions.described(server)
         found = operation("Text that goes on from a prompt, as in OpenAI's API", as_json(gives), as_json(takes))
-        found["responses"]["200"]["content"] |= {"text/event-stream": {"schema": {"type": "string"}}}
+        takes, gives = chat.described(server)
+        talk = operation("Text that goes on from messages, as in OpenAI's API", as_json(gives), as_json(takes))
+        for one in (found, talk):
+            one["responses"]["200"]["content"] |= {"text/event-stream": {"schema": {"type": "string"}}}
         paths["/v1/completions"] = {"post": found}
+        paths["/v1/chat/completions"] = {"post": talk}
     for name, model in server.models.items():
         paths |= paths_of(name, model, server.limits.queue)
     about = {"title": "zooproof", "version": our_version(), "description": "Trained models over HTTP."}
@@ -58,13 +63,13 @@ def paths_of(name: str, model: Served, most: int) -> dict[str, Any]:
     asks = as_json(schemas.made_of({"inputs": schemas.listed(takes, 1, most)}), {"inputs": [model.example]})
     if isinstance(model, Pictures):
         files = schemas.listed(schemas.text(format="binary"), 1)
-        asks |= {"multipart/form-data": {"schema": {"type": "object", "additionalProperties": files}}}
+        asks |= {"multipart/form-data": {"schema": {"type": "object", "additionalProperties": files, "minProperties": 1}}}
 
     def told(one: Schema) -> dict[str, Any]:
         return as_json(schemas.made_of({"model": schemas.one_of(name), "outputs": schemas.listed(one)}))
 
     paths = {f"/v1/models/{path}/predict": {"post": operation(f"Answers of {name}: {model.task}", told(gives), asks)}}
-    if isinstance(model, Pictures):
+    if model.explains:
         explained = operation(f"Answers of {name}, and what speaks for them", told(model.explained_schema()), asks)
         paths[f"/v1/models/{path}/explain"] = {"post": explained}
     takes, gives = open_inference.described(model)

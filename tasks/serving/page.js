@@ -23,9 +23,9 @@ async function ask(path, options = {}) {
 const asJson = (value) => ({ method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(value) });
 const path = (what) => `v1/models/${encodeURIComponent($("model").value)}/${what}`;
 
-async function predict(...inputs) {
-  return (await (await ask(path("predict"), asJson({ inputs }))).json()).outputs;
-}
+const posted = async (where, inputs) => (await (await ask(where, asJson({ inputs }))).json()).outputs;
+const predict = (...inputs) => posted(path("predict"), inputs);
+const explain = (...inputs) => posted(path("explain"), inputs);
 
 function complain(error) {
   if (error?.name === "AbortError") return;
@@ -81,12 +81,33 @@ function marked(text, spans) {
   return found;
 }
 
+// A row for each piece that was written, a column for each that was read; the darker, the more it looks there.
+function attended({ source, target, attention }) {
+  const table = element("table", "", { class: "attention", "aria-labelledby": "looks" });
+  const head = table.createTHead().insertRow();
+  head.append(element("td"), ...source.map((piece) => element("th", piece, { scope: "col" })));
+  const body = table.createTBody();
+  target.forEach((piece, n) => {
+    const row = body.insertRow();
+    row.append(element("th", piece, { scope: "row" }));
+    attention[n].forEach((weight, m) => {
+      const cell = row.insertCell();
+      cell.title = `${piece} looks at ${source[m]}: ${percent(weight)}`;
+      cell.append(element("span", percent(weight), { class: "unseen" }));
+      cell.style.setProperty("--weight", weight);
+    });
+  });
+  const wide = element("div", "", { class: "wide", tabindex: 0, role: "group", "aria-labelledby": "looks" });
+  wide.append(table);
+  return [element("p", "What each piece of the translation (rows) looks at in the line (columns)", { id: "looks", class: "hint" }), wide];
+}
+
 const percent = (score) => `${(100 * score).toFixed(1)} %`;
 
 // --------------------------------------------------------------------------------------------------------------- drawing
 
 const pad = $("pad");
-const ink = pad.getContext("2d");
+const ink = pad.getContext("2d", { willReadFrequently: true });
 let pen = { x: 140, y: 140, down: false };
 let drawn = false;
 
@@ -183,6 +204,7 @@ function cropped() {
 
 async function lookAtDrawing() {
   if (!drawn) throw new Error("draw something first, or choose a picture");
+  $("file").value = "";
   await lookAt(await cropped());
 }
 
@@ -281,8 +303,10 @@ const WORK = {
   },
   async translation() {
     const lines = $("lines").value.split(/\r?\n/);
-    const found = await predict(...lines);
+    const first = $("why").checked ? await explain(lines.shift()) : [];
+    const found = [...first, ...(lines.length ? await predict(...lines) : [])];
     answer.replaceChildren(element("pre", found.map((one) => one.translation).join("\n")));
+    if (first[0]?.source.length) answer.append(...attended(first[0]));
   },
   async "image-generation"() {
     const settings = { count: $("count").valueAsNumber, seed: $("seed").valueAsNumber };

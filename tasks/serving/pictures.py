@@ -34,6 +34,7 @@ class Pictures(Served):
     task = "image-classification"
     takes = "a picture in base64"
     example = DOT
+    explains = True
     tensors = ("image",)
 
     def load(self) -> None:
@@ -53,7 +54,6 @@ class Pictures(Served):
         return schemas.text(description=why, contentEncoding="base64"), schemas.made_of(told)
 
     def explained_schema(self) -> Schema:
-        """Of an output, where it is told what speaks for the class."""
         grid = schemas.listed(schemas.listed(schemas.number(minimum=0)), description="logits")
         seen = schemas.text(description="the picture as the model takes it", **BASE64)
         told = self.schemas()[1]["properties"]

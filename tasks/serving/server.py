@@ -8,7 +8,9 @@ import hmac
 import json
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter, time
@@ -17,7 +19,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tasks.options import UserError
@@ -37,7 +39,8 @@ GONE = 499
 class Limits:
     """wait and timeout in seconds, body in bytes; token: what requests must carry, "" for nothing.
 
-    hosts: names that requests may call the server by; any if there are none.
+    hosts: names that requests may call the server by; any if there are none. origins: names of hosts whose pages may send
+    requests, beside the server's own page. per_client: requests of one address in work at most, 0 for any number.
     """
 
     batch: int = 16
@@ -47,6 +50,8 @@ class Limits:
     body: int = 8_000_000
     token: str = ""
     hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    per_client: int = 0
 
 
 @dataclass
@@ -58,6 +63,8 @@ class Server:
     metrics: Metrics = field(default_factory=Metrics)
     batchers: dict[str, Batcher] = field(default_factory=dict)
     started: int = field(default_factory=lambda: int(time()))
+    clients: Counter[str] = field(default_factory=Counter)
+    """Requests in work, by the address that they came from."""
     writing: int = 0
     """Texts that are being written, each of which has an item in a queue, or an answer on its way."""
 
@@ -66,10 +73,11 @@ class Server:
             *page.ROUTES,
             Route("/health/live", self.live),
             Route("/health/ready", self.ready),
-            Route("/openapi.json", self.described),
+            Route("/openapi.json", self.guarded(self.described, free=True)),
             Route("/metrics", self.guarded(self.measured)),
             Route("/v1/models", self.guarded(self.listed)),
             Route("/v1/completions", self.guarded(self.completions), methods=["POST"]),
+            Route("/v1/chat/completions", self.guarded(self.chat), methods=["POST"]),
             Route("/v1/models/{model}/predict", self.guarded(self.predict), methods=["POST"]),
             Route("/v1/models/{model}/explain", self.guarded(self.explain), methods=["POST"]),
             Route("/v2", self.guarded(self.open_server)),
@@ -92,14 +100,20 @@ class Server:
                 self.batchers[name] = await stack.enter_async_context(made)
             yield
 
-    def guarded(self, call: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """With the token checked, what is wrong told in one sentence, and requests counted."""
+    def guarded(
+        self, call: Callable[[Request], Awaitable[Response]], free: bool = False
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """With the token checked (unless `free`), what is wrong told in one sentence, and requests counted."""
 
         async def handle(request: Request) -> Response:
-            start = perf_counter()
+            start, turn = perf_counter(), contextlib.ExitStack()
             try:
                 self.require_host(request)
-                self.require_token(request)
+                if not free:
+                    self.require_token(request)
+                if request.method == "POST":
+                    self.require_origin(request)
+                    turn.enter_context(self.turn(request))
                 response = await call(request)
             except Refused as error:
                 response = told(error.status, str(error), error.headers)
@@ -114,6 +128,13 @@ class Server:
             except Exception as error:
                 traceback.print_exception(error, file=sys.stderr)
                 response = told(500, "the model failed on this input: the server's log says how")
+            except BaseException:
+                turn.close()
+                raise
+            if isinstance(response, Events):  # which goes on after this
+                response.turn = turn
+            else:
+                turn.close()
             name = request.path_params.get("model", "")
             if name in self.models:
                 self.metrics.request(name, response.status_code, perf_counter() - start)
@@ -123,14 +144,39 @@ class Server:
 
     def require_host(self, request: Request) -> None:
         """A page of somebody else's, whose name was made to mean this machine, gets no answer (DNS rebinding)."""
-        host = request.headers.get("host", "")
-        name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
-        if self.limits.hosts and name.lower() not in self.limits.hosts:
-            raise Refused(421, f"the server is not called so, but {self.limits.hosts[0]}: --host makes it answer to all names")
+        if self.limits.hosts and name_of(request.headers.get("host", "")) not in self.limits.hosts:
+            raise Refused(421, f"the server is not called so, but {self.limits.hosts[0]}: --hosts gives it further names")
+
+    def require_origin(self, request: Request) -> None:
+        """A page of somebody else's may not make a browser send requests. Programs give no origin; a token is proof enough."""
+        origin = request.headers.get("origin")
+        if origin is None or self.limits.token:
+            return
+        host = origin.lower().partition("://")[2]
+        if not host or (host != request.headers.get("host", "").lower() and name_of(host) not in self.limits.origins):
+            raise Refused(
+                403, "a page of another origin may not ask the server: --hosts names those that may, or give it a token"
+            )
+
+    @contextlib.contextmanager
+    def turn(self, request: Request) -> Iterator[None]:
+        """One of the requests that an address may have in work. Errors: `Refused`."""
+        who = request.client.host if request.client else ""
+        if 0 < self.limits.per_client <= self.clients[who]:
+            raise Refused(429, f"{self.clients[who]} requests of yours are in work: wait for one", {"Retry-After": "1"})
+        self.clients[who] += 1
+        try:
+            yield
+        finally:
+            self.clients[who] -= 1
+            if not self.clients[who]:
+                del self.clients[who]
 
     def require_token(self, request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if self.limits.token and not hmac.compare_digest(given.encode(), f"Bearer {self.limits.token}".encode()):
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if self.limits.token and not (
+            kind.lower() == "bearer" and hmac.compare_digest(given.encode(), self.limits.token.encode())
+        ):
             raise Refused(401, "a bearer token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
     async def live(self, request: Request) -> Response:
@@ -165,8 +211,8 @@ class Server:
     async def predict(self, request: Request, explained: bool = False) -> Response:
         name = request.path_params["model"]
         model = self.model(name)
-        if explained and not isinstance(model, Pictures):
-            raise Refused(404, f"{name} does not explain its answers, classifiers of pictures do")
+        if explained and not model.explains:
+            raise Refused(404, f"{name} does not explain its answers: classifiers of pictures and translators do")
         async with asyncio.timeout(self.limits.timeout):
             inputs = await inputs_of(request, self.limits.body, isinstance(model, Pictures))
             found = await self.replies(request, name, inputs, explained)
@@ -185,6 +231,12 @@ class Server:
         from tasks.serving.completions import complete
 
         return await complete(self, request)
+
+    async def chat(self, request: Request) -> Response:
+        from tasks.serving.chat import CHAT
+        from tasks.serving.completions import complete
+
+        return await complete(self, request, CHAT)
 
     async def open_server(self, request: Request) -> Response:
         from tasks.serving import open_inference
@@ -209,7 +261,7 @@ class Server:
         return await open_inference.infer(self, request)
 
     async def answers(self, name: str, inputs: Sequence[Any], explained: bool = False) -> list[Any]:
-        """explained: of pictures. Errors: `BadInput`, `UserError`, `Busy`."""
+        """explained: of models that explain. Errors: `BadInput`, `UserError`, `Busy`."""
         model = self.models[name]
         items = await asyncio.to_thread(lambda: [model.read(value) for value in inputs])
         if explained:
@@ -217,7 +269,7 @@ class Server:
         if not isinstance(model, Generations):
             return await self.batchers[name].answers(items)
         with self.places(len(items)):
-            return [*await asyncio.gather(*(self.written(name, item) for item in items))]
+            return await together(self.written(name, item) for item in items)
 
     async def written(self, name: str, item: Writing) -> dict[str, Any]:
         text = "".join([piece async for piece in self.pieces(name, item)])
@@ -238,6 +290,34 @@ class Server:
         """A text as it comes. Other texts get their turn between any two pieces."""
         while (piece := (await self.batchers[name].answers([item]))[0]) is not None:
             yield piece
+
+
+def name_of(host: str) -> str:
+    """Without the port, in small letters."""
+    return (host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]).lower()
+
+
+class Events(StreamingResponse):
+    """Whose iterator is closed as soon as the client has gone, and then what it took is freed, also where it never began."""
+
+    turn: contextlib.ExitStack
+    held: contextlib.AsyncExitStack
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with self.turn:
+            async with self.held, aclosing(self.body_iterator):  # type: ignore
+                await super().__call__(scope, receive, send)
+
+
+async def together(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """What all of them give, or the first error; then the others end too."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return [*await asyncio.gather(*tasks)]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Gone(Exception):

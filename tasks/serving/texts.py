@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tasks.serving import schemas
 from tasks.serving.models import BadInput, Served, shown
@@ -118,8 +118,17 @@ class Questions(Served):
         return [{key: one[key] for key in ("answer", "score", "start", "end", "nbest")} for one in rows]
 
 
+class Line(NamedTuple):
+    """sentence: as the model reads it. longest: tokens of its translation, at most. explained: whether attention is asked for."""
+
+    sentence: str
+    longest: int
+    explained: bool = False
+
+
 class Translations(Served):
     task = "translation"
+    explains = True
 
     def load(self) -> None:
         from tasks.generation_config import generation_of
@@ -139,17 +148,34 @@ class Translations(Served):
         why = "one line; a line of too many tokens is refused too"
         return schemas.text(self.text, pattern=r"^[^\n]*$", description=why), schemas.made_of({"translation": schemas.text()})
 
-    def read(self, value: Any) -> Any:
+    def explained_schema(self) -> Schema:
+        pieces, told = schemas.listed(schemas.text()), self.schemas()[1]["properties"]
+        grid = schemas.listed(schemas.listed(schemas.number(minimum=0)), description="rows: pieces of the target")
+        return schemas.made_of({**told, "source": pieces, "target": pieces, "attention": grid})
+
+    def read(self, value: Any) -> Line:
         from tasks.translation_use import readable
 
         if "\n" in self.string(value):
             raise BadInput("an input must be one line: give lines as inputs of their own")
-        return readable([value], "an input", None, self.tokenizer, self.trained, self.generation)
+        (sentence,), longest = readable([value], "an input", None, self.tokenizer, self.trained, self.generation)
+        return Line(sentence, longest)
 
-    def answer(self, items: Sequence[Any]) -> list[Any]:
+    def answer(self, items: Sequence[Line]) -> list[Any]:
         from tasks.translation_use import translated
 
-        sentences, longest = [sentence for (sentence,), _ in items], items[0][1]
+        sentences = [one.sentence for one in items]
         with self.precise:
-            found = translated(self.model, self.tokenizer, sentences, self.how, self.generation, longest=longest)
-        return [{"translation": best.text} for best, *_ in found]
+            found = translated(self.model, self.tokenizer, sentences, self.how, self.generation, longest=items[0].longest)
+            rows = [{"translation": best.text} for best, *_ in found]
+            for one, row in zip(items, rows, strict=True):
+                row |= self.attention(one.sentence, row["translation"]) if one.explained else {}
+        return rows
+
+    def attention(self, sentence: str, translation: str) -> dict[str, Any]:
+        from tasks.translating import attention_between
+
+        if not sentence:
+            return {"source": [], "target": [], "attention": []}
+        weights, source, target = attention_between(self.model, self.tokenizer, sentence, translation)
+        return {"source": source, "target": target, "attention": [[round(x, 6) for x in row] for row in weights.tolist()]}

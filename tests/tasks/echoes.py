@@ -43,6 +43,9 @@ class Other(Served):
     def load(self):
         pass
 
+    def schemas(self):
+        return {}, {}
+
 
 def server(**limits):
     made = [kind(Path(), "cpu", "fp32", 500, 4) for kind in (Echo, Other)]

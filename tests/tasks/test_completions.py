@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,6 +140,55 @@ def test_a_fault_is_told_at_once_or_in_the_stream(client):
 def test_what_is_not_there_is_refused(client, body, status, said):
     response = post(client, **{"prompt": "a", **body})
     assert response.status_code == status
+    assert said in response.json()["error"]["message"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- chats
+
+
+def chat(client, *messages, **body):
+    messages = [{"role": role, "content": content} for role, content in messages]
+    return client.post("/v1/chat/completions", json={"model": "echo", "messages": messages, **body})
+
+
+def test_a_chat_has_the_shape_of_openais(client):
+    found = chat(client, ("system", "ab"), ("user", "c"), max_tokens=5, n=2).json()
+    assert re.fullmatch(r"chatcmpl-\w{32}", found.pop("id"))
+    assert isinstance(found.pop("created"), int)
+    one = {"message": {"role": "assistant", "content": "ab\nca"}, "logprobs": None, "finish_reason": "length"}
+    assert found == {
+        "object": "chat.completion", "model": "echo", "choices": [{"index": 0, **one}, {"index": 1, **one}],
+        "usage": {"prompt_tokens": 8, "completion_tokens": 10, "total_tokens": 18},
+    }  # fmt: skip
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert chat(client, ("user", parts), max_completion_tokens=3).json()["choices"][0]["message"]["content"] == "a\nb"
+
+
+def test_a_chat_is_streamed_in_pieces(client):
+    found = events(chat(client, ("user", "ab"), max_tokens=3, stream=True).text)
+    assert {one["object"] for one in found} == {"chat.completion.chunk"}
+    assert [one["choices"][0]["delta"].get("content", "") for one in found] == ["a", "b", "a", ""]
+    assert [one["choices"][0]["finish_reason"] for one in found] == [None, None, None, "length"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"messages": []}, "messages must be a list"),
+        ({"messages": None}, "messages must be a list"),
+        ({"messages": ["a"]}, 'and content, got "a"'),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "a message must have a role, one of system, developer, user"),
+        ({"messages": [{"role": "user", "content": 1}]}, "the content of a message must be a string"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "must be a string"),
+        ({"prompt": "a"}, "'prompt' is no setting of a chat"),
+        ({"logprobs": True}, "logprobs is not supported"),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, "are the same: give one"),
+        ({"tools": []}, "'tools' is no setting"),
+    ],
+)
+def test_what_a_chat_has_not_is_refused(client, body, said):
+    response = chat(client, ("user", "a"), **{"logprobs": False, **body})
+    assert response.status_code == 422
     assert said in response.json()["error"]["message"]
 
 

@@ -12,10 +12,8 @@ import pytest
 
 pytest.importorskip("starlette.testclient", reason="serving needs zooproof[serving]")
 from asking import INPUTS, PICTURE, client_of, close, error, outputs, pixels
-from echoes import server as echoes
 from json_schemas import fits, misfits
 
-from tasks.serve import names_of
 from tasks.serving.page import FILES
 from tasks.serving.server import Server
 
@@ -78,10 +76,13 @@ def mutants(value):
         yield {**value, "unknown": 1}
 
 
-@pytest.mark.parametrize("name", [*INPUTS, "completions"])
+@pytest.mark.parametrize("name", [*INPUTS, "completions", "chat"])
 def test_what_the_description_forbids_is_refused_and_the_rest_is_not(client, told, name):
     """Whatever it says is right is answered, or has a reason that a schema cannot tell."""
-    if name == "completions":
+    if name == "chat":
+        said = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+        path, body = "/v1/chat/completions", {"model": "generation", "messages": said, "max_tokens": 1, "stop": [*" eta"]}
+    elif name == "completions":
         path, body = (
             "/v1/completions",
             {
@@ -113,7 +114,7 @@ def test_what_the_description_forbids_is_refused_and_the_rest_is_not(client, tol
 
 
 BEYOND = ("picture in base64", "cannot be read as an image", "images, at most", "is no class", "trained without classes",
-          "must be below 2**63")  # fmt: skip
+          "must be below 2**63", "are the same: give one")  # fmt: skip
 """Of what is refused though it fits its schema."""
 
 
@@ -173,6 +174,7 @@ def test_the_page_has_a_form_for_each_task_and_finds_what_it_looks_for(client, t
         assert f"/{path}" in told["paths"]
     for what in re.findall(r'path\("(\w+)"\)', script):
         assert f"/v1/models/image/{what}" in told["paths"]
+        assert f"/v1/models/translation/{what}" in told["paths"]
 
 
 def test_what_speaks_for_a_class_is_told(client, told):
@@ -190,22 +192,22 @@ def test_what_speaks_for_a_class_is_told(client, told):
     assert "does not explain" in error(client.post("/v1/models/text/explain", json={"inputs": ["a"]}), 404)
 
 
-# --------------------------------------------------------------------------------------------------- other names of a host
-
-
-@pytest.mark.parametrize(
-    ("host", "strict"), [("127.0.0.1", 1), ("localhost", 1), ("::1", 1), ("127.0.0.2", 1), ("0.0.0.0", 0), ("a.b", 0)]
-)
-def test_a_server_of_this_machine_answers_to_its_own_names(host, strict):
-    """Else a page of somebody else's, whose name is made to mean this machine, could read what the models say."""
-    names = names_of(host)
-    assert bool(names) == bool(strict)
-    with client_of(echoes(), hosts=names) as client:
-        for name in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LocalHost:1"):
-            assert client.get("/v1/models", headers={"Host": name}).status_code == 200
-        for name in ("evil.example", "127.0.0.1.evil.example:8000", "", "[::2]"):
-            response = client.get("/v1/models", headers={"Host": name})
-            assert response.status_code == (421 if strict else 200)
+def test_what_a_translation_looks_at_is_told(client, told):
+    _, answer = asked(told, "/v1/models/translation/explain")
+    lines = ["eins zwei", "", "drei"]
+    response = client.post("/v1/models/translation/explain", json={"inputs": lines})
+    assert not [*misfits(response.json(), answer)]
+    found = response.json()["outputs"]
+    assert close([{"translation": one["translation"]} for one in found], outputs(client, "translation", lines))
+    assert found[1] == {"translation": "", "source": [], "target": [], "attention": []}
+    for one in (found[0], found[2]):
+        assert one["source"][-1] == one["target"][-1] == "</s>"
+        assert len(one["attention"]) == len(one["target"])
+        for row in one["attention"]:
+            assert len(row) == len(one["source"])
+            assert sum(row) == pytest.approx(1, abs=1e-4)
+    (alone,) = client.post("/v1/models/translation/explain", json={"inputs": lines[2:]}).json()["outputs"]
+    assert close(found[2], alone), "neighbours of a batch are not looked at"
 
 
 # -------------------------------------------------------------------------------------------------------------- tensors
@@ -259,7 +261,7 @@ def test_a_server_tells_of_itself_in_v2(client):
         ({"id": 1}, "id must be a string"),
         ({"nowhere": 1}, "'nowhere' is no part of a request"),
         ({"outputs": [{"name": "x"}]}, "one of output, label, scores"),
-        ({"outputs": "x"}, "outputs must be objects"),
+        *(({"outputs": wrong}, "outputs must be objects") for wrong in ("x", {}, "", None, 0, False)),
         ({"name": "x"}, "inputs must be text, got x"),
         ({"datatype": "FP32"}, 'datatype BYTES, got "FP32"'),
         ({"data": "a"}, "data, a list of strings"),
