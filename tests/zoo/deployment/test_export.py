@@ -172,9 +172,10 @@ def counted(tokens):
     return torch.tensor(float(tokens.shape[1])) + sum(tokens[:, n] for n in range(tokens.shape[1]))
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 cannot load this program")
 def test_a_model_that_holds_for_one_size_alone_is_refused_unless_that_is_fixed(tmp_path):
     model, tokens = Doubled(counted), torch.ones(2, 4)
-    with pytest.raises((ValueError, RuntimeError), match="fixed must have 'length': as a program|see `fixed`"):
+    with pytest.raises((ValueError, RuntimeError), match=r"fixed must have 'length': as a program|see `fixed`"):
         zoo.export(model, tokens, tmp_path / "x.pt2", to="torch")
     assert [*tmp_path.iterdir()] == []
     zoo.export(model, tokens, tmp_path / "x.pt2", to="torch", fixed=["length"])
