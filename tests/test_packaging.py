@@ -32,7 +32,9 @@ MAY_IMPORT = {
         "gguf",
         "tokenizers",
         "PIL",
-    },  # the last six when they are needed
+        "onnx",
+        "onnxruntime",
+    },  # the last eight when they are needed
 }
 """First names of the modules that a package may import, besides Python's own. `tasks` may import whatever is declared."""
 

@@ -9,7 +9,7 @@ import json
 import sys
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -174,9 +174,8 @@ class Server:
 
     def require_token(self, request: Request) -> None:
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if self.limits.token and not (
-            kind.lower() == "bearer" and hmac.compare_digest(given.encode(), self.limits.token.encode())
-        ):
+        right = kind.lower() == "bearer" and hmac.compare_digest(given.encode(), self.limits.token.encode())
+        if self.limits.token and not right:
             raise Refused(401, "a bearer token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
     async def live(self, request: Request) -> Response:
@@ -286,7 +285,7 @@ class Server:
         finally:
             self.writing -= number
 
-    async def pieces(self, name: str, item: Writing) -> AsyncIterator[str]:
+    async def pieces(self, name: str, item: Writing) -> AsyncGenerator[str]:
         """A text as it comes. Other texts get their turn between any two pieces."""
         while (piece := (await self.batchers[name].answers([item]))[0]) is not None:
             yield piece

@@ -135,6 +135,8 @@ def test_a_fault_is_told_at_once_or_in_the_stream(client):
         ({"prompt": 1}, 422, "prompt must be a string"),
         ({"prompt": ["a", "b"], "stream": True}, 422, "one string, and n 1, where it is streamed"),
         ({"nowhere": 1}, 422, "'nowhere' is no setting"),
+        ({"max_new_tokens": 1}, 422, "'max_new_tokens' is no setting"),
+        ({"temperature": 0, "greedy": False}, 422, "temperature 0 takes the likeliest token"),
     ],
 )
 def test_what_is_not_there_is_refused(client, body, status, said):
@@ -204,13 +206,16 @@ def test_places_are_bounded_and_come_back():
                 assert made.writing == 0
 
 
-def test_who_goes_away_frees_the_place():
-    """In the midst of a stream that would last for ever; and before an answer."""
+@pytest.mark.parametrize("heard", [0, 1, 5])
+def test_who_goes_away_frees_the_place(heard):
+    """Before a stream that would last for ever has begun, and in its midst; and before an answer."""
 
     async def play():
         made = server()
         app = made.app()
         gone, sent = asyncio.Event(), []
+        if not heard:
+            gone.set()
         body = json.dumps({"model": "echo", "prompt": "ab", "max_tokens": 10**9, "stream": True}).encode()
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -222,7 +227,7 @@ def test_who_goes_away_frees_the_place():
 
         async def send(message):
             sent.append(message)
-            if len(sent) == 5:
+            if len(sent) == heard:
                 assert made.writing == 1
                 gone.set()
 

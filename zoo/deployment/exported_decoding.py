@@ -27,7 +27,8 @@ class Past(Cache):
     """A cache that leaves what it was given alone: `append` makes new tensors of the past and what comes."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values, self.start = keys, values, None
+        self.keys, self.values = keys, values
+        self.start: Tensor | None = None
 
     def slots(self, new: int, device: torch.device) -> Tensor:
         return torch.arange(new, device=device) + self.keys.shape[2]
@@ -104,5 +105,5 @@ class Crossed(CrossCache):
         self.keys, self.values = keys, values
 
 
-def attention_of(part: nn.Module) -> MultiHeadAttention:
+def attention_of(part: Any) -> MultiHeadAttention:
     return next(module for module in part.modules() if isinstance(module, MultiHeadAttention))

@@ -9,10 +9,12 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
 from small_models import FAMILIES, inputs_of
 from torch import nn
 
 import zoo
+from layers.testing.profiles import THOROUGH
 from zoo.deployment import export as module
 from zoo.deployment.export import ENDINGS, runner
 from zoo.deployment.exported_decoding import Encoder, Step
@@ -24,6 +26,11 @@ FIXED = LOOPS | {"googlenet": ("height", "width")}
 """What holds for one size alone: loops over tokens; poolings that round sizes up, which torch.export cannot reason about."""
 OF_ONNX = FIXED | dict.fromkeys(["lstm_small", "bigru_small"], ("length",))
 """And recurrent networks, of which torch writes every step down."""
+SOME = (
+    "vgg11_bn", "resnet20", "googlenet", "mobilenet_v3_small", "bert_small", "gpt_small", "fasttext", "lstm_small", "dcgan_8",
+    "dit_small",
+)  # fmt: skip
+"""What is written as ONNX in every run; all families are in thorough ones."""
 
 
 def small(name):
@@ -38,7 +45,7 @@ def small(name):
     return model, example
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES if settings().max_examples >= THOROUGH else SOME)
 def test_every_model_as_onnx(name, tmp_path):
     """Checked by `zoo.export` at batches of 1, 2 and 3, and other lengths and sizes of images; here at drawn values too."""
     if torch.__version__.startswith("2.6.") and name in ("unet_small", "vae_small"):
