@@ -32,6 +32,7 @@ from tasks.loading import prepared
 from tasks.logs import Log, means, tracker
 from tasks.optimizers import learning_rate
 from tasks.options import EngineOptions
+from tasks.profiling import Profile
 from tasks.recompute import blocks, recomputing
 from tasks.task import Task
 from zoo import files
@@ -79,6 +80,7 @@ class Run:
         self.steps_per_epoch = len(task.train.batches(0))
         self.workers = task.workers if options.workers is None else options.workers
         self.log = Log(self)
+        self.profile = Profile(self.model, folder, options.profile) if options.profile and self.main else None
 
     # ------------------------------------------------------------------------------------------------ one step
 
@@ -245,6 +247,8 @@ class Run:
         except Diverged as error:
             kept = f"the last good checkpoint is {self.last}" if self.last.exists() else "no checkpoint had been written yet"
             raise Diverged(f"{error}; {kept}. A smaller --lr or --clip 1 may help") from error
+        if self.profile is not None:
+            self.profile.end()
         best, last, primary = self.best(), self.history[-1], f"valid_{self.task.primary.name}"
         summary = {name: value for name, value in last.items() if name.startswith(("train_", "valid_"))} | {
             f"best_{primary}": best[primary],
@@ -278,7 +282,8 @@ class Run:
         with bar:
             left = batches[self.position :]
             for indices, examples in zip(left, prepared(self.examples, left, self.workers), strict=True):
-                sums = self.train_step(indices, examples)
+                with self.profile.step() if self.profile else contextlib.nullcontext():
+                    sums = self.train_step(indices, examples)
                 for name, value in sums.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
                 self.log.step(sums)

@@ -194,6 +194,9 @@ class EngineOptions(Options):
     )
     seed: int = option(0, "of initial weights, order, augmentation and dropout", least=0)
     log_every: int = option(0, "steps between lines in steps.jsonl; 0 is off", least=0)
+    profile: int = option(
+        0, "steps to profile, after two: a trace.json of torch's profiler, and the ten most costly blocks; 0 is off", least=0
+    )
     tracker: str = option("auto", "wandb, tensorboard or another one that accelerate knows; none; auto is tensorboard if there")
     checkpoint_every: int = option(0, "steps between checkpoints; there is one after every epoch anyway", least=0)
     resume: bool = option(False, "continue the run --name where its last checkpoint is")
@@ -208,6 +211,8 @@ class EngineOptions(Options):
         require_device(self)
         if self.gradient_checkpointing and self.compile:
             raise UserError("--gradient_checkpointing and --compile exclude each other: a compiler decides itself what to keep")
+        if self.profile and self.compile:
+            raise UserError("--profile and --compile exclude each other: a compiler leaves no blocks to tell apart")
 
 
 def require_device(options: Any) -> None:

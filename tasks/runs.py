@@ -25,7 +25,7 @@ from tasks.saved import flattened, require_run_of
 from tasks.task import Task
 from zoo import files, saving
 
-FREE = {"resume", "name", "runs_dir", "device", "workers", "tracker", "checkpoint_every"}
+FREE = {"resume", "name", "runs_dir", "device", "workers", "tracker", "checkpoint_every", "profile"}
 """Options that a resumed run may change: they leave the numbers alone."""
 PLACES = {"data", "data_root", "train", "valid", "test", "dataset_path", "prepared", "tokenizer"}
 """Options that say where the data is, which may have moved: it is compared itself."""

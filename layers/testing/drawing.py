@@ -179,7 +179,7 @@ def fill(module: nn.Module, generator: torch.Generator, skip: Sequence[str] = ()
             if name not in saved or kept(name) or not (tables or last in STATISTICS) or is_mask(buffer):
                 continue
             if buffer.is_floating_point():
-                buffer.copy_(uniform(buffer, 0.05, 4) if "var" in name else normal(buffer, 1))
+                buffer.copy_(uniform(buffer, 0.05, 4) if "var" in last else normal(buffer, 1))
             elif name.endswith("num_batches_tracked"):
                 buffer.fill_(int(torch.randint(1, 10, (), generator=generator)))
     return module
