@@ -162,7 +162,7 @@ def test_measuring_again(here, capsys, monkeypatch):
     assert "accuracy" in said
     assert said.endswith("\ntorchmetrics' distance\n")
     ((real, made, device),) = asked
-    assert real.shape == made.shape == (COUNT, 1, 8, 8)
+    assert real.shape == made.shape == (COUNT, 3, 8, 8)
     assert real.dtype == made.dtype == torch.uint8
     assert not torch.equal(real, made)
     assert device.type == "cpu"
