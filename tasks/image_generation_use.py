@@ -44,6 +44,7 @@ class SamplingOptions(Options):
     sampler: str | None = option(None, "how an image comes out of noise (default: the model's own)", SAMPLERS)
     steps: int | None = option(None, "of the sampler, of which heun asks the network twice (default: the model's own)", least=1)
     guidance: float | None = option(None, "how much more an image is to be like its class: 1 is no more (default: the model's)")
+    compile: bool = option(False, "make the network faster first, which takes a minute or so: for thousands of images")
 
 
 @dataclass
@@ -91,6 +92,21 @@ class Loaded:
         self.noise_shape = self.generator.noise_shape(model, tuple(self.shape))
         self.model, self.precision = placed(model.eval(), options)
         self.device = next(self.model.parameters()).device
+        if options.compile:
+            self.require_diffusion("--compile")
+        self.network: Any = None if options.compile else self.model
+
+    def prepare(self, noise: Tensor) -> None:
+        """For --compile: the network is optimized for so many images, or for as many as are made at a time."""
+        import torch
+
+        import zoo
+        from tasks.generators import BATCH
+
+        if self.network is None:
+            with self.precision:
+                half = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else None
+            self.network = zoo.optimize(self.model, noise[:BATCH].to(self.device), half)
 
     def noise(self, count: int, seed: int) -> Tensor:
         import torch
@@ -98,8 +114,9 @@ class Loaded:
         return torch.randn(count, *self.noise_shape, generator=torch.Generator().manual_seed(seed))
 
     def pictures(self, noise: Tensor, labels: Tensor | None, seed: int) -> Tensor:
+        self.prepare(noise)
         with self.precision:
-            return self.generator.pictures(self.model, noise, labels, seed)
+            return self.generator.pictures(self.network, noise, labels, seed)
 
     def require_diffusion(self, option: str) -> None:
         """Errors: `UserError` for a model that makes an image in a single step."""
@@ -139,7 +156,7 @@ def sample(given: dict[str, Any]) -> None:
     if options.film:
         with torch.inference_mode(), found.precision:
             given_labels = None if labels is None else labels.to(found.device)
-            steps = found.generator.stream(found.model, noise.to(found.device), given_labels, options.seed)
+            steps = found.generator.stream(found.network, noise.to(found.device), given_labels, options.seed)
             scenes = [as_bytes(noise), *(as_bytes(step.images) for step in steps)]
         sheets.film(Path(options.film), [scene.split(wide) for scene in scenes])
         print(f"{options.film}: {len(scenes)} pictures")
@@ -167,8 +184,9 @@ def inpaint(given: dict[str, Any]) -> None:
     if bool(missing.all()) or not bool(missing.any()):
         raise UserError(f"--mask {options.mask} must be white where the picture is missing, and black elsewhere")
     here = as_values(image).to(found.device), ~missing.to(found.device)
-    network = Holding(found.model, found.generator.path, *here)
     noise = found.noise(options.count, options.seed).to(found.device)
+    found.prepare(noise)
+    network = Holding(found.network, found.generator.path, *here)
     with torch.inference_mode(), found.precision:
         labels = None if labels is None else labels.to(found.device)
         filling = as_bytes(found.generator.images(network, noise, labels, options.seed))

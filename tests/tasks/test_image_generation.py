@@ -110,6 +110,7 @@ def test_every_kind_learns_and_makes_images(here, tmp_path, capsys, model):
     if model != "dit":
         assert "steps must be left out" in one_line(capsys, main, *use("sample", tmp_path, "a", "--steps", 3))
         assert "--film is for models" in one_line(capsys, main, *use("sample", tmp_path, "a", "--film", tmp_path / "a.gif"))
+        assert "--compile is for models" in one_line(capsys, main, *use("sample", tmp_path, "a", "--compile"))
 
 
 def test_sheets_and_films(here, tmp_path, capsys):
@@ -140,13 +141,38 @@ def test_films_end_with_the_sheet_and_begin_with_noise(here, tmp_path):
         assert opened.convert("RGB").tobytes() != sheet.tobytes()
 
 
+def test_a_compiled_network_makes_the_same_images(here, tmp_path, monkeypatch, digits):
+    """But for the compiler: what it makes of a network is held against the model by `test_compiled_diffusion`."""
+    made = []
+    monkeypatch.setattr(zoo, "optimize", lambda model, example, dtype: made.append((*example.shape, dtype)) or model)
+    picture = tmp_path / "image.png"
+    Image.fromarray(digits.test.pixels[torch.arange(1)][0, 0].numpy()).save(picture)
+    commands = {
+        "sample": ["--classes", "3", "--count", 2, "--film", tmp_path / "film.gif"],
+        "inpaint": ["--image", picture, "--mask", mask_of(tmp_path), "--count", 5],
+    }
+    for command, words in commands.items():
+        found = []
+        for more in ([], ["--compile"]):
+            out = tmp_path / "out.png"
+            assert main([*use(command, here, "flow", "--out", out, *words, *more)]) == 0
+            found.append(out.read_bytes())
+        assert found[0] == found[1]
+    assert made == [(2, 3, 8, 8, None), (5, 3, 8, 8, None)]
+
+
+def mask_of(folder):
+    """The lower half is missing."""
+    pixels = torch.zeros(8, 8, dtype=torch.uint8)
+    pixels[4:] = 255
+    Image.fromarray(pixels.numpy()).save(folder / "mask.png")
+    return folder / "mask.png"
+
+
 def test_what_is_known_of_a_picture_stays(here, tmp_path, digits):
     image = digits.test.pixels[torch.arange(1)][0]
-    mask = torch.zeros(8, 8, dtype=torch.uint8)
-    mask[4:] = 255
-    for name, pixels in (("image", image[0]), ("mask", mask)):
-        Image.fromarray(pixels.numpy()).save(tmp_path / f"{name}.png")
-    given = ["--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png"]
+    Image.fromarray(image[0].numpy()).save(tmp_path / "image.png")
+    given = ["--image", tmp_path / "image.png", "--mask", mask_of(tmp_path), "--out", tmp_path / "out.png"]
     for name, more in (("flow", ("--label", "3")), ("flow", ()), ("ddpm", ())):
         assert main([*use("inpaint", here, name, *given, "--count", 12, *more)]) == 0
         assert size(tmp_path / "out.png") == (10 * 50 + 2, 3 * 50 + 2)
