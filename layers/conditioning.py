@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers.checks import require, require_axes
+from layers.checks import is_traced, require, require_axes
 from layers.embedding import require_indices, require_known
 from layers.positions import Sinusoidal
 
@@ -99,13 +99,14 @@ class ClassEmbedding(nn.Module):
     def forward(self, classes: Tensor) -> Tensor:
         require_axes(classes, "classes", "batch")
         require_indices(classes, "classes")
-        known = classes
         if self.training and self.dropout > 0:
+            if classes.is_cpu and not is_traced():  # else an unknown one would now and then be dropped, and not be told
+                require_known(classes, "classes", self.no_class + 1)
             classes = classes.masked_fill(torch.rand(classes.shape, device=classes.device) < self.dropout, self.no_class)
         try:
             return self.table(classes)
         except IndexError:
-            require_known(known, "classes", self.no_class + 1)
+            require_known(classes, "classes", self.no_class + 1)
             raise
 
 

@@ -155,7 +155,7 @@ def test_classes_are_dropped_in_training_alone_and_as_often_as_asked():
 @pytest.mark.parametrize("train", [False, True])
 def test_unknown_classes_are_refused(given, message, train):
     with pytest.raises(ValueError, match=message):
-        ClassEmbedding(3, 2, dropout=0.0).train(train)(given)
+        ClassEmbedding(3, 2, dropout=0.99).train(train)(given)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- norms
