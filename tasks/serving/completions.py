@@ -90,6 +90,8 @@ def asked(server: Server, found: dict[str, Any]) -> Asked:
     many = whole_number(found.get("n", 1), "n", CHOICES)
     if stream and len(prompts) * many > 1:
         raise BadInput("prompt must be one string, and n 1, where it is streamed")
+    if (texts := len(prompts) * many) > server.limits.queue:  # before there is an object for each
+        raise BadInput(f"prompt and n must ask for {server.limits.queue} texts at most, got {texts:,}")
     inputs = [{**settings, **own, "prompt": one} for one in prompts for _ in range(many)]
     if many > 1:
         seed = whole_number(settings.get("seed", 0), "seed", schemas.LARGEST - many, least=0)
@@ -200,7 +202,7 @@ def settings_of(server: Server) -> dict[str, Schema]:
     stop = schemas.text(minLength=1, maxLength=STOP)
     asks = {
         "model": schemas.one_of(*writers(server)),
-        "prompt": schemas.either(prompt, schemas.listed(prompt, 1)),
+        "prompt": schemas.either(prompt, schemas.listed(prompt, 1, server.limits.queue)),
         "max_tokens": ours["max_new_tokens"] | {"default": TOKENS},
         "temperature": ours["temperature"] | {"description": "0 takes the likeliest token each time"},
         "n": schemas.integer(minimum=1, maximum=CHOICES, default=1),

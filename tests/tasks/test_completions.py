@@ -197,8 +197,14 @@ def test_what_a_chat_has_not_is_refused(client, body, said):
 def test_places_are_bounded_and_come_back():
     made = server(queue=2)
     with testclient.TestClient(made.app()) as client:
-        full = post(client, prompt=["a", "b", "c"])
+        never = post(client, prompt=["a", "b", "c"])
+        assert never.status_code == 422, "however long it waits"
+        assert "prompt and n must ask for 2 texts at most, got 3" in never.json()["error"]["message"]
+        assert post(client, prompt=["a"] * 100_000, n=16, max_tokens=1).status_code == 422
+        made.writing = 1
+        full = post(client, prompt=["a", "b"])
         assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        made.writing = 0
         for prompt in ("ab", "!", "ab!"):
             for stream in (False, True):
                 with testclient.TestClient(made.app(), raise_server_exceptions=False) as other:
