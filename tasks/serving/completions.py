@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -18,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tasks.serving import schemas
+from tasks.serving.batcher import Busy
 from tasks.serving.bodies import Refused, body_of, json_of
 from tasks.serving.models import BadInput
 from tasks.serving.schemas import Schema
@@ -186,8 +189,11 @@ async def events(
         yield event(head | {"choices": [form.piece("", reason)], "usage": usage(server.models[name], [item])})
     except TimeoutError:
         yield event({"error": {"message": f"not done within {server.limits.timeout:g} seconds", "type": "server_error"}})
-    except Exception:
-        yield event({"error": {"message": "the model failed on this input", "type": "server_error"}})
+    except Busy as error:
+        yield event({"error": {"message": f"too much to do: {error}", "type": "server_error"}})
+    except Exception as error:
+        traceback.print_exception(error, file=sys.stderr)
+        yield event({"error": {"message": "the model failed on this input: the server's log says how", "type": "server_error"}})
     yield b"data: [DONE]\n\n"
 
 

@@ -109,11 +109,13 @@ def test_several_texts_of_a_prompt_have_seeds_of_their_own(client, monkeypatch):
     assert [one["seed"] for one in seen] == [5, 6, 5, 6]
 
 
-def test_a_fault_is_told_at_once_or_in_the_stream(client):
+def test_a_fault_is_told_at_once_or_in_the_stream(client, capsys):
     assert post(client, prompt="!", stream=True).status_code == 500
     *pieces, last = events(post(client, prompt="ab!", stream=True).text)
     assert len(pieces) == 2
-    assert last == {"error": {"message": "the model failed on this input", "type": "server_error"}}
+    said = "the model failed on this input: the server's log says how"
+    assert last == {"error": {"message": said, "type": "server_error"}}
+    assert capsys.readouterr().err.count("ValueError: a fault") == 2
     assert post(client, prompt="a").status_code == 200
 
 
