@@ -264,7 +264,7 @@ def test_a_damaged_model_is_found_before_it_is_asked(served, tmp_path, capsys):
     config = json.loads((tmp_path / "noise" / "config.json").read_text())
     (tmp_path / "noise" / "config.json").write_text(json.dumps(config | {"image": [3, 8, 8]}))
     line = one_line(capsys, serve.main, str(tmp_path / "noise"))
-    assert "noise: the model fails on an example: images: channels must be 1, got 3" in line or "channels" in line
+    assert "noise: the model fails on an example: images: channels must be 1, got 3" in line
 
 
 @pytest.mark.parametrize(
