@@ -39,10 +39,17 @@ def export(given: dict[str, Any]) -> None:
             about = write(options, out)
         except ModuleNotFoundError as error:
             raise UserError(str(error)) from error
-        except RuntimeError as error:
-            raise UserError(f"{options.run[0]}: {error}") from error
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{options.run[0]}: {error}{way_out(options, str(error))}") from error
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, takes {', '.join(about['inputs'])}, gives {', '.join(about['outputs'])}")
     print(f"{out.with_suffix('.json')}: what a program needs to know beside it")
+
+
+def way_out(options: ExportOptions, why: str) -> str:
+    """Where `zoo.export` says that some sizes must be fixed: how a command does that."""
+    if "fixed" not in why or options.fixed_size:
+        return ""
+    return "; --fixed_size fixes those of images, and of texts `zoo.export` does, called in Python"
 
 
 def require_free(beside: Path) -> None:

@@ -54,13 +54,15 @@ function element(name, text = "", attributes = {}) {
   return found;
 }
 
+const percent = (score) => `${(100 * score).toFixed(1)} %`;
+
 function bars(scores) {
   const table = element("table");
   for (const [name, score] of Object.entries(scores)) {
     const row = table.insertRow();
     row.insertCell().textContent = name;
     row.insertCell().append(element("meter", "", { min: 0, max: 1, value: score, "aria-label": name }));
-    row.insertCell().textContent = `${(100 * score).toFixed(1)} %`;
+    row.insertCell().textContent = percent(score);
   }
   return table;
 }
@@ -101,8 +103,6 @@ function attended({ source, target, attention }) {
   wide.append(table);
   return [element("p", "What each piece of the translation (rows) looks at in the line (columns)", { id: "looks", class: "hint" }), wide];
 }
-
-const percent = (score) => `${(100 * score).toFixed(1)} %`;
 
 // --------------------------------------------------------------------------------------------------------------- drawing
 
@@ -334,6 +334,7 @@ function choose() {
   $("second").hidden = model.about.texts !== 2;
   $("languages").textContent = model.about.source ? `from ${model.about.source} to ${model.about.target}` : "";
   $("classes").hidden = !model.about.classes?.length;
+  $("chosen").value = ""; // classes of another model
   $("chosen").title = (model.about.classes ?? []).join(", ");
 }
 $("model").addEventListener("change", choose);

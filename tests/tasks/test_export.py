@@ -83,6 +83,17 @@ def test_what_cannot_be_exported_is_told_in_one_line(words, said, served, tmp_pa
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("error", [ValueError("fixed must have 'height'"), RuntimeError("the file fails; see `fixed`")])
+def test_who_must_fix_a_size_is_told_by_which_option(error, tmp_path, capsys, monkeypatch):
+    def fail(options, out):
+        raise error
+
+    monkeypatch.setattr(export, "write", fail)
+    option = "; --fixed_size fixes those of images, and of texts `zoo.export` does, called in Python\n"
+    assert one_line(capsys, export.main, str(tmp_path)) == f"error: {tmp_path}: {error}{option}"
+    assert one_line(capsys, export.main, str(tmp_path), "--fixed_size") == f"error: {tmp_path}: {error}\n"
+
+
 def test_a_file_of_the_run_is_not_written_over(tmp_path, capsys):
     """What stands beside config.onnx would be config.json; what an export left may be written anew."""
     beside = tmp_path / "config.json"
