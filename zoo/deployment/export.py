@@ -74,9 +74,9 @@ def export(
              "target_length". Calls of another size are then errors of the runtime.
     opset:   of ONNX, 20 by default.
     Encoders and decoding steps of models that write texts: see `zoo.deployment.exported_decoding`.
-    Errors: `ValueError` for arguments that do not fit, a model that is not in float32 or float64, or for ONNX not on the processor,
-            and an axis that the model has but for one size; `ModuleNotFoundError` that names the extra, without the packages of the
-            format; `RuntimeError` where torch cannot export the model, or the file does not compute what the model does.
+    Errors: `ValueError` for arguments that do not fit, a model that is not in float32 or float64, or for ONNX on a GPU,
+            and an axis that the model has but for one size; `ModuleNotFoundError` that names the extra, without the packages of
+            the format; `RuntimeError` where torch cannot export the model, or the file does not compute what the model does.
     """
     require(to in ENDINGS, "to", to, f"one of {', '.join(ENDINGS)}")
     path = Path(path)
