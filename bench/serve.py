@@ -144,6 +144,8 @@ def main() -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=quiet, text=True, env=place) as server:
         try:
             line = server.stdout.readline()  # type: ignore
+            if "http://" not in line:
+                sys.exit(f"{given.run} is not served: python -m tasks.serve {given.run} says why")
             port = int(line.rpartition(":")[2])
             name = json.loads(get(port, "/v1/models"))["data"][0]["id"]
             told = json.loads(get(port, "/openapi.json"))["paths"][f"/v1/models/{name}/predict"]["post"]

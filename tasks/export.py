@@ -11,6 +11,7 @@ from typing import Any
 from tasks import commands
 from tasks.commands import Command, checking_input
 from tasks.options import Options, UserError, option
+from tasks.saved import program_of, read_object
 
 PROGRAM = "tasks.export"
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "aot": ".pt2", "torchscript": ".pt"}
@@ -33,14 +34,28 @@ def export(given: dict[str, Any]) -> None:
         out = Path(options.out or Path(options.run[0]) / f"model{FORMATS[options.to]}")
         if out.suffix != FORMATS[options.to]:
             raise UserError(f"--out must end in {FORMATS[options.to]} for --to {options.to}, got {options.out}")
+        require_free(out.with_suffix(".json"))
         try:
             about = write(options, out)
         except ModuleNotFoundError as error:
             raise UserError(str(error)) from error
-        except RuntimeError as error:
-            raise UserError(f"{options.run[0]}: {error}") from error
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{options.run[0]}: {error}{way_out(options, str(error))}") from error
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, takes {', '.join(about['inputs'])}, gives {', '.join(about['outputs'])}")
     print(f"{out.with_suffix('.json')}: what a program needs to know beside it")
+
+
+def way_out(options: ExportOptions, why: str) -> str:
+    """Where `zoo.export` says that some sizes must be fixed: how a command does that."""
+    if "fixed" not in why or options.fixed_size:
+        return ""
+    return "; --fixed_size fixes those of images, and of texts `zoo.export` does, called in Python"
+
+
+def require_free(beside: Path) -> None:
+    """Errors: `UserError` where a file that no export has left, such as a run's config.json, would be written over."""
+    if beside.exists() and not {"format", "inputs", "outputs"} <= read_object(beside).keys():
+        raise UserError(f"--out: {beside} would be written too, and is there, of something else: choose another name")
 
 
 def write(options: ExportOptions, out: Path) -> dict[str, Any]:
@@ -50,7 +65,6 @@ def write(options: ExportOptions, out: Path) -> dict[str, Any]:
     import torch
 
     import zoo
-    from tasks.saved import program_of
     from zoo.deployment.export import Program, inputs_of
     from zoo.deployment.exported_decoding import Encoder
     from zoo.files import write_bytes, write_json

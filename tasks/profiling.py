@@ -45,7 +45,8 @@ class Profile:
     def __init__(self, model: nn.Module, folder: Path, steps: int) -> None:
         self.folder, self.steps, self.left = folder, steps, WARMUP + steps
         self.kinds = {name or "model": type(module).__name__ for name, module in model.named_modules()}
-        self.hooks = [hook for name, module in model.named_modules() for hook in watched(module, MARK + (name or "model"))]
+        self.inside = False
+        self.hooks = [hook for name, module in model.named_modules() for hook in self.watched(module, MARK + (name or "model"))]
         self.on_gpu = any(p.is_cuda for p in model.parameters())
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
         self.profiler = profile(activities=activities, schedule=schedule(wait=0, warmup=WARMUP, active=steps, repeat=1))
@@ -57,8 +58,12 @@ class Profile:
             return
         if self.left == WARMUP + self.steps:
             self.profiler.start()
-        with record_function(STEP):
-            yield
+        self.inside = True
+        try:
+            with record_function(STEP):
+                yield
+        finally:
+            self.inside = False
         self.left -= 1
         if self.left:
             self.profiler.step()
@@ -67,35 +72,45 @@ class Profile:
 
     def end(self) -> None:
         """Of a run with fewer steps, what there is."""
-        if self.left and self.left < self.steps:
-            self.steps, self.left = self.steps - self.left, 0
+        begun, done = self.left < WARMUP + self.steps, self.steps - self.left
+        if not self.left:
+            return
+        self.left = 0
+        if done > 0:
+            self.steps = done
             self.write()
-        elif self.left:
+        else:
+            self.stop(begun)
             print(f"--profile: the run ended in the {WARMUP} steps before those that are measured")
 
-    def write(self) -> None:
-        self.profiler.stop()
+    def stop(self, begun: bool = True) -> None:
+        if begun:
+            self.profiler.stop()
         for hook in self.hooks:
             hook.remove()
+
+    def write(self) -> None:
+        self.stop()
         self.profiler.export_chrome_trace(str(self.folder / "trace.json"))
         text = table(*measured(self.profiler.events(), self.kinds, self.steps, self.on_gpu))
         (self.folder / "profile.txt").write_text(text)
         print(text, end="", flush=True)
 
+    def watched(self, module: nn.Module, name: str) -> Iterator[Any]:
+        """Hooks that mark the module's forward pass in the trace, but for those between steps, of an evaluation."""
+        ranges: list[Any] = []
 
-def watched(module: nn.Module, name: str) -> Iterator[Any]:
-    """Hooks that mark the module's forward pass in the trace."""
-    ranges: list[Any] = []
+        def begin(module: nn.Module, args: Any) -> None:
+            if self.inside:
+                ranges.append(record_function(name))
+                ranges[-1].__enter__()
 
-    def begin(module: nn.Module, args: Any) -> None:
-        ranges.append(record_function(name))
-        ranges[-1].__enter__()
+        def end(module: nn.Module, args: Any, output: Any) -> None:
+            if ranges:
+                ranges.pop().__exit__(None, None, None)
 
-    def end(module: nn.Module, args: Any, output: Any) -> None:
-        ranges.pop().__exit__(None, None, None)
-
-    yield module.register_forward_pre_hook(begin)
-    yield module.register_forward_hook(end, always_call=True)
+        yield module.register_forward_pre_hook(begin)
+        yield module.register_forward_hook(end, always_call=True)
 
 
 def measured(events: Any, kinds: dict[str, str], steps: int, on_gpu: bool = False) -> tuple[list[Row], float]:
@@ -114,7 +129,8 @@ def measured(events: Any, kinds: dict[str, str], steps: int, on_gpu: bool = Fals
         if of_backward is not None:
             late.append((event, of_backward))
             continue
-        owners[event.sequence_nr] = owner  # of several the last one, for those before it took no part in gradients
+        if event.sequence_nr >= 0:  # what has none, such as the adding up of gradients, belongs to no operation
+            owners[event.sequence_nr] = owner  # of several the last one, for those before it took no part in gradients
         if owner:
             forward[owner] += getattr(event, time) / 1e6
     for event, number in late:

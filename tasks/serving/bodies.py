@@ -37,9 +37,8 @@ async def body_of(request: Request, most: int) -> bytes:
 def json_of(body: bytes) -> dict[str, Any]:
     """An object. Errors: `BadInput`, also for NaN, infinities, and strings that are no Unicode text."""
     try:
-        found = json.loads(body.decode(), parse_constant=refuse_constant)
+        found = json.loads(body.decode(), parse_constant=refuse_constant, parse_float=finite)
         json.dumps(found, ensure_ascii=False).encode()  # lone surrogates
-        require_finite(found)
     except UnicodeError:
         raise BadInput("the body must be Unicode text in UTF-8, without lone surrogates") from None
     except (ValueError, RecursionError) as error:
@@ -53,12 +52,11 @@ def refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number in it")
 
 
-def require_finite(value: Any) -> None:
-    """Such as 1e999, which is read as infinity."""
-    if isinstance(value, float) and not math.isfinite(value):
+def finite(text: str) -> float:
+    """Errors: `BadInput` for such as 1e999, which is read as infinity."""
+    if not math.isfinite(value := float(text)):
         raise BadInput("a number of the body is too large")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        require_finite(inner)
+    return value
 
 
 async def inputs_of(request: Request, most: int, files: bool) -> list[Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -18,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tasks.serving import schemas
+from tasks.serving.batcher import Busy
 from tasks.serving.bodies import Refused, body_of, json_of
 from tasks.serving.models import BadInput
 from tasks.serving.schemas import Schema
@@ -90,6 +93,8 @@ def asked(server: Server, found: dict[str, Any]) -> Asked:
     many = whole_number(found.get("n", 1), "n", CHOICES)
     if stream and len(prompts) * many > 1:
         raise BadInput("prompt must be one string, and n 1, where it is streamed")
+    if (texts := len(prompts) * many) > server.limits.queue:  # before there is an object for each
+        raise BadInput(f"prompt and n must ask for {server.limits.queue} texts at most, got {texts:,}")
     inputs = [{**settings, **own, "prompt": one} for one in prompts for _ in range(many)]
     if many > 1:
         seed = whole_number(settings.get("seed", 0), "seed", schemas.LARGEST - many, least=0)
@@ -184,8 +189,11 @@ async def events(
         yield event(head | {"choices": [form.piece("", reason)], "usage": usage(server.models[name], [item])})
     except TimeoutError:
         yield event({"error": {"message": f"not done within {server.limits.timeout:g} seconds", "type": "server_error"}})
-    except Exception:
-        yield event({"error": {"message": "the model failed on this input", "type": "server_error"}})
+    except Busy as error:
+        yield event({"error": {"message": f"too much to do: {error}", "type": "server_error"}})
+    except Exception as error:
+        traceback.print_exception(error, file=sys.stderr)
+        yield event({"error": {"message": "the model failed on this input: the server's log says how", "type": "server_error"}})
     yield b"data: [DONE]\n\n"
 
 
@@ -200,7 +208,7 @@ def settings_of(server: Server) -> dict[str, Schema]:
     stop = schemas.text(minLength=1, maxLength=STOP)
     asks = {
         "model": schemas.one_of(*writers(server)),
-        "prompt": schemas.either(prompt, schemas.listed(prompt, 1)),
+        "prompt": schemas.either(prompt, schemas.listed(prompt, 1, server.limits.queue)),
         "max_tokens": ours["max_new_tokens"] | {"default": TOKENS},
         "temperature": ours["temperature"] | {"description": "0 takes the likeliest token each time"},
         "n": schemas.integer(minimum=1, maximum=CHOICES, default=1),

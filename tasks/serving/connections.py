@@ -20,7 +20,7 @@ def patient(seconds: float) -> Any:
     class Connection(base):
         idle: TimerHandle | None = None
         stuck: TimerHandle | None = None
-        head = 0
+        head, begun = 0, False
 
         def connection_made(self, transport: Transport) -> None:
             super().connection_made(transport)
@@ -30,8 +30,13 @@ def patient(seconds: float) -> Any:
             self.head += len(data)
             super().data_received(data)
             self.watch()
-            if self.asks and self.head > HEAD and not (self.cycle and self.cycle.more_body):
+            if self.asks and self.head > HEAD and (self.begun or not (self.cycle and self.cycle.more_body)):
                 self.transport.abort()
+
+        def on_message_begin(self) -> None:
+            """Of httptools, which bounds no heads: what follows is none of the body that was answered before its end."""
+            super().on_message_begin()
+            self.head, self.begun = 0, True
 
         @property
         def asks(self) -> bool:
@@ -40,7 +45,7 @@ def patient(seconds: float) -> Any:
 
         def watch(self) -> None:
             if not self.asks:
-                self.head = 0
+                self.head, self.begun = 0, False
                 self.idle = stopped(self.idle)
             elif self.idle is None:
                 self.idle = self.loop.call_later(seconds, self.late)

@@ -113,6 +113,8 @@ def load(path: str, **options: Any) -> Served:
         raise UserError(f"{path} is {of}: runs of {', '.join(name.removeprefix('tasks.') for name in PROGRAMS)} are served")
     module, _, kind = PROGRAMS[program].partition(".")
     model = getattr(importlib.import_module(f"tasks.serving.{module}"), kind)(folder=folder, **options)
+    from zoo.files import first_line
+
     try:
         require_working(model)
     except Exception as error:
@@ -129,8 +131,3 @@ def require_working(model: Served) -> None:
     (found,) = model.answer([item])
     if isinstance(found, Exception):
         raise found
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, or what it is called."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

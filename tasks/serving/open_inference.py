@@ -82,8 +82,8 @@ def read(name: str, found: Served, asked: dict[str, Any]) -> tuple[list[Any], li
     outputs = asked.get("outputs", [])
     names = [one.get("name") if isinstance(one, dict) else None for one in outputs] if isinstance(outputs, list) else [None]
     names = known if outputs == [] else names
-    if not all(one in known for one in names):
-        raise BadInput(f"outputs must be objects with a name, one of {', '.join(known)}")
+    if not all(one in known for one in names) or len({*names}) < len(names):
+        raise BadInput(f"outputs must be objects with a name, one of {', '.join(known)}, each of them once")
     return [found.from_tensors(*row) for row in zip(*columns, strict=True)], [str(one) for one in names]
 
 
@@ -123,7 +123,7 @@ def described(found: Served) -> tuple[Schema, Schema]:
     wanted = {"type": "object", "properties": {"name": schemas.one_of(*names)}, "required": ["name"]}
     number = len(found.tensors)
     request = {"id": schemas.text(), "parameters": {"type": "object"}, "inputs": schemas.listed(tensor, number, number),
-               "outputs": schemas.listed(wanted)}  # fmt: skip
+               "outputs": schemas.listed(wanted, 0, len(names))}  # fmt: skip
     values = schemas.listed(schemas.either(schemas.text(), schemas.number()))
     out = {"name": schemas.one_of(*names), "datatype": schemas.one_of("BYTES", "FP32"),
            "shape": schemas.listed(schemas.integer(minimum=0)), "data": values}  # fmt: skip

@@ -5,7 +5,14 @@
 const $ = (id) => document.getElementById(id);
 const answer = $("answer");
 let models = {};
-let running = null; // what can be aborted
+let running = null; // a text that is being written, which can be stopped
+let asking = new AbortController(); // of all requests of the model that is chosen
+
+// Answers that are still to come are not waited for, and cannot come in the place of later ones.
+function forget() {
+  asking.abort();
+  asking = new AbortController();
+}
 
 // ------------------------------------------------------------------------------------------------------------ the server
 
@@ -13,7 +20,7 @@ async function ask(path, options = {}) {
   const headers = { ...options.headers };
   const token = sessionStorage.getItem("token");
   if (token) headers.Authorization = `Bearer ${token}`;
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(path, { signal: asking.signal, ...options, headers });
   if (response.ok) return response;
   if (response.status === 401) $("login").hidden = false;
   const found = await response.json().catch(() => null);
@@ -54,13 +61,15 @@ function element(name, text = "", attributes = {}) {
   return found;
 }
 
+const percent = (score) => `${(100 * score).toFixed(1)} %`;
+
 function bars(scores) {
   const table = element("table");
   for (const [name, score] of Object.entries(scores)) {
     const row = table.insertRow();
     row.insertCell().textContent = name;
     row.insertCell().append(element("meter", "", { min: 0, max: 1, value: score, "aria-label": name }));
-    row.insertCell().textContent = `${(100 * score).toFixed(1)} %`;
+    row.insertCell().textContent = percent(score);
   }
   return table;
 }
@@ -101,8 +110,6 @@ function attended({ source, target, attention }) {
   wide.append(table);
   return [element("p", "What each piece of the translation (rows) looks at in the line (columns)", { id: "looks", class: "hint" }), wide];
 }
-
-const percent = (score) => `${(100 * score).toFixed(1)} %`;
 
 // --------------------------------------------------------------------------------------------------------------- drawing
 
@@ -209,6 +216,7 @@ async function lookAtDrawing() {
 }
 
 async function lookAt(file) {
+  forget();
   const form = new FormData();
   form.append("file", file, "picture");
   const response = await ask(path($("explain").checked ? "explain" : "predict"), { method: "POST", body: form });
@@ -327,6 +335,7 @@ for (const form of document.querySelectorAll("form[data-task]")) {
 function choose() {
   const model = models[$("model").value];
   running?.abort();
+  forget();
   answer.replaceChildren();
   $("error").hidden = $("seen").hidden = true;
   for (const form of document.querySelectorAll("form[data-task]")) form.hidden = form.dataset.task !== model?.task;
@@ -334,6 +343,8 @@ function choose() {
   $("second").hidden = model.about.texts !== 2;
   $("languages").textContent = model.about.source ? `from ${model.about.source} to ${model.about.target}` : "";
   $("classes").hidden = !model.about.classes?.length;
+  $("chosen").value = ""; // classes of another model
+  $("count").value = Math.max(1, Math.min(5, Math.floor(100 / (model.about.classes?.length || 10))));
   $("chosen").title = (model.about.classes ?? []).join(", ");
 }
 $("model").addEventListener("change", choose);

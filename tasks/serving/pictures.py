@@ -102,9 +102,9 @@ class Pictures(Served):
 
 
 class Asked(NamedTuple):
-    """Images to make: noise (n, ...), the class of each (n,) or None, rows and images in each of them."""
+    """Images to make: how many, the class of each (n,) or None, rows and images in each of them; their noise is drawn late."""
 
-    noise: Tensor
+    images: int
     labels: Tensor | None
     chosen: list[int]
     wide: int
@@ -130,6 +130,7 @@ class Images(Served):
 
         settings = schemas.of_options(SampleOptions, self.SETTINGS)
         settings["count"] |= {"maximum": MOST, "default": self.usual}
+        settings["classes"] |= {"maxLength": self.text}
         rows = schemas.listed(schemas.text(), description="the class of each row, if the model knows any")
         told = {"sheet": schemas.text(**BASE64), "images": schemas.integer(minimum=1), "rows": rows}
         return schemas.made_of(
@@ -151,6 +152,7 @@ class Images(Served):
         if unknown := sorted({*value} - {*self.SETTINGS}):
             raise BadInput(f"{unknown[0]!r} is no setting: there are {', '.join(self.SETTINGS)}")
         given: dict[str, Any] = {"count": self.usual} | value
+        self.string(given.get("classes", ""), "classes")
         try:
             options = SampleOptions(**given)
             chosen, rows, wide = layout(self.found.classes, options.classes, options.count)
@@ -159,7 +161,7 @@ class Images(Served):
         if rows * wide > MOST:
             raise BadInput(f"classes and count ask for {rows * wide:,} images, at most {MOST} are made")
         labels = torch.tensor(chosen).repeat_interleave(wide) if chosen else None
-        return Asked(self.found.noise(rows * wide, options.seed), labels, chosen, wide, options.seed)
+        return Asked(rows * wide, labels, chosen, wide, options.seed)
 
     def from_tensors(self, *strings: str) -> Any:
         return {"classes": strings[0]}
@@ -170,12 +172,13 @@ class Images(Served):
 
         from tasks import sheets
 
+        noise = [self.found.noise(one.images, one.seed) for one in items]
         if getattr(self.found.generator, "sampler", "") == "ddpm":
-            made = [self.found.pictures(one.noise, one.labels, one.seed) for one in items]
+            made = [self.found.pictures(x, one.labels, one.seed) for x, one in zip(noise, items, strict=True)]
         else:
             labels = [one.labels for one in items if one.labels is not None]
-            whole = self.found.pictures(torch.cat([one.noise for one in items]), torch.cat(labels) if labels else None, 0)
-            made = whole.split([len(one.noise) for one in items])
+            whole = self.found.pictures(torch.cat(noise), torch.cat(labels) if labels else None, 0)
+            made = whole.split([one.images for one in items])
         return [
             {"sheet": in_base64(sheets.grid(images.split(one.wide))), "images": len(images),
              "rows": [self.found.classes[n] for n in one.chosen]}

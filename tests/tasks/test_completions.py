@@ -109,11 +109,13 @@ def test_several_texts_of_a_prompt_have_seeds_of_their_own(client, monkeypatch):
     assert [one["seed"] for one in seen] == [5, 6, 5, 6]
 
 
-def test_a_fault_is_told_at_once_or_in_the_stream(client):
+def test_a_fault_is_told_at_once_or_in_the_stream(client, capsys):
     assert post(client, prompt="!", stream=True).status_code == 500
     *pieces, last = events(post(client, prompt="ab!", stream=True).text)
     assert len(pieces) == 2
-    assert last == {"error": {"message": "the model failed on this input", "type": "server_error"}}
+    said = "the model failed on this input: the server's log says how"
+    assert last == {"error": {"message": said, "type": "server_error"}}
+    assert capsys.readouterr().err.count("ValueError: a fault") == 2
     assert post(client, prompt="a").status_code == 200
 
 
@@ -197,8 +199,14 @@ def test_what_a_chat_has_not_is_refused(client, body, said):
 def test_places_are_bounded_and_come_back():
     made = server(queue=2)
     with testclient.TestClient(made.app()) as client:
-        full = post(client, prompt=["a", "b", "c"])
+        never = post(client, prompt=["a", "b", "c"])
+        assert never.status_code == 422, "however long it waits"
+        assert "prompt and n must ask for 2 texts at most, got 3" in never.json()["error"]["message"]
+        assert post(client, prompt=["a"] * 100_000, n=16, max_tokens=1).status_code == 422
+        made.writing = 1
+        full = post(client, prompt=["a", "b"])
         assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        made.writing = 0
         for prompt in ("ab", "!", "ab!"):
             for stream in (False, True):
                 with testclient.TestClient(made.app(), raise_server_exceptions=False) as other:

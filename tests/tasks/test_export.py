@@ -83,6 +83,29 @@ def test_what_cannot_be_exported_is_told_in_one_line(words, said, served, tmp_pa
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("error", [ValueError("fixed must have 'height'"), RuntimeError("the file fails; see `fixed`")])
+def test_who_must_fix_a_size_is_told_by_which_option(error, tmp_path, capsys, monkeypatch):
+    def fail(options, out):
+        raise error
+
+    monkeypatch.setattr(export, "write", fail)
+    option = "; --fixed_size fixes those of images, and of texts `zoo.export` does, called in Python\n"
+    assert one_line(capsys, export.main, str(tmp_path)) == f"error: {tmp_path}: {error}{option}"
+    assert one_line(capsys, export.main, str(tmp_path), "--fixed_size") == f"error: {tmp_path}: {error}\n"
+
+
+def test_a_file_of_the_run_is_not_written_over(tmp_path, capsys):
+    """What stands beside config.onnx would be config.json; what an export left may be written anew."""
+    beside = tmp_path / "config.json"
+    for content in ('{"model": "resnet20"}', "{", "[]"):
+        beside.write_text(content)
+        said = one_line(capsys, export.main, "nowhere", "--out", str(beside.with_suffix(".onnx")))
+        assert f"--out: {beside} would be written too, and is there, of something else: choose another name" in said
+        assert beside.read_text() == content
+    beside.write_text('{"format": "onnx", "inputs": [], "outputs": []}')
+    assert "nowhere is not there" in one_line(capsys, export.main, "nowhere", "--out", str(beside.with_suffix(".onnx")))
+
+
 def test_a_missing_package_is_named(served, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("zoo.deployment.export.find_spec", lambda name: None)
     run = shutil.copytree(served["image"], tmp_path / "image")

@@ -25,6 +25,7 @@ def test_operations_belong_to_the_innermost_block_forward_and_backward():
     inner = event(f"{MARK}outer.inner", parent=outer)
     nested = event("aten::addmm", 2_000_000, 5, event("aten::linear", 1_000_000, 5, inner))
     of_inner = event("autograd::engine::evaluate_function: AddmmBackward0", 0, 5)
+    adding = event("autograd::engine::evaluate_function: torch::autograd::AccumulateGrad", 0, -1)
     of_loss = event("autograd::engine::evaluate_function: MseLossBackward0", 0, 6)
     events = [
         step, outer, inner, nested.cpu_parent, nested,
@@ -32,6 +33,7 @@ def test_operations_belong_to_the_innermost_block_forward_and_backward():
         event("aten::mse_loss", 100_000, 6, step),
         of_loss, event("aten::mul", 700_000, -1, of_loss),
         of_inner, event("aten::mm", 1_600_000, -1, of_inner),
+        adding, event("aten::add_", 300_000, -1, adding),
         event("aten::lerp_", 900_000, 7, step),
     ]  # fmt: skip
     rows, whole = measured(events, {"outer": "Sequential", "outer.inner": "Linear"}, steps=2)
@@ -56,11 +58,12 @@ def test_every_block_with_weights_takes_time_both_ways(tmp_path, capsys):
     """The last steps alone are looked at, and an error in a block leaves the others their names."""
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.GELU(), nn.Linear(8, 8)), nn.Linear(8, 1))
     profile = Profile(model, tmp_path, steps=2)
-    with pytest.raises(RuntimeError, match="shapes"):
-        model[:2](torch.ones(3, 7))
     for _ in range(WARMUP + 4):
         with profile.step():
+            with pytest.raises(RuntimeError, match="shapes"):
+                model[:2](torch.ones(3, 7))
             model(torch.ones(3, 8)).sum().backward()
+        model(torch.ones(9, 8))  # between two steps, as an evaluation is
     text = (tmp_path / "profile.txt").read_text()
     assert capsys.readouterr().out == text
     found = {line.split()[0]: line.split() for line in text.splitlines()}
@@ -69,7 +72,7 @@ def test_every_block_with_weights_takes_time_both_ways(tmp_path, capsys):
         assert float(found[name][2]) > 0
         assert float(found[name][3]) > 0
     names = [one["name"] for one in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if "name" in one]
-    assert names.count(f"{MARK}1.1") == 2
+    assert names.count(f"{MARK}1.1") == 2, "once a step"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -89,6 +92,8 @@ def test_a_profiled_run_learns_the_same(start, tmp_path, monkeypatch, capsys):
     run.profile.left += 1  # as if it had ended a step earlier
     run.fit()
     assert "ended in the 2 steps before" in capsys.readouterr().out
+    assert not any(module._forward_hooks for module in run.model.modules())
+    assert not torch.autograd._profiler_enabled()
 
 
 def test_a_compiled_model_has_no_blocks_to_tell_apart():

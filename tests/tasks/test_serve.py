@@ -137,6 +137,8 @@ def test_a_bad_body_is_one_sentence(client, body, said):
         ("images", {"count": 0}, "count must be from 1 to 10,000"),
         ("images", {"classes": "lihgt"}, "'lihgt' is no class, did you mean light?"),
         ("images", {"seed": -1}, "seed must be 0 or more"),
+        ("images", {"classes": 7}, "classes must be a string, got 7"),
+        ("images", {"classes": "0-1," * 200}, "classes must have 500 characters at most, got 800"),
         ("noise", {"classes": "0"}, "the model was trained without classes"),
         ("image", "/etc/passwd", "must be a picture in base64"),
         ("image", base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").decode(), "none of PNG, JPEG"),
@@ -262,7 +264,7 @@ def test_a_damaged_model_is_found_before_it_is_asked(served, tmp_path, capsys):
     config = json.loads((tmp_path / "noise" / "config.json").read_text())
     (tmp_path / "noise" / "config.json").write_text(json.dumps(config | {"image": [3, 8, 8]}))
     line = one_line(capsys, serve.main, str(tmp_path / "noise"))
-    assert "noise: the model fails on an example: images: channels must be 1, got 3" in line or "channels" in line
+    assert "noise: the model fails on an example: images: channels must be 1, got 3" in line
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,7 @@ def test_a_server_tells_of_itself_in_v2(client):
         ({"id": 1}, "id must be a string"),
         ({"nowhere": 1}, "'nowhere' is no part of a request"),
         ({"outputs": [{"name": "x"}]}, "one of output, label, scores"),
+        ({"outputs": [{"name": "label"}] * 2}, "each of them once"),
         *(({"outputs": wrong}, "outputs must be objects") for wrong in ("x", {}, "", None, 0, False)),
         ({"name": "x"}, "inputs must be text, got x"),
         ({"datatype": "FP32"}, 'datatype BYTES, got "FP32"'),

@@ -74,9 +74,9 @@ def export(
              "target_length". Calls of another size are then errors of the runtime.
     opset:   of ONNX, 20 by default.
     Encoders and decoding steps of models that write texts: see `zoo.deployment.exported_decoding`.
-    Errors: `ValueError` for arguments that do not fit, a model that is not in float32 or float64, and an axis that the model has
-            but for one size; `ModuleNotFoundError` that names the extra, without the packages of the format; `RuntimeError` where
-            torch cannot export the model, or the file does not compute what the model does.
+    Errors: `ValueError` for arguments that do not fit, a model that is not in float32 or float64, or for ONNX on a GPU,
+            and an axis that the model has but for one size; `ModuleNotFoundError` that names the extra, without the packages of
+            the format; `RuntimeError` where torch cannot export the model, or the file does not compute what the model does.
     """
     require(to in ENDINGS, "to", to, f"one of {', '.join(ENDINGS)}")
     path = Path(path)
@@ -93,6 +93,8 @@ def export(
     require(dtype in TOLERANCE, "model", dtype, "in float32 or float64")
     if to == "onnx":
         require_onnx()
+        away = {x.device.type for x in (*model.parameters(), *inputs.values())} - {"cpu"}
+        require(not away, "model and example", ", ".join(away), "on the processor, where onnxruntime checks the file")
     free = {name: {n: a for n, a in enumerate(axes_of(name)) if a in DYNAMIC and a not in fixed} for name in inputs}
     for name, axes in free.items():
         for n, axis in axes.items():

@@ -227,20 +227,15 @@ def wrong(program):
         (dict(example={"pictures": torch.ones(2, 3, 9, 9)}), "example must be of the inputs images, got 'pictures'"),
         (dict(example={}), "example must be a tensor, or tensors by name, got {}"),
         (dict(example={"images": 3}), "example must be a tensor, got 'images=3'"),
-        (dict(half=True), "model must be in float32 or float64, got torch.bfloat16"),
+        (dict(model=torch.bfloat16), "model must be in float32 or float64, got torch.bfloat16"),
+        (dict(model="meta"), "model and example must be on the processor, where onnxruntime checks the file, got 'meta'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(given, said, tmp_path):
-    half = given.pop("half", False) if "half" in given else False
-    model = given.get("model", None) or zoo.create("resnet20")
-    options = dict(to=given.get("to", "onnx"), fixed=given.get("fixed", ()), opset=given.get("opset"))
+    whole = dict(model="cpu", example=torch.ones(2, 3, 9, 9), path="x.onnx") | given
+    model, example, path = zoo.create("resnet20").to(whole.pop("model")), whole.pop("example"), tmp_path / whole.pop("path")
     with pytest.raises(ValueError, match=re.escape(said)):
-        zoo.export(
-            model.bfloat16() if half else model,
-            given.get("example", torch.ones(2, 3, 9, 9)),
-            tmp_path / given.get("path", "x.onnx"),
-            **options,
-        )
+        zoo.export(model, example, path, **whole)
     assert [*tmp_path.iterdir()] == []
 
 
