@@ -178,7 +178,7 @@ def test_who_does_not_come_to_the_point_is_hung_up_on(sent):
         assert said.count(b"200 OK") == sent.count(REQUEST)
         writer.close()
 
-    listening(play, 0.3)
+    listening(play, 2 if REQUEST in sent else 0.3)  # long enough for a request to come on a busy machine
 
 
 def test_drops_do_not_help():
@@ -237,7 +237,7 @@ def test_who_takes_nothing_is_hung_up_on():
             while server.server_state.connections:
                 await asyncio.sleep(0.001)
 
-    listening(play, 0.3, idle=600)
+    listening(play, 2, idle=600)
 
 
 def test_who_waits_for_an_answer_or_sends_a_body_is_not_slow():
@@ -255,9 +255,9 @@ def test_who_waits_for_an_answer_or_sends_a_body_is_not_slow():
             for n in range(len(body)):
                 writer.write(body[n : n + 1])
                 await asyncio.sleep(0.003)
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(1.5)
             go.set()
             assert b"200 OK" in await reader.readuntil(b'"total_tokens":2}}')
         writer.close()
 
-    listening(play, 0.3, made.app())
+    listening(play, 1, made.app())

@@ -107,7 +107,7 @@ def export(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # exporters tell of their own affairs; what counts is measured below
             WRITERS[to](program, inputs, free, part, opset or OPSET)
-            check(program, inputs, free, runner(part), TOLERANCE[dtype])
+            check(program, inputs, free, runner(part, to), TOLERANCE[dtype])
         part.replace(path)
     if to == "torchscript":
         warnings.warn("TorchScript is deprecated by torch, which gives torch.export in its place", FutureWarning, stacklevel=2)
@@ -258,22 +258,19 @@ WRITERS: dict[str, Callable[..., None]] = {
 }  # fmt: skip
 
 
-def runner(path: Path) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
+def runner(path: Path, to: str) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
     """A file that `export` wrote, run by its own runtime: inputs by name -> outputs, in their order."""
-    if path.suffix == ".onnx":
+    if to == "onnx":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda inputs: [torch.from_numpy(x) for x in session.run(None, {name: x.numpy() for name, x in inputs.items()})]
-    if path.suffix == ".pt":
+    if to == "torchscript":
         script = torch.jit.load(str(path))
         return lambda inputs: [*script(*inputs.values())]
-    try:
-        program: Any = torch.export.load(path).module()
-    except Exception:  # of a package there is a program in its place
-        program = torch._inductor.aoti_load_package(str(path))
+    program: Any = torch.export.load(path).module() if to == "torch" else torch._inductor.aoti_load_package(str(path))
     return lambda inputs: [*program(**inputs).values()]
 
 

@@ -56,7 +56,7 @@ def test_every_model_as_onnx(name, tmp_path):
     other = {key: torch.cat([x.roll(1, -1), x, x.flip(-1)]) for key, x in example.items()}
     with torch.no_grad():
         expected = module.named(model, model(**other))
-    for (key, ours), theirs in zip(expected.items(), runner(path)(other), strict=True):
+    for (key, ours), theirs in zip(expected.items(), runner(path, "onnx")(other), strict=True):
         assert module.relative_error(theirs, ours) < 1e-5, key
     assert [*tmp_path.iterdir()] == [path]
 
@@ -153,7 +153,7 @@ def test_encoder_and_step_of_a_transformer_write_our_tokens(tmp_path):
     zoo.export(Encoder(model), given, tmp_path / "encoder.onnx")
     step = Step(model).eval()
     zoo.export(step, step.example(), tmp_path / "step.onnx")
-    _, *memory = runner(tmp_path / "encoder.onnx")(given)
+    _, *memory = runner(tmp_path / "encoder.onnx", "onnx")(given)
     names = [f"memory_{kind}_{n}" for n in range(len(model.decoder)) for kind in ("keys", "values")]
     known = {name: x.numpy() for name, x in zip(names, memory, strict=True)} | {"source_mask": given["source_mask"].numpy()}
     prompt = example["target"][:, :1]
@@ -186,7 +186,7 @@ def test_a_model_that_holds_for_one_size_alone_is_refused_unless_that_is_fixed(t
         zoo.export(model, tokens, tmp_path / "x.pt2", to="torch")
     assert [*tmp_path.iterdir()] == []
     zoo.export(model, tokens, tmp_path / "x.pt2", to="torch", fixed=["length"])
-    run = runner(tmp_path / "x.pt2")
+    run = runner(tmp_path / "x.pt2", "torch")
     assert torch.equal(run({"tokens": torch.ones(5, 4)})[0], torch.full((5,), 8.0))
     with pytest.raises(Exception, match=r"to be equal to 4, but got 5|== 4|Guard"):
         run({"tokens": torch.ones(2, 5)})
