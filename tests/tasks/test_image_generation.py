@@ -14,7 +14,7 @@ from tasks import generation_task, image_classification, inception_distance
 from tasks.data.images import load_images
 from tasks.generators import GENERATORS, Adversarial, as_bytes, as_values
 from tasks.image_generation import TrainOptions, begin, main
-from tasks.judge import Judge, spread
+from tasks.judge import MANY, Judge, spread
 from zoo import files
 
 COUNT = 80
@@ -290,13 +290,15 @@ def test_the_judge_is_trained_where_there_is_none(make_pictures, tmp_path, capsy
     make_pictures(tmp_path / "pictures" / "test", {"dark": 4, "light": 4}, size=8, seed=1)
     data = ["--data", f"folder:{tmp_path / 'pictures'}", "--batch_size", "8"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.judge.LOOKS", 26)
+        patch.setattr("tasks.judge.LOOKS", 13)
         assert main([*words(tmp_path, tmp_path / "runs"), *data, "--name", "a"]) == 0
     said = capsys.readouterr().out
     assert (
         f"a classifier to measure with is trained first, {tmp_path / 'runs' / 'judge-pictures-8'}: 2 epochs of 13 images" in said
     )
     assert files.read_json(tmp_path / "runs" / "a" / "summary.json")["judge"] == str(tmp_path / "runs" / "judge-pictures-8")
+    learned = files.read_json(tmp_path / "runs" / "judge-pictures-8" / "options.json")
+    assert {name: learned[name] for name in MANY} == MANY
     make_pictures(tmp_path / "pictures" / "train" / "more", {"dark": 1}, size=8, seed=9)
     shutil.move(tmp_path / "pictures" / "train" / "more" / "dark" / "00.png", tmp_path / "pictures" / "train" / "dark" / "99.png")
     shutil.rmtree(tmp_path / "pictures" / "train" / "more")
