@@ -97,7 +97,7 @@ def test_dit(benchmark, side_by_side, step):
     ("rows", "dtype", "limit"), [(1, torch.float32, 1e-5), (ROWS, torch.float32, 1e-5), (ROWS, torch.bfloat16, 0.01)]
 )
 def test_sampling(benchmark, side_by_side, rows, dtype, limit):
-    """`zoo.optimize` against the pipeline as it is: eager, not channels last, float32. limit: of the mean difference, 1 is white."""
+    """`zoo.optimize` against the pipeline as it is: eager, not channels last, float32. limit: of the mean difference."""
     size, steps = 32, 5
     ours, theirs = (model.eval() for model in models(False))
     theirs.register_to_config(sample_size=size)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from layers.testing import profiles
-from layers.testing.drawing import BATCH, Arguments, Input, draw_arguments, draw_sizes, fill
+from layers.testing.drawing import BATCH, Arguments, Function, Input, draw_arguments, draw_sizes, fill
 from layers.testing.equality import bound, leaves, longest_reduction, real, rounding_depth
 from layers.testing.nesting import flattened, nests, regrouped
 from layers.weights import WeightMap
@@ -27,7 +27,7 @@ class Twin:
     """A reference implementation: built from the same arguments, given the same weights, called on the same inputs.
 
     name:    stands in brackets in the test's name.
-    build:   arguments -> reference module.
+    build:   arguments -> reference, a module or a function.
     weights: `WeightMap` between the block and the reference, or a function of the arguments that gives one; None for neither.
     call:    (reference, inputs) -> output in the block's structure.
     single_precision: reason with file and line, where the reference computes parts in float32 whatever it is given; it is then
@@ -35,7 +35,7 @@ class Twin:
     """
 
     name: str
-    build: Callable[[Any], nn.Module]
+    build: Callable[[Any], Callable[..., Any]]
     weights: WeightMap | Callable[[Any], WeightMap] | None = None
     call: Callable[[Any, dict[str, Any]], Any] = lambda module, inputs: module(*inputs.values())
     single_precision: str = ""
@@ -195,6 +195,7 @@ class Case:
         """The reference with the block's weights, in its dtype and mode."""
         with torch.random.fork_rng(devices=[]):
             module = twin.build(self.arguments)
+        module = module if isinstance(module, nn.Module) else Function(module)
         dtype = next((x.dtype.to_real() for x in block.state_dict().values() if is_float(x)), torch.float64)
         cast(module, dtype).load_state_dict(twin.map(self.arguments).export(block), strict=True)
         return module.train(block.training)

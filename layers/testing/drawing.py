@@ -85,8 +85,8 @@ class Function(nn.Module):
         super().__init__()
         self.run = run
 
-    def forward(self, **inputs: Any) -> Any:
-        return self.run(**inputs)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.run(*inputs, **named)
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,7 @@ CONTRACTS = {
         arguments=dict(run=st.just(torch.cdist)),
         inputs=lambda a: dict(x1=tensor("b n dim"), x2=tensor("b m dim")),
         outputs=lambda a, s: ("b", "n", "m"),
+        twins=[Twin("written out", build=lambda a: lambda x, y: (x[:, :, None] - y[:, None]).square().sum(-1).sqrt())],
         foreign=True,
         name="cdist",
         without={"finite": "equal points have no gradient"},
