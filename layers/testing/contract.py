@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from layers.testing import profiles
-from layers.testing.drawing import BATCH, Arguments, Input, draw_arguments, draw_sizes, fill
+from layers.testing.drawing import BATCH, Arguments, Input, draw_arguments, draw_sizes, fill, seeded
 from layers.testing.equality import bound, leaves, longest_reduction, real, rounding_depth
 from layers.testing.nesting import flattened, nests, regrouped
 from layers.weights import WeightMap
@@ -181,8 +181,7 @@ class Case:
 
     def new(self, overrides: Mapping[str, Any] | None = None, stream: int = 0) -> nn.Module:
         """The block as its constructor leaves it; the global random state is untouched."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 16 + stream)
+        with seeded(self.seed * 16 + stream):
             return self.contract.block(**{**self.arguments.passed(), **(overrides or {})})
 
     def block(self, train: bool = False, dtype: torch.dtype = torch.float64, values: torch.dtype | None = None) -> nn.Module:
