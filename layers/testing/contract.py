@@ -188,7 +188,12 @@ class Case:
         """The block with drawn parameters and buffers. `values` rounds them to that dtype before they are stored as `dtype`."""
         contract, module = self.contract, cast(self.new(), torch.float64)
         fill(module, self.generator(0), contract.keeps, tables=not contract.foreign)
-        return cast(cast(module, values or dtype), dtype).train(train)
+        rounded = values or dtype
+        if rounded != torch.float64:
+            module = cast(module, rounded)
+        if dtype != rounded:
+            module = cast(module, dtype)
+        return module.train(train)
 
     def twin(self, twin: Twin, block: nn.Module) -> nn.Module:
         """The reference with the block's weights, in its dtype and mode."""
