@@ -24,8 +24,8 @@ TOGETHER = (
     "tests/zoo/pretrained/test_memory.py",
 )  # fmt: skip
 """Where tests start processes: one after another, by one worker."""
-COMPILED = "tests/zoo/deployment/test_compiled_decoding.py"
-"""Whose tests share what took a minute to compile."""
+COMPILED = ("tests/zoo/deployment/test_compiled_", "tests/zoo/deployment/test_optimize.py")
+"""Files whose tests share what took up to minutes to compile: each by one worker, lest another compile the same."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +58,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduler(LoadScopeScheduling):  # not `--dist loadgroup`, whose groups pytest 9.2 no longer sees
         def _split_scope(self, nodeid: str) -> str:
-            return "processes" if nodeid.startswith(TOGETHER) else COMPILED if nodeid.startswith(COMPILED) else nodeid
+            if nodeid.startswith(TOGETHER):
+                return "processes"
+            return nodeid.partition("::")[0] if nodeid.startswith(COMPILED) else nodeid
 
     return Scheduler(config, log)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.testing.contract import Case, is_float
-from layers.testing.drawing import BATCH
+from layers.testing.drawing import BATCH, seeded
 from layers.testing.equality import Mismatch, leaves, real, require_equal
 from layers.testing.reference import documented, require_shape
 from layers.testing.verdicts import NO_BATCH, NO_ROWS, Vacuous, Verdict
@@ -22,8 +22,7 @@ def deterministic(case: Case) -> None:
     """In evaluation, two calls give the same bits, forward and backward, whatever the global random state is."""
     block, results = case.block(), []
     for seed in (0, 1):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             results.append(case.gradients(lambda i: case.call(block, i), case.inputs(), block))
     require_equal(results[1], results[0], 0, "second call")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from layers.testing import profiles
-from layers.testing.drawing import BATCH, Arguments, Function, Input, draw_arguments, draw_sizes, fill
+from layers.testing.drawing import BATCH, Arguments, Function, Input, draw_arguments, draw_sizes, fill, seeded
 from layers.testing.equality import bound, leaves, longest_reduction, real, rounding_depth
 from layers.testing.nesting import flattened, nests, regrouped
 from layers.weights import WeightMap
@@ -181,15 +181,19 @@ class Case:
 
     def new(self, overrides: Mapping[str, Any] | None = None, stream: int = 0) -> nn.Module:
         """The block as its constructor leaves it; the global random state is untouched."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 16 + stream)
+        with seeded(self.seed * 16 + stream):
             return self.contract.block(**{**self.arguments.passed(), **(overrides or {})})
 
     def block(self, train: bool = False, dtype: torch.dtype = torch.float64, values: torch.dtype | None = None) -> nn.Module:
         """The block with drawn parameters and buffers. `values` rounds them to that dtype before they are stored as `dtype`."""
         contract, module = self.contract, cast(self.new(), torch.float64)
         fill(module, self.generator(0), contract.keeps, tables=not contract.foreign)
-        return cast(cast(module, values or dtype), dtype).train(train)
+        rounded = values or dtype
+        if rounded != torch.float64:
+            module = cast(module, rounded)
+        if dtype != rounded:
+            module = cast(module, dtype)
+        return module.train(train)
 
     def twin(self, twin: Twin, block: nn.Module) -> nn.Module:
         """The reference with the block's weights, in its dtype and mode."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from layers.testing.contract import Case, Contract
-from layers.testing.drawing import Arguments, Input
+from layers.testing.drawing import Arguments, Input, seeded
 from layers.testing.equality import leaves
 
 CASES = 12
@@ -79,8 +79,7 @@ def results(case: Case) -> list[Any]:
 
 def output(case: Case, block: nn.Module, inputs: dict[str, Any]) -> Any:
     """With the same global random numbers every time, for dropout."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(case.seed)
+    with seeded(case.seed), torch.no_grad():
         return case.call(block, inputs)
 
 

@@ -16,6 +16,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 from layers.testing.behaviour import differentiable
 from layers.testing.contract import Case, is_float
+from layers.testing.drawing import seeded
 from layers.testing.equality import Mismatch, leaves, real, require_equal
 from layers.testing.verdicts import NO_BATCH, NO_GRADIENTS, NO_PARAMETERS, Inapplicable, Verdict
 
@@ -35,8 +36,7 @@ def gradcheck(case: Case) -> Verdict:
             shown |= along_a_direction(case, run, values, case.generator(3))
             continue
         for eps, final in ((1e-6, False), (1e-8, True)):
-            with torch.random.fork_rng(devices=[]), without_jacobians():
-                torch.manual_seed(case.seed)
+            with seeded(case.seed), without_jacobians():
                 try:
                     torch.autograd.gradcheck(run, values, eps=eps, atol=1e-5, rtol=1e-3, fast_mode=True)
                     break

@@ -1,12 +1,14 @@
-"""Maps of what speaks for a class: equal to class activation maps where those exist, on every image model of the zoo."""
+"""Maps of what speaks for a class: equal to class activation maps where those exist, on image models of every family."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 import zoo
+from layers.testing.profiles import THOROUGH
 from tasks.explain import class_activation, first_filters, strongest
 from tasks.image_classification import image_models, sized
 from zoo.model import LinearHead
@@ -76,7 +78,13 @@ def test_a_map_does_not_hang_on_its_companions_and_leaves_the_model_alone(small)
         class_activation(small.train(), batch)
 
 
-@pytest.mark.parametrize("name", image_models())
+SOME = (
+    "vgg11_bn", "resnet18", "resnet20", "googlenet", "inception_v3", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small",
+)  # fmt: skip
+"""A member of each family and kind of stem; all are in thorough runs."""
+
+
+@pytest.mark.parametrize("name", image_models() if settings().max_examples >= THOROUGH else SOME)
 def test_every_image_model_is_explained(name):
     """At 32 pixels, or the least that it takes: `features` and `head` are the model, and its maps are finite."""
     model = zoo.create(name, num_classes=3, **sized(name, 32)).eval()

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 from command import contents, small
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import commands, generation_task, image_classification, image_generation, text_classification, translation
@@ -44,6 +44,10 @@ NASTY = {
 }
 STRANGE = ["", "-", "--", "---", "-x", "--=", "-1", "nan", "x y", "yes", "train", "--\udcff", "--x\ny=1", "--help=1"]
 """Words where an option is expected."""
+
+
+fewer = settings(max_examples=max(1, settings().max_examples // 2))
+"""Where an example is a whole command, of each of twenty commands."""
 
 
 class Accepted(Exception):
@@ -158,6 +162,7 @@ def test_the_words_to_begin_with_are_right(here, capsys, program, command):
     assert ends_well(program, plain(here, program, command), here, capsys) in ((2,) if refused else (None, 0))
 
 
+@fewer
 @given(st.data())
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
 def test_whatever_is_typed(here, program, command, data):
@@ -205,6 +210,7 @@ DAMAGES = {
 }
 
 
+@fewer
 @given(st.data())
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
 def test_whatever_lies_in_a_file(here, program, command, data):
