@@ -41,6 +41,7 @@ from zoo import (
 )
 from zoo.deployment.export import export
 from zoo.deployment.optimize import optimize
+from zoo.deployment.quantize import quantize, replace
 from zoo.generation import decoding, sampling
 from zoo.model import DiffusionModel, EncoderDecoder, ImageModel, LanguageModel, Model, without_values
 from zoo.pretrained import containers, preprocess
@@ -113,6 +114,14 @@ def build(name: str, **arguments: Any) -> Model:
     return model
 
 
+def build_as(config: Mapping[str, Any]) -> Model:
+    """The model of a config, without the weights, quantized if that is."""
+    model = build(config["model"], **config["arguments"])
+    if "quantized" in config:
+        replace(model, config["quantized"])
+    return model
+
+
 def require_arguments(name: str, given: Mapping[str, Any]) -> None:
     known = arguments(name)
     if unknown := sorted(given.keys() - known.keys()):
@@ -127,12 +136,12 @@ def save(model: nn.Module, folder: str | Path, file: str | None = None) -> None:
     What torch.compile or DataParallel has wrapped is saved as the model within, and what LoRA has learnt is merged. Nothing is
     written unless `load` will give the model back, in its dtype.
     Errors: `ValueError` for a model that `create` would not build as it is now: composed or changed by hand, pruned,
-            parametrized, folded, quantized, without values.
+            parametrized, folded, without values.
     """
     file = file or files.MODEL
     if not file.endswith(".safetensors") or Path(file).name != file:
         raise ValueError(f"file must be a name that ends in .safetensors, got {file!r}")
-    config, state = saved(model, build)
+    config, state = saved(model, build_as)
     last = file if file in (files.MODEL, files.BEST) else files.saved_file(Path(folder))
     config |= {"file": last} if last == files.MODEL and (Path(folder) / files.BEST).exists() else {}
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -165,7 +174,7 @@ def load(path: str | Path) -> Model:
     if dtype not in DTYPES:
         raise ValueError(f"{folder / 'config.json'} must give one of {', '.join(DTYPES)} as dtype, got {dtype!r}")
     with without_values():
-        model = build(config["model"], **config["arguments"]).to(DTYPES[dtype])
+        model = build_as(config).to(DTYPES[dtype])
     load_state(model, path)
     model.config = config
     return model.eval()
@@ -186,5 +195,5 @@ def load_state(model: nn.Module, path: str | Path) -> None:
 
 __all__ = [
     "DiffusionModel", "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create",
-    "export", "kind_of", "load", "load_state", "names", "optimize", "save", "save_state", "to_huggingface",
+    "export", "kind_of", "load", "load_state", "names", "optimize", "quantize", "save", "save_state", "to_huggingface",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layers.checks import require
 from layers.convolution import fold_norms
 from layers.winograd import use_winograd
 from zoo.model import Model
@@ -144,6 +145,8 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
     """
     own = next((x.dtype for x in tensors(model) if x.is_floating_point()), example.dtype)
     dtype = dtype or own
+    quantized = getattr(model, "config", {}).get("quantized")
+    require(dtype == torch.float32 or quantized is None, "dtype", dtype, f"torch.float32 of a quantized model ({quantized})")
     if isinstance(model, Model) and (decodes_fast := model.optimized(example, dtype)) is not None:
         return decodes_fast
     fast = prepared(model, dtype)
