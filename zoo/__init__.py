@@ -42,6 +42,7 @@ from zoo import (
 from zoo.deployment.export import export
 from zoo.deployment.optimize import optimize
 from zoo.deployment.quantize import quantize, replace
+from zoo.deployment.quantized_images import QuantizedImages, load_images
 from zoo.generation import decoding, sampling
 from zoo.model import DiffusionModel, EncoderDecoder, ImageModel, LanguageModel, Model, without_values
 from zoo.pretrained import containers, preprocess
@@ -141,7 +142,7 @@ def save(model: nn.Module, folder: str | Path, file: str | None = None) -> None:
     file = file or files.MODEL
     if not file.endswith(".safetensors") or Path(file).name != file:
         raise ValueError(f"file must be a name that ends in .safetensors, got {file!r}")
-    config, state = saved(model, build_as)
+    config, state = model.saved() if isinstance(model, QuantizedImages) else saved(model, build_as)
     last = file if file in (files.MODEL, files.BEST) else files.saved_file(Path(folder))
     config |= {"file": last} if last == files.MODEL and (Path(folder) / files.BEST).exists() else {}
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ def save_state(model: nn.Module, path: str | Path) -> None:
     files.write_tensors(path, dense_state(plain(model)))
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path) -> Any:
     """Rebuild a model in eval mode, in the dtype that it had, from a folder that `save` or a run left, or one of its files.
 
     Errors: `ValueError` that names the file and what is wrong: missing, damaged, a pickle, another architecture.
@@ -173,6 +174,8 @@ def load(path: str | Path) -> Model:
     dtype = config.pop("dtype", "float32")
     if dtype not in DTYPES:
         raise ValueError(f"{folder / 'config.json'} must give one of {', '.join(DTYPES)} as dtype, got {dtype!r}")
+    if config.get("quantized") == "static":
+        return load_images(build(config["model"], **config["arguments"]), config, path)
     with without_values():
         model = build_as(config).to(DTYPES[dtype])
     load_state(model, path)

@@ -9,6 +9,7 @@ token's; Dettmers et al., "LLM.int8()", 2022 (arXiv 2208.07339), has the arithme
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -21,39 +22,69 @@ from layers.experts import MixtureOfExperts
 from layers.lora import has_lora, merge_lora
 from zoo.bert import Bert
 from zoo.gpt import CausalLM
+from zoo.model import ImageModel
 from zoo.transformer import Transformer
 
 KINDS = ("int8", "dynamic")
+WHY_NOT = {"int4": " (torchao's int4 needs mslk, which is not used here)"}
+"""Of kinds that one might expect."""
 PIECE = 2**20
 """Weights that are floats at a time where several rows are multiplied."""
 STREAMS = 4
 """Rows of a weight that a compiled product reads at a time, for as many sums; one sum waits for each of its additions."""
 
 
-def quantize(model: nn.Module, kind: str) -> Any:
-    """A copy of a text's model with weights of 8 bits, in eval mode; the model itself is left alone.
+def quantize(model: nn.Module, kind: str, *, calibration: Tensor | None = None) -> Any:
+    """A copy of a model with weights of 8 bits, in eval mode; the model itself is left alone.
 
-    kind: "int8", weights alone. What is multiplied by them is float32, so that it is closest to the model. Of a `CausalLM`
-          `zoo.optimize(copy, prompt)` of a single row is what is faster, for a token takes as long as reading the weights.
-          "dynamic", the inputs of linear layers too, which are rounded as they come: `zoo.optimize` of a `Bert` or a
-          `Transformer` multiplies integers.
+    kind: "static", of an `ImageModel`: weights and what is between layers, by ranges that `calibration` tells, images
+          (n, c, y, x) such as some hundreds to train on. It needs torchao. `zoo.optimize` makes it fast.
+          "int8", of a text's model: weights alone. What is multiplied by them is float32, so that it is closest to the model.
+          Of a `CausalLM` `zoo.optimize(copy, prompt)` of a single row is faster, for a token takes as long as reading weights.
+          "dynamic", of a text's model: the inputs of linear layers too, which are rounded as they come. `zoo.optimize` of a
+          `Bert` or a `Transformer` multiplies integers.
     Linear layers and tables of tokens are quantized; norms, positions and biases stay float32. `zoo.save` and `zoo.load` keep
     the integers, and `model.config["quantized"]` the kind.
     Errors: `ValueError` for another kind, another sort of model, one that is not float32, or is quantized already.
+            `RuntimeError` for "static" without torchao, or with a torch that is too old for it. A processor without AVX-512 VNNI,
+            on which integers are slow, is warned of.
     """
-    require(kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
+    require(kind in (*KINDS, "static"), "kind", kind, f"one of {', '.join((*KINDS, 'static'))}{WHY_NOT.get(kind, '')}")
+    require(
+        (calibration is not None) == (kind == "static"), "calibration", type(calibration).__name__, "images, for static alone"
+    )
+    if kind != "int8" and not has_vnni():
+        warnings.warn(
+            f"this processor lacks AVX-512 VNNI, by which {kind} int8 is quick: it may be slower than float32", stacklevel=2
+        )
+    if kind == "static":
+        from zoo.deployment.quantized_images import quantize_images
+
+        require(isinstance(model, ImageModel), "model", type(model).__name__, "an ImageModel")
+        require_float32(model)
+        return quantize_images(model, calibration)
     require(
         isinstance(model, CausalLM | Bert | Transformer), "model", type(model).__name__, "a CausalLM, a Bert or a Transformer"
     )
-    require("quantized" not in model.config, "model", model.config.get("quantized"), "one that is not quantized yet")
+    config: Any = model.config
+    require("quantized" not in config, "model", config.get("quantized"), "one that is not quantized yet")
     require(not any(isinstance(m, MixtureOfExperts) for m in model.modules()), "model", "experts", "without a mixture of experts")
-    dtypes = {x.dtype for x in model.parameters()}
-    require(dtypes == {torch.float32}, "model", ", ".join(sorted(map(str, dtypes))), "of float32")
+    require_float32(model)
     quantized = copy.deepcopy(model)
     quantized = merge_lora(quantized) if has_lora(quantized) else quantized
     replace(quantized, kind)
-    quantized.config = {**model.config, "quantized": kind}
+    quantized.config = {**config, "quantized": kind}
     return quantized.eval().requires_grad_(False)
+
+
+def has_vnni() -> bool:
+    """Whether this processor multiplies integers of 8 bits."""
+    return torch.cpu._is_vnni_supported()
+
+
+def require_float32(model: nn.Module) -> None:
+    dtypes = {x.dtype for x in model.parameters()}
+    require(dtypes == {torch.float32}, "model", ", ".join(sorted(map(str, dtypes))), "of float32")
 
 
 def replace(model: nn.Module, kind: str) -> None:
