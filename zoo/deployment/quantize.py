@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ def quantize(model: nn.Module, kind: str, *, calibration: Tensor | None = None) 
 
         require(isinstance(model, ImageModel), "model", type(model).__name__, "an ImageModel")
         require_float32(model)
-        return quantize_images(model, calibration)
+        network, images = cast(Any, model), cast(Tensor, calibration)
+        return quantize_images(network, images)
     require(
         isinstance(model, CausalLM | Bert | Transformer), "model", type(model).__name__, "a CausalLM, a Bert or a Transformer"
     )
@@ -70,7 +71,7 @@ def quantize(model: nn.Module, kind: str, *, calibration: Tensor | None = None) 
     require("quantized" not in config, "model", config.get("quantized"), "one that is not quantized yet")
     require(not any(isinstance(m, MixtureOfExperts) for m in model.modules()), "model", "experts", "without a mixture of experts")
     require_float32(model)
-    quantized = copy.deepcopy(model)
+    quantized: Any = copy.deepcopy(model)
     quantized = merge_lora(quantized) if has_lora(quantized) else quantized
     replace(quantized, kind)
     quantized.config = {**config, "quantized": kind}

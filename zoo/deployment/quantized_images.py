@@ -135,7 +135,7 @@ def converted(model: nn.Module, calibration: Tensor) -> Any:
 
 def load_images(model: ImageModel, config: dict[str, Any], path: Path) -> QuantizedImages:
     """What `zoo.save` wrote of such a network; model: one as the config says, with any weights."""
-    size = config.get("size")
+    size: Any = config.get("size")
     good = isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)
     require(good, "size", size, "channels, rows and columns")
     loaded = QuantizedImages(model.eval(), torch.rand(2, *size), config)
