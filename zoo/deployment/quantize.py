@@ -71,8 +71,8 @@ def quantize(model: nn.Module, kind: str, *, calibration: Tensor | None = None) 
     require("quantized" not in config, "model", config.get("quantized"), "one that is not quantized yet")
     require(not any(isinstance(m, MixtureOfExperts) for m in model.modules()), "model", "experts", "without a mixture of experts")
     require_float32(model)
-    quantized: Any = copy.deepcopy(model)
-    quantized = merge_lora(quantized) if has_lora(quantized) else quantized
+    quantized = copy.deepcopy(model)
+    quantized = cast(Any, merge_lora(quantized) if has_lora(quantized) else quantized)
     replace(quantized, kind)
     quantized.config = {**config, "quantized": kind}
     return quantized.eval().requires_grad_(False)
