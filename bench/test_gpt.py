@@ -43,8 +43,9 @@ def models(size):
 
 
 @cache
-def optimized(size, rows):
-    return zoo.optimize(models(size)[0], torch.ones(rows, 4, dtype=torch.long))
+def optimized(size, rows, kind="float32"):
+    model = models(size)[0]
+    return zoo.optimize(model if kind == "float32" else zoo.quantize(model, kind), torch.ones(rows, 4, dtype=torch.long))
 
 
 def generate(theirs, prompt, mask):
@@ -84,15 +85,25 @@ def ctranslate2_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8"])
-def test_greedy_of_ctranslate2(benchmark, side_by_side, ctranslate2_folder, kind, tmp_path):
-    """Ours is float32 in both rows."""
+def test_greedy_in_int8(benchmark, side_by_side):
+    """Against our own float32, optimized too."""
+    prompt = torch.randint(1, SIZES["124M"]["vocab_size"], (1, 16), generator=torch.Generator().manual_seed(1))
+
+    def greedy(kind):
+        return decoding.greedy(optimized("124M", 1, kind).start(capacity=16 + NEW), prompt, max_new_tokens=NEW)
+
+    benchmark.group = "GPT-2, greedy, 124M, ours in int8, ours in float32"
+    side_by_side(lambda: greedy("int8"), lambda: greedy("float32"), rounds=5)
+
+
+@pytest.mark.parametrize(("ours_in", "kind"), [("float32", "float32"), ("float32", "int8"), ("int8", "int8")])
+def test_greedy_of_ctranslate2(benchmark, side_by_side, ctranslate2_folder, ours_in, kind, tmp_path):
     prompt = torch.randint(1, SIZES["124M"]["vocab_size"], (1, 16), generator=torch.Generator().manual_seed(1))
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps([[str(token) for token in prompt[0].tolist()]]))
     script = Path(__file__).with_name("ctranslate2_server.py")
     command = [sys.executable, script, ctranslate2_folder, "1", str(torch.get_num_threads()), rows, str(NEW), kind]
-    fast = optimized("124M", 1)
+    fast = optimized("124M", 1, ours_in)
 
     def ours():
         return decoding.greedy(fast.start(capacity=16 + NEW), prompt, max_new_tokens=NEW)[0].tolist()
@@ -106,7 +117,7 @@ def test_greedy_of_ctranslate2(benchmark, side_by_side, ctranslate2_folder, kind
         found = theirs()
         assert len(found) == NEW
         benchmark.extra_info["same tokens"] = sum(a == b for a, b in zip(found, ours(), strict=True))
-        benchmark.group = f"GPT-2, greedy, 124M, CTranslate2 in {kind}"
+        benchmark.group = f"GPT-2, greedy, 124M, ours in {ours_in}, CTranslate2 in {kind}"
         side_by_side(ours, theirs, rounds=5, settle=True)
 
 

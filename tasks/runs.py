@@ -48,7 +48,7 @@ def train(
     with checking_input():
         options, folder, saved = open_folder(kind, given, default_name)
         task, model = begin(options, folder)
-        config, _ = saving.saved(model, zoo.build)
+        config, _ = saving.saved(model, zoo.build_as)
         require_same(data_of(saved), task.identity, folder)
         run = Run(task, model, options, folder)
         run.require_ready()

@@ -48,7 +48,7 @@ def sums(run: Run, model: nn.Module, batch: Any) -> dict[str, Tensor]:
 def require_ready(run: Run) -> None:
     """Errors: `ValueError` if the model could not be kept, if there is nothing to train or to measure on, if the best epoch could
     not be told, or if an option asks for what the model has not."""
-    saving.saved(run.result, zoo.build)
+    saving.saved(run.result, zoo.build_as)
     for name, split in (("training", run.task.train), ("validation", run.task.valid)):
         require(split.size > 0, f"{name} set", f"{split.size} {run.task.unit}", "not empty")
     if run.options.gradient_checkpointing:

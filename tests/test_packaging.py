@@ -34,7 +34,8 @@ MAY_IMPORT = {
         "PIL",
         "onnx",
         "onnxruntime",
-    },  # the last eight when they are needed
+        "torchao",
+    },  # the last nine when they are needed
 }
 """First names of the modules that a package may import, besides Python's own. `tasks` may import whatever is declared."""
 

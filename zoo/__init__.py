@@ -41,6 +41,8 @@ from zoo import (
 )
 from zoo.deployment.export import export
 from zoo.deployment.optimize import optimize
+from zoo.deployment.quantize import quantize, replace
+from zoo.deployment.quantized_images import QuantizedImages, load_images
 from zoo.generation import decoding, sampling
 from zoo.model import DiffusionModel, EncoderDecoder, ImageModel, LanguageModel, Model, without_values
 from zoo.pretrained import containers, preprocess
@@ -113,6 +115,14 @@ def build(name: str, **arguments: Any) -> Model:
     return model
 
 
+def build_as(config: Mapping[str, Any]) -> Model:
+    """The model of a config, without the weights, quantized if that is."""
+    model = build(config["model"], **config["arguments"])
+    if "quantized" in config:
+        replace(model, config["quantized"])
+    return model
+
+
 def require_arguments(name: str, given: Mapping[str, Any]) -> None:
     known = arguments(name)
     if unknown := sorted(given.keys() - known.keys()):
@@ -127,12 +137,12 @@ def save(model: nn.Module, folder: str | Path, file: str | None = None) -> None:
     What torch.compile or DataParallel has wrapped is saved as the model within, and what LoRA has learnt is merged. Nothing is
     written unless `load` will give the model back, in its dtype.
     Errors: `ValueError` for a model that `create` would not build as it is now: composed or changed by hand, pruned,
-            parametrized, folded, quantized, without values.
+            parametrized, folded, without values.
     """
     file = file or files.MODEL
     if not file.endswith(".safetensors") or Path(file).name != file:
         raise ValueError(f"file must be a name that ends in .safetensors, got {file!r}")
-    config, state = saved(model, build)
+    config, state = model.saved() if isinstance(model, QuantizedImages) else saved(model, build_as)
     last = file if file in (files.MODEL, files.BEST) else files.saved_file(Path(folder))
     config |= {"file": last} if last == files.MODEL and (Path(folder) / files.BEST).exists() else {}
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -150,7 +160,7 @@ def save_state(model: nn.Module, path: str | Path) -> None:
     files.write_tensors(path, dense_state(plain(model)))
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path) -> Any:
     """Rebuild a model in eval mode, in the dtype that it had, from a folder that `save` or a run left, or one of its files.
 
     Errors: `ValueError` that names the file and what is wrong: missing, damaged, a pickle, another architecture.
@@ -164,8 +174,11 @@ def load(path: str | Path) -> Model:
     dtype = config.pop("dtype", "float32")
     if dtype not in DTYPES:
         raise ValueError(f"{folder / 'config.json'} must give one of {', '.join(DTYPES)} as dtype, got {dtype!r}")
+    if config.get("quantized") == "static":
+        network: Any = build(config["model"], **config["arguments"])
+        return load_images(network, config, path)
     with without_values():
-        model = build(config["model"], **config["arguments"]).to(DTYPES[dtype])
+        model = build_as(config).to(DTYPES[dtype])
     load_state(model, path)
     model.config = config
     return model.eval()
@@ -186,5 +199,5 @@ def load_state(model: nn.Module, path: str | Path) -> None:
 
 __all__ = [
     "DiffusionModel", "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create",
-    "export", "kind_of", "load", "load_state", "names", "optimize", "save", "save_state", "to_huggingface",
+    "export", "kind_of", "load", "load_state", "names", "optimize", "quantize", "save", "save_state", "to_huggingface",
 ]  # fmt: skip

@@ -33,8 +33,8 @@ def plain(model: nn.Module) -> nn.Module:
             return model
 
 
-def saved(model: nn.Module, build: Callable[..., nn.Module]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the state that `zoo.save` writes of a model; `build(name, **arguments)` is `zoo.build`.
+def saved(model: nn.Module, build: Callable[[dict[str, Any]], nn.Module]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the state that `zoo.save` writes of a model; `build(config)` makes one of that config.
 
     What `layers.lora` has put into the model is merged in the state.
     Errors: `ValueError` if `zoo.load` could not give the model back from them.
@@ -49,7 +49,7 @@ def saved(model: nn.Module, build: Callable[..., nn.Module]) -> tuple[dict[str, 
         )
     state = dense_state(model)
     with without_values():
-        built = build(config["model"], **config["arguments"])
+        built = build(config)
     if problems := differences(model, built):
         raise ValueError(
             f"model must be as zoo.create({config['model']!r}, ...) builds it, or zoo.load could not give it back; it differs in "

@@ -18,6 +18,7 @@ from layers.checks import require, require_axes
 from layers.embedding import require_known
 from zoo.deployment.inductor import Program, compiled
 from zoo.deployment.optimize import Constant, copied
+from zoo.deployment.quantize import is_quantized
 from zoo.generation.decoder_only import Decoding
 from zoo.gpt import CausalLM
 
@@ -32,7 +33,8 @@ def optimize_causal(model: CausalLM, example: Tensor, dtype: torch.dtype) -> Opt
     with torch.no_grad():
         decoding = OptimizedDecoding(fast, 16, one, None)
         decoding(last)
-        step = compiled(Step(fast, one), *decoding.given(decoding.doubled(last)))
+        # a row reads weights once, and integers are quicker to read; several rows share floats that are made of them once
+        step = compiled(Step(fast, one), *decoding.given(decoding.doubled(last)), folded=not (one and is_quantized(fast)))
     return OptimizedCausalLM(fast, step, one)
 
 
@@ -40,7 +42,7 @@ class OptimizedCausalLM(Constant):
     """A `CausalLM` for inference whose `start` leads to a program. Its weights cannot be reached: all parts stay of one."""
 
     def __init__(self, model: CausalLM, step: Program, one: bool) -> None:
-        weight = model.embedding.table.weight
+        weight = next(model.parameters())
         super().__init__((model, step, one), weight.dtype, weight.device)
         self.config = copy.deepcopy(model.config)
         self.place = nn.Parameter(weight.new_empty(0), requires_grad=False)  # tells others the device and dtype

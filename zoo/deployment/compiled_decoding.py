@@ -42,7 +42,7 @@ class OptimizedTransformer(Constant):
     """
 
     def __init__(self, model: Transformer, encode: Program, step: Program, keys: Sequence[Tensor]) -> None:
-        weight = model.embedding.table.weight
+        weight = next(model.parameters())
         super().__init__((model, encode, step, keys), weight.dtype, weight.device)
         self.config = copy.deepcopy(model.config)
         self.place = nn.Parameter(weight.new_empty(0), requires_grad=False)  # tells others the device and dtype

@@ -49,7 +49,7 @@ class OptimizedBert(Constant):
     """
 
     def __init__(self, model: Bert, program: Program, structure: TreeSpec) -> None:
-        weight = model.embedding.table.weight
+        weight = next(model.parameters())
         super().__init__((model, program, structure), weight.dtype, weight.device)
         self.config = copy.deepcopy(model.config)
         self.place = nn.Parameter(weight.new_empty(0), requires_grad=False)  # tells others the device and dtype

@@ -24,14 +24,15 @@ Program = Callable[[list[Any]], list[Tensor]]
 """Machine code that takes tensors and gives tensors."""
 
 
-def compiled(program: nn.Module, *arguments: Any, rows: int | None = None) -> Program:
+def compiled(program: nn.Module, *arguments: Any, rows: int | None = None, folded: bool = True) -> Program:
     """The program as machine code, for tensors (b, n, ...) and (b, heads, n, head_dim) with any b and n but 1.
 
     What has a single row here is for single rows.
 
     What it takes and gives are lists, all else of the structure flattened. It does not look at strides: all tensors that it gets
     must be contiguous.
-    rows: that the program is wanted for, by default as many as the first argument has; others go too, see `has_templates`.
+    rows:   that the program is wanted for, by default as many as the first argument has; others go too, see `has_templates`.
+    folded: whether what depends on weights alone is computed once, such as the floats that integers stand for.
     """
     arguments = tree_map(torch.Tensor.contiguous, arguments)
     sizes = tree_map(lambda x: {n: Dim.DYNAMIC for n in (0, 2 if x.ndim == 4 else 1) if n < x.ndim and x.shape[n] > 1}, arguments)
@@ -41,11 +42,11 @@ def compiled(program: nn.Module, *arguments: Any, rows: int | None = None) -> Pr
         failures = (torch._dynamo.exc.BackendCompilerFailed, torch._inductor.exc.LoweringException, ImportError)
         try:
             with tiles():
-                return packaged(exported, max_autotune_gemm=True, max_autotune_gemm_backends="CPP")
+                return packaged(exported, freezing=folded, max_autotune_gemm=True, max_autotune_gemm_backends="CPP")
         except failures as error:
             name, why = type(program).__name__.lower(), str(error).splitlines()[0]
             warnings.warn(f"the {name} of a Transformer goes without inductor's matrix products: {why}", stacklevel=4)
-    return packaged(exported)
+    return packaged(exported, freezing=folded)
 
 
 def packaged(exported: ExportedProgram, **options: Any) -> Program:
@@ -54,7 +55,7 @@ def packaged(exported: ExportedProgram, **options: Any) -> Program:
         path = torch._inductor.aoti_compile_and_package(
             exported,
             package_path=str(Path(folder) / "program.pt2"),
-            inductor_configs={"freezing": True, "cpp.enable_concat_linear": True, **options},
+            inductor_configs={"cpp.enable_concat_linear": True, **options},
         )
         loaded = torch._inductor.aoti_load_package(path)
     return lambda tensors: loaded.loader.run(tensors)  # `loaded` itself takes Python 0.2 ms to sort arguments

@@ -8,6 +8,7 @@ of a BERT a forward that leaves padding out, of networks of diffusion what sampl
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layers.checks import require
 from layers.convolution import fold_norms
 from layers.winograd import use_winograd
 from zoo.model import Model
@@ -138,12 +140,16 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
              its forward takes any other size, mask, types and positions too. Of a network of diffusion, noisy images
              (b, c, y, x); it is called as the network, with times and classes, by samplers too.
     dtype:   what to compute in, by default the model's own; `torch.bfloat16` trades three digits for speed, on processors that
-             multiply such numbers (AVX-512 BF16, AMX), and is several times slower on others.
+             multiply such numbers (AVX-512 BF16, AMX), and is several times slower on others, which is warned of.
     Equal to the model's eval output up to rounding in that dtype. Subclasses of layers, and hooked, pruned and parametrized ones,
     are compiled as they are. What the copy refuses: see `Constant`.
     """
     own = next((x.dtype for x in tensors(model) if x.is_floating_point()), example.dtype)
     dtype = dtype or own
+    if dtype == torch.bfloat16 and example.is_cpu and not has_bfloat16():
+        warnings.warn("this processor lacks AVX-512 BF16 and AMX: bfloat16 is several times slower than float32", stacklevel=2)
+    quantized = getattr(model, "config", {}).get("quantized")
+    require(dtype == torch.float32 or quantized is None, "dtype", dtype, f"torch.float32 of a quantized model ({quantized})")
     if isinstance(model, Model) and (decodes_fast := model.optimized(example, dtype)) is not None:
         return decodes_fast
     fast = prepared(model, dtype)
@@ -152,6 +158,11 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
     optimized = Optimized(fast, example, dtype)
     optimized(example)
     return optimized
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies such numbers."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
