@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,18 +139,20 @@ def main(words: list[str]) -> int:
     if what == "steps":
         for name in words:
             run_of(name, Path(folder) / name, **options)
-        return ended()
+        return ended(Path(folder))
     Path(folder).mkdir(parents=True, exist_ok=True)
     case = {**CASES["frozen"], "dropout": float(options.pop("dropout", 0.3)), "lora": False, "ema": 0.9}
     run = Run(Texts(), model_of(**case), options_of(case, checkpoint_every=2, epochs=3, **options), Path(folder))
     run.restore()
     run.fit()
-    return ended()
+    return ended(Path(folder))
 
 
-def ended() -> int:
-    """Once all are there, without taking the groups down, which torch 2.6 can hang in."""
+def ended(folder: Path) -> int:
+    """Once all have said so, without taking the groups down, which torch 2.6 can hang in: who leaves first breaks connections."""
     if dist.is_initialized():
-        dist.barrier()
+        (folder / f"ended-{dist.get_rank()}").touch()
+        while len([*folder.glob("ended-*")]) < dist.get_world_size():
+            time.sleep(0.01)
         os._exit(0)
     return 0
