@@ -43,7 +43,7 @@ def average_epochs(run: Run) -> dict[str, Any]:
         name: torch.stack([state[name].double() for state in states]).mean(0).to(x.dtype) if x.is_floating_point() else x
         for name, x in states[-1].items()
     }
-    model = merge_lora(copy.deepcopy(run.model))  # as in the files
+    model = merge_lora(copy.deepcopy(run.result)).to(run.accelerator.device)  # as in the files
     model.load_state_dict(mean)
     measured, primary = run.evaluate(model), run.task.primary
     kept = primary.rank(measured) >= primary.rank(run.best(), "valid_")

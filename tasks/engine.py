@@ -19,19 +19,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import zoo
 from layers.normalization import synchronise_norms
-from tasks import averaging, checkpoints, validation
+from tasks import averaging, checkpoints, sharding, validation
 from tasks.commands import Diverged
 from tasks.data import seed_of
 from tasks.loading import prepared
 from tasks.logs import Log, means, tracker
 from tasks.optimizers import learning_rate
-from tasks.options import EngineOptions
+from tasks.options import EngineOptions, UserError
 from tasks.profiling import Profile
 from tasks.recompute import blocks, recomputing
 from tasks.task import Task
@@ -53,17 +53,26 @@ class Run:
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )  # fmt: skip
         self.main = self.accelerator.is_main_process
-        self.world = self.accelerator.num_processes
+        self.sharding = sharding.Sharding(self.accelerator, options)
+        self.world, self.index = self.sharding.world, self.sharding.index
+        self.whole = sharding.whole_copy(self.sharding, model)
         model = model.to(self.accelerator.device)
-        model = model.to(memory_format=torch.channels_last) if task.channels_last else model
+        model = model.to(memory_format=torch.channels_last) if task.channels_last and not self.sharding.fsdp else model
         self.model = synchronise_norms(model) if self.world > 1 else model
         self.ema = ExponentialAverage(self.model, options.ema) if options.ema else None
         self.average = self.ema.module if self.ema else None
         self.parts = task.parts(self.model)
         require_partition(self.model, self.parts)
+        if len(self.parts) > 1 and (options.shard != "none" or options.tensor > 1):
+            raise UserError(f"--shard and --tensor are for models that are trained as one, not as {', '.join(self.parts)}")
+        if self.sharding.divided:
+            self.sharding.divide(*filter(None, (self.model, self.average)))
+        self.adds_up = len(self.parts) > 1 or (self.sharding.tensor > 1 and not self.sharding.fsdp)  # gradients, in `take`
         optimizers = [task.optimizer(name, part, options) for name, part in self.parts.items()]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-        if len(self.parts) == 1:
+        if len(self.parts) == 1 and not self.sharding.divided:
+            if self.world > 1 and sharding.has_unused(self):
+                self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
             compiled = torch.compile(self.model) if options.compile else self.model
             self.wrapped, optimizers[0] = self.accelerator.prepare(compiled, optimizers[0])
         else:  # parts are called by themselves, which wrappers of the whole would not see: `take` adds up the gradients
@@ -88,7 +97,7 @@ class Run:
         """This process's micro-batches. Concatenated over processes, share k is micro-batch k of a run in one process."""
         for k, micro in enumerate(indices.tensor_split(self.options.accumulate)):
             if len(micro):
-                yield k, micro.tensor_split(self.world)[self.accelerator.process_index]
+                yield k, micro.tensor_split(self.world)[self.index]
 
     def rate(self, step: int) -> float:
         return learning_rate(self.options, step, self.steps_per_epoch)
@@ -125,10 +134,10 @@ class Run:
         sums: dict[str, Tensor] = {}
         part = None
         for n, (k, following) in enumerate(losses):
-            place = ("step", self.options.seed, self.step, k, self.accelerator.process_index)
+            place = ("step", self.options.seed, self.step, k, self.index)
             torch.manual_seed(seed_of(*place, *([turn] if turn else [])))
             last = n == len(losses) - 1
-            with contextlib.nullcontext() if last or len(self.parts) > 1 else self.accelerator.no_sync(self.wrapped):
+            with sharding.synchronising(self, last):
                 with self.accelerator.autocast(), self.recomputing():
                     found = next(following, (None,))
                 if n and found[0] != part:
@@ -136,10 +145,10 @@ class Run:
                 if (part := found[0]) is None:
                     continue
                 _, loss, metrics = found
-                if len(self.parts) == 1:  # processes' gradients are averaged, so that their number brings back the sum
-                    self.accelerator.backward(loss * (self.world / units))
-                else:
+                if self.adds_up:
                     self.accelerator.backward(loss / units, inputs=trainable(self.parts[part]))
+                else:  # processes' gradients are averaged, so that their number brings back the sum
+                    self.accelerator.backward(loss * (self.world / units))
             for name, value in {**metrics, "loss": loss}.items():
                 sums[name] = sums.get(name, 0) + value.detach().double()
         if part is None:
@@ -169,17 +178,19 @@ class Run:
     def take(self, part: str) -> None:
         """The step of one part's optimizer."""
         module, optimizer = self.parts[part], self.optimizers[part]
-        if len(self.parts) > 1 and self.world > 1:
+        if self.adds_up and self.world > 1:
             for p in trainable(module):
                 p.grad = None if p.grad is None else self.total(p.grad)
         if self.options.clip:
             self.accelerator.unscale_gradients(optimizer)
-            nn.utils.clip_grad_norm_(module.parameters(), self.options.clip)
+            self.sharding.clip(module, self.options.clip)
         optimizer.step()
         optimizer.zero_grad()
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over all processes."""
+        """Sum over all processes that have examples of their own."""
+        if self.sharding.divided:
+            return self.sharding.total(value)
         return self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum") if self.world > 1 else value
 
     def to_device(self, batch: Any) -> Any:
@@ -189,12 +200,15 @@ class Run:
 
     @property
     def result(self) -> nn.Module:
-        """What is evaluated and kept."""
-        return self.average or self.model
+        """What is evaluated and kept; of a model that is divided, a whole copy as of the last evaluation."""
+        return self.whole or self.average or self.model
 
     def evaluate(self, model: nn.Module | None = None) -> dict[str, float]:
         """Means and metrics of the validation set, as `tasks.validation.evaluate` has them."""
-        return validation.evaluate(self, model or self.result)
+        if model is None:
+            sharding.refresh(self)
+        with sharding.at_hand(self) as result:
+            return validation.evaluate(self, model or result)
 
     def require_ready(self) -> None:
         """Errors: `ValueError`, before an epoch is spent, if the run could not be trained, measured or kept."""
@@ -217,7 +231,7 @@ class Run:
 
     def require_finite(self) -> None:
         """A step on a finite loss may still have broken the weights: no file is to hold those."""
-        if not all(x.isfinite().all() for x in self.model.state_dict().values() if x.is_floating_point()):
+        if not self.sharding.finite(self.model):
             raise Diverged(f"a weight is no longer finite after step {self.step}")
 
     def restore(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Modules whose weights are matrices, those of convolutions by their first axis and all others."""
@@ -66,9 +67,12 @@ class Muon(torch.optim.AdamW):
             state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p)}
         state["step"] += 1  # AdamW reads it of every state
         state["mean"].lerp_(gradient, 1 - self.momentum)
-        ahead = gradient.lerp(state["mean"], self.momentum).flatten(1)
-        length = 0.2 * max(ahead.shape) ** 0.5
-        p.mul_(1 - group["lr"] * group["weight_decay"]).add_(orthogonal(ahead).view_as(p), alpha=-group["lr"] * length)
+        ahead = gradient.lerp(state["mean"], self.momentum)
+        ahead = (ahead.full_tensor() if isinstance(ahead, DTensor) else ahead).flatten(1)  # each process computes the whole step
+        length, direction = 0.2 * max(ahead.shape) ** 0.5, orthogonal(ahead).view(p.shape)
+        if isinstance(p, DTensor):
+            direction = distribute_tensor(direction.contiguous(), p.device_mesh, p.placements, src_data_rank=None)
+        p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"] * length)
 
 
 def orthogonal(matrix: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:

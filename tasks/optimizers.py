@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tasks.muon import Muon, hidden_matrices
 from tasks.options import EngineOptions
@@ -71,7 +72,8 @@ def apart(groups: list[dict[str, Any]], hidden: set[Tensor]) -> list[dict[str, A
 def make_optimizer(model: nn.Module, options: EngineOptions) -> torch.optim.Optimizer:
     groups = parameter_groups(model, options.weight_decay) if options.layer_decay == 1 else layer_groups(model, options)
     if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True, fused=True)
+        fused = not any(isinstance(p, DTensor) for group in groups for p in group["params"])  # of slices there is no such kernel
+        return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True, fused=fused)
     if options.optimizer == "muon":
         return Muon(apart(groups, hidden_matrices(model)), options.lr, (0.9, options.beta2))
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]

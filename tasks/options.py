@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
+from importlib.metadata import version
 from os.path import expanduser
 from typing import Any, ClassVar, get_args, get_type_hints
 
@@ -189,6 +190,12 @@ class EngineOptions(Options):
     compile: bool = option(False, "torch.compile the model")
     gradient_checkpointing: bool = option(False, "compute what the backward pass needs again: less memory, a third more time")
     device: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    shard: str = option(
+        "none",
+        "under torchrun, what each process holds of the model: none is all of it (DDP), fsdp slices of each tensor (torch 2.9)",
+        choices=("none", "fsdp"),
+    )
+    tensor: int = option(1, "processes that share each attention and feed-forward network, for Transformers", least=1)
     workers: int | None = option(
         None, "processes that prepare batches; they change nothing but the speed (default: 0, some for pictures on disk)", least=0
     )
@@ -213,6 +220,25 @@ class EngineOptions(Options):
             raise UserError("--gradient_checkpointing and --compile exclude each other: a compiler decides itself what to keep")
         if self.profile and self.compile:
             raise UserError("--profile and --compile exclude each other: a compiler leaves no blocks to tell apart")
+        require_divisible(self)
+
+
+def require_divisible(options: EngineOptions) -> None:
+    """Errors: `UserError` if the model cannot be divided among processes as the options ask."""
+    found = version("torch")
+    if options.shard == "fsdp" and tuple(map(int, found.split(".")[:2])) < (2, 9):
+        raise UserError(
+            f"--shard fsdp needs torch 2.9 or newer, this is {found}: 2.7 and 2.8 double gradients on the CPU without a word"
+        )
+    for given in ("--shard fsdp",) * (options.shard == "fsdp") + (f"--tensor {options.tensor}",) * (options.tensor > 1):
+        if options.compile:
+            raise UserError(f"{given} and --compile exclude each other")
+        if options.precision == "fp16":
+            raise UserError(f"{given} and --precision fp16 exclude each other: take bf16")
+    if options.tensor > 1 and options.optimizer == "muon":
+        raise UserError(
+            f"--tensor {options.tensor} and --optimizer muon exclude each other, for muon needs whole matrices: take adamw"
+        )
 
 
 def require_device(options: Any) -> None:

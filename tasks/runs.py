@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -25,8 +26,8 @@ from tasks.saved import flattened, require_run_of
 from tasks.task import Task
 from zoo import files, saving
 
-FREE = {"resume", "name", "runs_dir", "device", "workers", "tracker", "checkpoint_every", "profile"}
-"""Options that a resumed run may change: they leave the numbers alone."""
+FREE = {"resume", "name", "runs_dir", "device", "workers", "tracker", "checkpoint_every", "profile", "shard", "tensor"}
+"""Options that a resumed run may change: they leave the numbers alone, but for rounding."""
 PLACES = {"data", "data_root", "train", "valid", "test", "dataset_path", "prepared", "tokenizer"}
 """Options that say where the data is, which may have moved: it is compared itself."""
 
@@ -80,6 +81,9 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
     Errors: `UserError` if the name is taken, if there is nothing to resume, or if a given option differs from the run's own.
     """
     options = kind(**given)
+    if options.name and begun_here(Path(options.runs_dir) / options.name):
+        given = given | {"resume": True}
+        options = kind(**given)
     if options.resume and not options.name:
         raise UserError("--resume needs --name: which run under --runs_dir is to go on?")
     if options.name and (Path(options.name).name != options.name or options.name == ".."):
@@ -106,6 +110,22 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
         if name not in free | {"epochs"} and before[name] != value:
             raise UserError(f"--{name} {value} differs from the run's {before[name]}: a resumed run keeps its options")
     return kind(**{**before, **given}), folder, saved | {"epochs": before["epochs"]}
+
+
+def launch() -> str:
+    """What torchrun or SLURM calls what they started, again after a restart; "" where neither did."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID", "")
+
+
+def begun_here(folder: Path) -> bool:
+    """Whether this is a restart, by torchrun or SLURM, of what has begun the run in the folder: it then goes on by itself."""
+    again = any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    if not (again and folder.is_dir()):
+        return False
+    if not (folder / "options.json").exists():
+        return not any(folder.iterdir())
+    about = files.read_json(folder / "options.json").get("about")
+    return isinstance(about, dict) and about.get("launch") == launch()
 
 
 def taken(folder: Path) -> UserError:
@@ -156,7 +176,7 @@ def write_down(run: Run, config: dict[str, Any], saved: dict[str, Any]) -> None:
     now = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions}
     known = saved["about"] if data_of(saved) else {}
     made = {"program": run.options.program, "data": run.task.identity, "told": [*run.task.told]}
-    about: dict[str, Any] = {**made, **now, **known}
+    about: dict[str, Any] = {**made, **now, **known} | ({"launch": launch()} if launch() else {})
     if saved:
         about["resumed"] = [*about.get("resumed", []), {**now, "step": run.step}]
     options = asdict(run.options) | {"resume": False, "name": run.folder.name}

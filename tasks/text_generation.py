@@ -54,7 +54,7 @@ class TrainOptions(EngineOptions, LearningOptions, DocumentOptions):
     epochs: int = option(3, "parts of the training text, or passes over it", least=1)
     epoch_windows: int | None = option(None, "contexts in an epoch (default: for stdlib 1,500, else all)", least=1)
     batch_size: int = option(8, "contexts in an optimizer step", least=1)
-    optimizer: str = option(None, "(default: muon, after --init adamw)", OPTIMIZERS)
+    optimizer: str = option(None, "(default: muon, after --init and with --tensor adamw)", OPTIMIZERS)
     lr: float = option(None, "peak learning rate (default: 0.01 for muon, else 0.002, after --init 0.0001)", above=0)
     beta2: float = option(0.99, "decay of the mean of squared gradients", least=0, below=1)
     warmup: float = option(0.1, "epochs in which the learning rate rises from zero", least=0)
@@ -69,7 +69,7 @@ class TrainOptions(EngineOptions, LearningOptions, DocumentOptions):
         if self.epoch_windows is None and self.data == "stdlib" and not self.train:
             self.epoch_windows = 1500
         self.stride = self.stride or max(1, self.context // 2)
-        self.optimizer = self.optimizer or ("adamw" if self.init else "muon")
+        self.optimizer = self.optimizer or ("adamw" if self.init or self.tensor > 1 else "muon")
         self.lr = (0.0001 if self.init else 0.01 if self.optimizer == "muon" else 0.002) if self.lr is None else self.lr
         super().__post_init__()
         if self.stride > self.context:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import zoo
 from layers.checks import require
+from tasks import sharding
 from tasks.loading import prepared
 from tasks.recompute import blocks
 from tasks.task import Task
@@ -24,7 +25,7 @@ def evaluate(run: Run, model: nn.Module) -> dict[str, float]:
     """Mean losses and metrics over the validation set; every example counts once, whatever the number of processes."""
     model, valid = model.eval(), run.task.valid
     found: dict[str, Tensor] = {}
-    shares = [indices.tensor_split(run.world)[run.accelerator.process_index] for indices in valid.batches(0)]
+    shares = [indices.tensor_split(run.world)[run.index] for indices in valid.batches(0)]
     for batch in prepared(lambda share: valid.batch(share, 0), shares, run.workers):
         for name, value in sums(run, model, batch).items():
             found[name] = found.get(name, 0) + value
@@ -55,7 +56,8 @@ def require_ready(run: Run) -> None:
         require(bool(blocks(run.model)), "gradient_checkpointing", True, "False for a model without a list of blocks")
     if type(run.task).score is Task.score:  # else any metric may come from there
         first = next(iter(run.task.valid.batches(0)))[:1]
-        measured = sums(run, run.result.eval(), run.task.valid.batch(first, 0))
+        with sharding.at_hand(run) as model:
+            measured = sums(run, model.eval(), run.task.valid.batch(first, 0))
         require_primary(run, [name for name in measured if name != "units"])
 
 

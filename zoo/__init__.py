@@ -45,6 +45,7 @@ from zoo.deployment.quantize import quantize, replace
 from zoo.deployment.quantized_images import QuantizedImages, load_images
 from zoo.generation import decoding, sampling
 from zoo.model import DiffusionModel, EncoderDecoder, ImageModel, LanguageModel, Model, without_values
+from zoo.parallel import tensor_parallel
 from zoo.pretrained import containers, preprocess
 from zoo.pretrained.huggingface import to_huggingface
 from zoo.pretrained.load import Weights, find
@@ -199,5 +200,6 @@ def load_state(model: nn.Module, path: str | Path) -> None:
 
 __all__ = [
     "DiffusionModel", "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create",
-    "export", "kind_of", "load", "load_state", "names", "optimize", "quantize", "save", "save_state", "to_huggingface",
+    "export", "kind_of", "load", "load_state", "names", "optimize", "quantize", "save", "save_state", "tensor_parallel",
+    "to_huggingface",
 ]  # fmt: skip

@@ -49,12 +49,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., processes.Done]:
-    """A command in a process of its own, or in several ranks; `blow` is when it kills itself, as `processes.strike` says."""
+    """A command in a process of its own, or in several ranks; `blow` is when it kills itself, as `processes.strike` says.
 
-    def run(*words: object, task: str = TASK, ranks: int = 1, blow: tuple[str, int] | None = None) -> processes.Done:
+    victim: the rank that it hits, by default each.
+    """
+
+    def run(
+        *words: object, task: str = TASK, ranks: int = 1, blow: tuple[str, int] | None = None, victim: int | None = None
+    ) -> processes.Done:
         folders = [tmp_path_factory.mktemp("said") for _ in range(ranks)]
         told = processes.ranks(ranks, folders[0] / "store") if ranks > 1 else [{}]
-        started = [processes.start(f, task, [*map(str, words)], blow, rank) for f, rank in zip(folders, told, strict=True)]
+        blows = [blow if victim in (None, n) else None for n in range(ranks)]
+        given = zip(folders, blows, told, strict=True)
+        started = [processes.start(f, task, [*map(str, words)], hit, rank) for f, hit, rank in given]
         done = [processes.finish(*pair) for pair in zip(started, folders, strict=True)]
         return max(done, key=lambda one: one.returncode != 0)
 
@@ -121,7 +128,7 @@ def start(tmp_path):
     from tasks.options import EngineOptions
 
     def build(task=None, model=None, **options) -> Run:
-        settings = EngineOptions(device="cpu", **{"warmup": 0, **options})
+        settings = EngineOptions(**{"device": "cpu", "warmup": 0, **options})
         return Run(task or Sentences(), model or network(), settings, tmp_path)
 
     yield build

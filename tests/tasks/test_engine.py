@@ -100,9 +100,7 @@ def test_dropout_differs_between_steps_and_micro_batches(start):
 @given(size=st.integers(1, 40), accumulate=st.integers(1, 6), world=st.integers(1, 5))
 def test_shares_are_a_partition_that_keeps_the_micro_batches(size, accumulate, world):
     def shares(processes: int, rank: int) -> list[tuple[int, list[int]]]:
-        run = SimpleNamespace(
-            options=SimpleNamespace(accumulate=accumulate), world=processes, accelerator=SimpleNamespace(process_index=rank)
-        )
+        run = SimpleNamespace(options=SimpleNamespace(accumulate=accumulate), world=processes, index=rank)
         return [(k, share.tolist()) for k, share in Run.shares(run, torch.arange(size))]
 
     alone = shares(1, 0)
