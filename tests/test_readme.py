@@ -1,4 +1,4 @@
-"""Everything that README.md shows runs: Python blocks as they stand, and the commands as far as their options go."""
+"""What README.md and the pages of docs/ show runs: Python blocks as they stand, commands as far as their options go."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 import zoo
 from tasks import commands
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+BLOCKS = dict.fromkeys(block for page in PAGES.values() for block in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.M | re.S))
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if line]
-COMMANDS = [line for line in LINES if "-m tasks." in line]
+COMMANDS = list(dict.fromkeys(line for line in LINES if "-m tasks." in line))
 
 
 def title(code):
@@ -53,8 +54,40 @@ def test_the_two_commands_are_there():
     assert "pip install tox && tox" in LINES
 
 
+def test_the_readme_is_short():
+    assert PAGES["README.md"].count("\n") <= 250
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    prose = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        if heading:
+            headings = [line.lstrip("# ").lower() for line in path.read_text().splitlines() if line.startswith("#")]
+            assert heading in {re.sub(r"[^\w -]", "", h).replace(" ", "-") for h in headings}, f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
+def test_every_page_can_be_reached(page):
+    name = page.removeprefix("docs/")
+    assert f"]({page})" in PAGES["README.md"] or f"]({name})" in PAGES["docs/where.md"]
+
+
+def test_files_that_are_named_exist():
+    """Of paths in code quotes, those that begin with a room."""
+    named = {
+        path for page in PAGES.values() for path in re.findall(r"`((?:layers|zoo|tasks|tests|bench|deploy|docs)/[\w./-]+)`", page)
+    }
+    assert named
+    assert not [path for path in sorted(named) if not (ROOT / path).exists()]
+
+
 def test_every_model_is_in_the_table():
-    table = README.partition("## Models")[2].partition("\n##")[0]
     families = {name.removesuffix("_bn") for name in zoo.names()}
-    first_cells = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    first_cells = " ".join(line.split("|")[1] for line in PAGES["docs/models.md"].splitlines() if line.startswith("| `"))
     assert families == {name.removesuffix("_bn") for name in re.findall(r"`(\w+)`", first_cells)}

@@ -2,7 +2,7 @@
 
 An encoder reads the source; a decoder writes the target, each position attending to those before it and to the whole memory that
 the encoder leaves. Post-norm, sinusoidal positions, one embedding table for source, target and output, as in the paper; other
-wirings are other blocks, see the README. Proven against Hugging Face's Marian and `nn.Transformer`.
+wirings are other blocks, see `docs/compose.md`. Proven against Hugging Face's Marian and `nn.Transformer`.
 """
 
 from __future__ import annotations
