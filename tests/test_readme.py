@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,21 @@ def test_links_lead_to_files_and_headings(page):
             assert heading in {re.sub(r"[^\w -]", "", h).replace(" ", "-") for h in headings}, f"{page}: {target}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
-def test_every_page_can_be_reached(page):
-    name = page.removeprefix("docs/")
-    assert f"]({page})" in PAGES["README.md"] or f"]({name})" in PAGES["docs/where.md"]
+def test_the_site_has_all_pages():
+    def leaves(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in leaves(part)]
+
+    pages = leaves(tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"])
+    assert sorted(pages) == sorted(path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md"))
+
+
+@pytest.mark.parametrize("room", ["layers", "layers.testing", "zoo", "zoo.generation", "zoo.pretrained", "zoo.deployment"])
+def test_the_reference_has_all_files(room):
+    files = {f"{room}.{path.stem}".removesuffix(".__init__") for path in (ROOT / room.replace(".", "/")).glob("*.py")}
+    named = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference" / f"{room}.md").read_text(), re.M)
+    assert sorted({*named, room}) == sorted(files)
 
 
 def test_files_that_are_named_exist():
