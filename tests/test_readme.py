@@ -16,7 +16,10 @@ import zoo
 from tasks import commands
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (*sorted(ROOT.glob("README*.md")), *sorted(ROOT.glob("docs/*.md")))
+}
 BLOCKS = dict.fromkeys(block for page in PAGES.values() for block in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.M | re.S))
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if line]
@@ -57,6 +60,13 @@ def test_the_two_commands_are_there():
 
 def test_the_readme_is_short():
     assert PAGES["README.md"].count("\n") <= 250
+
+
+def test_the_chinese_readme_is_in_step():
+    """Code, levels of headings and links are the same, in order."""
+    english, chinese = (page.replace("README.zh-CN.md", "README.md") for page in (PAGES["README.md"], PAGES["README.zh-CN.md"]))
+    for pattern in (r"^```\w+\n.*?^```$", r"^#+(?= )", r"\]\(([^)\s]+)\)", r"^\| --- "):
+        assert re.findall(pattern, english, re.M | re.S) == re.findall(pattern, chinese, re.M | re.S)
 
 
 @pytest.mark.parametrize("page", PAGES)
