@@ -47,7 +47,10 @@ class TrainOptions(EngineOptions, CorpusOptions):
     warmup: float = option(0.2, "epochs in which the learning rate rises from zero", least=0)
     clip: float = option(1.0, "largest gradient norm; 0 is off", least=0)
     dropout: float | None = option(None, "in the model (default: the model's own)", least=0, below=1)
-    batch_tokens: int = option(1024, "most tokens of a side in one optimizer step, padding included", least=1)
+    batch_tokens: int = option(
+        None, "most tokens of a side in one optimizer step, padding included (default: 1024, with --batch_size no limit)", least=1
+    )
+    batch_size: int | None = option(None, "most sentences in one optimizer step; like lengths come together", least=1)
     label_smoothing: float = option(0.1, "part of the target that is spread over all tokens", least=0, below=1)
     init: str = option(
         "", "start from this run, with its tokenizer, from a .safetensors file, or from hf:PATH, a folder of Marian's", path=True
@@ -58,6 +61,8 @@ class TrainOptions(EngineOptions, CorpusOptions):
         if self.lr is None:
             self.lr = 0.0001 if self.init else 0.004
         self.model = self.model or ""
+        if self.batch_tokens is None and self.batch_size is None:
+            self.batch_tokens = 1024
         super().__post_init__()
 
 
@@ -76,13 +81,14 @@ class Translation(Task):
         self.data, self.options, self.generation, self.tokenizer = data, options, generation, data.tokenizer
         self.primary = Metric("exact_match" if built_in(options) else "bleu")
         lengths = data.train.lengths if isinstance(data.train, Corpus) else lengths_of(data.train)
-        self.require_room(lengths)
+        most = options.batch_tokens or (options.batch_size or 1) * int(lengths.max())
+        self.require_room(lengths, most)
         sides = (self.tokenizer, self.tokenizer.target)
         texts = zip(*data.valid.pairs(), strict=True)
         valid = list(zip(*(side.encode_batch(x) for side, x in zip(sides, texts, strict=True)), strict=True))
         self.train = Split(
             len(data.train),
-            lambda epoch: batches(lengths, options.batch_tokens, options.seed, epoch),
+            lambda epoch: batches(lengths, most, options.seed, epoch, max_rows=options.batch_size),
             lambda indices, epoch: collate([data.train[i] for i in indices.tolist()], self.tokenizer),
         )
         self.valid = Split(
@@ -95,11 +101,10 @@ class Translation(Task):
         counts = [f"{split}: {counts}" for split, counts in data.counts.items()]
         self.told = [f"{self.tokenizer.vocab_size} tokens", *counts, *data.notes.values(), *filter(None, [generation.told])]
 
-    def require_room(self, lengths: Tensor) -> None:
+    def require_room(self, lengths: Tensor, most: int) -> None:
         """Errors: `DataError` that shows a pair which no batch can hold."""
         from tasks.data import DataError
 
-        most = self.options.batch_tokens
         if (longest := int(lengths.max())) > most:
             worst, counts = int(lengths.amax(1).argmax()), self.data.counts["train"]
             text = self.tokenizer.decode(self.data.train[worst][0])

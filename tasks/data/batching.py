@@ -28,10 +28,13 @@ def lengths_of(examples: Sequence[Example]) -> Tensor:
     return torch.tensor([[len(ids) + 1 for ids in example] for example in examples]).reshape(-1, 2)
 
 
-def batches(lengths: Tensor, max_tokens: int, seed: int, epoch: int, window: int = WINDOW) -> list[Tensor]:
+def batches(
+    lengths: Tensor, max_tokens: int, seed: int, epoch: int, window: int = WINDOW, max_rows: int | None = None
+) -> list[Tensor]:
     """Indices of the examples in each batch of an epoch: every example once, like lengths together, in random order.
 
-    `lengths` are (n,) or (n, sides); on no side is rows times longest more than `max_tokens`.
+    `lengths` are (n,) or (n, sides); on no side is rows times longest more than `max_tokens`, nor are there more rows than
+    `max_rows`.
     Errors: `DataError` that names an example which is longer than `max_tokens` by itself.
     """
     lengths = lengths[:, None] if lengths.ndim == 1 else lengths
@@ -45,7 +48,8 @@ def batches(lengths: Tensor, max_tokens: int, seed: int, epoch: int, window: int
         start, longest = 0, [0] * lengths.shape[1]
         for n, sides in enumerate(lengths[part].tolist()):
             grown = [max(pair) for pair in zip(longest, sides, strict=True)]
-            if (n + 1 - start) * max(grown) > max_tokens:
+            rows = n + 1 - start
+            if rows * max(grown) > max_tokens or (max_rows is not None and rows > max_rows):
                 found.append(part[start:n])
                 start, grown = n, sides
             longest = grown

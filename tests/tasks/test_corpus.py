@@ -238,13 +238,22 @@ def sizes() -> st.SearchStrategy[torch.Tensor]:
     return rows.map(lambda rows: torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1 if rows else 2))
 
 
-@given(lengths=sizes(), max_tokens=st.integers(20, 90), seed=st.integers(0, 3), window=st.sampled_from([1, 7, 100]))
-def test_every_example_is_in_one_batch_that_fits(lengths: torch.Tensor, max_tokens: int, seed: int, window: int):
-    found = batches(lengths, max_tokens, seed, 0, window)
+@given(
+    lengths=sizes(),
+    max_tokens=st.integers(20, 90),
+    seed=st.integers(0, 3),
+    window=st.sampled_from([1, 7, 100]),
+    max_rows=st.sampled_from([None, 1, 3]),
+)
+def test_every_example_is_in_one_batch_that_fits(
+    lengths: torch.Tensor, max_tokens: int, seed: int, window: int, max_rows: int | None
+):
+    found = batches(lengths, max_tokens, seed, 0, window, max_rows)
     assert sorted(index for batch in found for index in batch.tolist()) == list(range(len(lengths)))
     assert all(len(batch) * int(lengths[batch].max()) <= max_tokens for batch in found)
-    assert all(len(batch) for batch in found)
-    assert all(torch.equal(a, b) for a, b in zip(found, batches(lengths, max_tokens, seed, 0, window), strict=True))
+    assert all(0 < len(batch) <= (max_rows or len(batch)) for batch in found)
+    again = batches(lengths, max_tokens, seed, 0, window, max_rows)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,11 +91,19 @@ def test_two_processes_give_the_metrics_of_one(runs, launch):
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
-def task(smoothing: float = 0.1) -> Translation:
+def task(smoothing: float = 0.1, **options: Any) -> Translation:
     tokenizer = train_tokenizer((text for pair in PAIRS for text in pair), "bpe", 300)
     encoded = [tuple(tokenizer.encode_batch(pair)) for pair in PAIRS]
     data = ParallelData(encoded, Held.of(PAIRS), Held.of(PAIRS), tokenizer)
-    return Translation(data, TrainOptions(label_smoothing=smoothing, batch_tokens=40, max_length=50))
+    return Translation(data, TrainOptions(label_smoothing=smoothing, max_length=50, **(options or {"batch_tokens": 40})))
+
+
+def test_a_batch_has_as_many_sentences_as_are_asked_for():
+    """However long they are, unless tokens are limited too."""
+    assert TrainOptions().batch_tokens == 1024
+    assert sorted(map(len, task(batch_size=2).train.batches(0))) == [1, 2, 2]
+    assert [*map(len, task(batch_size=9).train.batches(0))] == [5]
+    assert max(map(len, task(batch_size=9, batch_tokens=16).train.batches(0))) < 5
 
 
 def test_padding_takes_no_part_in_the_loss():
