@@ -49,7 +49,8 @@ class Run:
         self.task, self.options, self.folder = task, options, folder
         precision = "no" if options.precision == "fp32" else options.precision
         self.accelerator = Accelerator(
-            cpu=options.device == "cpu", mixed_precision=precision, log_with=tracker(options),
+            cpu=options.device == "cpu" or not torch.accelerator.is_available(),  # else processes on CPUs know nothing of each other
+            mixed_precision=precision, log_with=tracker(options),
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )  # fmt: skip
         self.main = self.accelerator.is_main_process

@@ -42,7 +42,9 @@ class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
     )
     unconditional: bool = option(False, "learn and make images without classes")
     label_dropout: float = option(0.1, "part of the labels that are hidden, for --guidance", least=0, below=1)
-    passes: int | None = option(None, "passes over the data in an epoch (default: as many as look at 17,500 images)", least=1)
+    passes: int | None = option(
+        None, "passes over the data in an epoch (default: as many as look at 17,500 images)", least=1, most=1000
+    )
     epochs: int = option(
         None, "epochs, after each of which images are measured (default: 3, of networks that compete 8)", least=1
     )
@@ -95,7 +97,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[ImageGeneration, nn.Modu
     if len(data.train) <= NEIGHBOURS:
         raise UserError(f"--data {options.data} must have more than {NEIGHBOURS} training images, got {len(data.train)}")
     size, conditional = data.image_size, generator.conditional and not options.unconditional
-    options.passes = options.passes or max(1, LOOKS // len(data.train))
+    options.passes = options.passes or min(1000, max(1, LOOKS // len(data.train)))
     torch.manual_seed(options.seed)
     network = generator.network(size)
     model: Any = zoo.create(network, **generator.arguments(data.channels, size, len(data.classes) if conditional else None))
