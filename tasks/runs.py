@@ -114,7 +114,8 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
 
 def launch() -> str:
     """What torchrun or SLURM calls what they started, again after a restart; "" where neither did."""
-    return os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID", "")
+    named = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # which torchrun calls all that have no --rdzv-id
+    return named if named not in ("", "none") else os.environ.get("SLURM_JOB_ID", "")
 
 
 def begun_here(folder: Path) -> bool:
@@ -123,9 +124,9 @@ def begun_here(folder: Path) -> bool:
     if not (again and folder.is_dir()):
         return False
     if not (folder / "options.json").exists():
-        return not any(folder.iterdir())
+        return all(path.name.startswith(".") for path in folder.iterdir())  # half of a file, where it was killed in writing
     about = files.read_json(folder / "options.json").get("about")
-    return isinstance(about, dict) and about.get("launch") == launch()
+    return isinstance(about, dict) and bool(launch()) and about.get("launch") == launch()
 
 
 def taken(folder: Path) -> UserError:

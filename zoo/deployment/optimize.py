@@ -148,7 +148,8 @@ def optimize(model: nn.Module, example: Tensor, dtype: torch.dtype | None = None
     dtype = dtype or own
     if dtype == torch.bfloat16 and example.is_cpu and not has_bfloat16():
         warnings.warn("this processor lacks AVX-512 BF16 and AMX: bfloat16 is several times slower than float32", stacklevel=2)
-    quantized = getattr(model, "config", {}).get("quantized")
+    config = getattr(model, "config", None)  # of somebody else's module, anything
+    quantized = config.get("quantized") if isinstance(config, dict) else None
     require(dtype == torch.float32 or quantized is None, "dtype", dtype, f"torch.float32 of a quantized model ({quantized})")
     if isinstance(model, Model) and (decodes_fast := model.optimized(example, dtype)) is not None:
         return decodes_fast

@@ -33,6 +33,7 @@ def quantize_images(model: ImageModel, calibration: Tensor) -> QuantizedImages:
     model.check(calibration, model.smallest_image)
     require(len(calibration) > 0, "calibration", tuple(calibration.shape), "of one image at least")
     require(calibration.is_floating_point(), "calibration", calibration.dtype, "floats")
+    require(bool(calibration.isfinite().all()), "calibration", "NaN or infinity", "finite")
     return QuantizedImages(model, calibration.float(), {**model.config, "quantized": "static", "size": [*calibration.shape[1:]]})
 
 
