@@ -49,7 +49,7 @@ class Run:
         self.task, self.options, self.folder = task, options, folder
         precision = "no" if options.precision == "fp32" else options.precision
         self.accelerator = Accelerator(
-            cpu=options.device == "cpu" or not torch.accelerator.is_available(),  # else processes on CPUs know nothing of each other
+            cpu=options.device == "cpu" or not torch.accelerator.is_available(),  # or processes do not join
             mixed_precision=precision, log_with=tracker(options),
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )  # fmt: skip

@@ -124,7 +124,7 @@ def begun_here(folder: Path) -> bool:
     if not (again and folder.is_dir()):
         return False
     if not (folder / "options.json").exists():
-        return all(path.name.startswith(".") for path in folder.iterdir())  # half of a file, where it was killed in writing
+        return all(path.name.startswith(".") for path in folder.iterdir())  # half of a file: it was killed in writing
     about = files.read_json(folder / "options.json").get("about")
     return isinstance(about, dict) and bool(launch()) and about.get("launch") == launch()
 
