@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import uuid
 from typing import Any
 
 
@@ -26,12 +27,15 @@ def main(words: list[str]) -> int:
     if len(words) < 2 or not words[0].isdigit():
         print("usage: python deploy/ray_train.py PROCESSES TASK OPTIONS", file=sys.stderr)
         return 2
+    if not any(word.split("=")[0] == "--name" for word in words):
+        print("--name is needed: a restart has to know which run goes on", file=sys.stderr)
+        return 2
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     ray.init()
-    given = {"task": words[1], "words": words[2:], "launch": ray.get_runtime_context().get_job_id()}
+    given = {"task": words[1], "words": words[2:], "launch": uuid.uuid4().hex}
     scaling = ScalingConfig(num_workers=int(words[0]), use_gpu=True)
     again = RunConfig(failure_config=FailureConfig(max_failures=3))
     TorchTrainer(work, train_loop_config=given, scaling_config=scaling, run_config=again).fit()

@@ -64,19 +64,21 @@ class Run:
         self.average = self.ema.module if self.ema else None
         self.parts = task.parts(self.model)
         require_partition(self.model, self.parts)
-        if len(self.parts) > 1 and (options.shard != "none" or options.tensor > 1):
-            raise UserError(f"--shard and --tensor are for models that are trained as one, not as {', '.join(self.parts)}")
+        apart = len(self.parts) > 1 or task.by_methods  # what wrappers of the whole would not see
+        if apart and (options.shard != "none" or options.tensor > 1):
+            found = ", ".join(self.parts) if len(self.parts) > 1 else f"{type(model).__name__}, whose methods are called"
+            raise UserError(f"--shard and --tensor are for models that are trained as one, not as {found}")
         if self.sharding.divided:
             self.sharding.divide(*filter(None, (self.model, self.average)))
-        self.adds_up = len(self.parts) > 1 or (self.sharding.tensor > 1 and not self.sharding.fsdp)  # gradients, in `take`
+        self.adds_up = apart or (self.sharding.tensor > 1 and not self.sharding.fsdp)  # gradients, in `take`
         optimizers = [task.optimizer(name, part, options) for name, part in self.parts.items()]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-        if len(self.parts) == 1 and not self.sharding.divided:
+        if not apart and not self.sharding.divided:
             if self.world > 1 and sharding.has_unused(self):
                 self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
             compiled = torch.compile(self.model) if options.compile else self.model
             self.wrapped, optimizers[0] = self.accelerator.prepare(compiled, optimizers[0])
-        else:  # parts are called by themselves, which wrappers of the whole would not see: `take` adds up the gradients
+        else:  # `take` adds up the gradients
             self.wrapped = self.model
             for part in self.parts.values() if options.compile else ():
                 part.compile()
@@ -206,10 +208,11 @@ class Run:
 
     def evaluate(self, model: nn.Module | None = None) -> dict[str, float]:
         """Means and metrics of the validation set, as `tasks.validation.evaluate` has them."""
-        if model is None:
-            sharding.refresh(self)
+        if model is not None:
+            return validation.evaluate(self, model)
+        sharding.refresh(self)
         with sharding.at_hand(self) as result:
-            return validation.evaluate(self, model or result)
+            return validation.evaluate(self, result)
 
     def require_ready(self) -> None:
         """Errors: `ValueError`, before an epoch is spent, if the run could not be trained, measured or kept."""
@@ -252,7 +255,7 @@ class Run:
                 `Diverged` if a loss or a weight is no longer finite.
         """
         self.require_ready()
-        if self.main and not self.finished:
+        if self.main:
             averaging.put_back(self)
         self.log.begin()
         begun = time.perf_counter() - self.seconds

@@ -44,6 +44,7 @@ class ImageGeneration(Task):
 
     def __init__(self, data: ImageData, generator: Generative, model: Any, options: TrainOptions) -> None:
         self.data, self.generator, self.options = data, generator, options
+        self.by_methods = generator.by_methods
         self.noise_shape = generator.noise_shape(model, tuple(data.train.pixels.shape[1:]))
         self.conditional = bool(model.config["classes"])
         self.hidden = options.label_dropout if isinstance(generator, Diffusion) else 0.0

@@ -33,6 +33,8 @@ class Generative:
     networks: tuple[str, str] = ("", "")
     kind: ClassVar[str]
     conditional: ClassVar[bool] = True
+    by_methods: ClassVar[bool] = False
+    """As `Task.by_methods`."""
     beta1: ClassVar[float] = 0.9
     """Of the optimizer."""
 
@@ -223,6 +225,7 @@ class Autoencoder(Generative):
 
     kind: ClassVar[str] = "autoencoder"
     conditional: ClassVar[bool] = False
+    by_methods: ClassVar[bool] = True
     beta: float = 1.0
 
     def noise_shape(self, model: Any, image: tuple[int, ...]) -> tuple[int, ...]:

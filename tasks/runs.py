@@ -84,6 +84,8 @@ def open_folder(kind: type, given: dict[str, Any], default_name: Callable[[Any],
     if options.name and begun_here(Path(options.runs_dir) / options.name):
         given = given | {"resume": True}
         options = kind(**given)
+    if restarted() and not options.name:
+        raise UserError("a restart needs --name: which run is to go on?")
     if options.resume and not options.name:
         raise UserError("--resume needs --name: which run under --runs_dir is to go on?")
     if options.name and (Path(options.name).name != options.name or options.name == ".."):
@@ -118,10 +120,13 @@ def launch() -> str:
     return named if named not in ("", "none") else os.environ.get("SLURM_JOB_ID", "")
 
 
+def restarted() -> bool:
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 def begun_here(folder: Path) -> bool:
     """Whether this is a restart, by torchrun or SLURM, of what has begun the run in the folder: it then goes on by itself."""
-    again = any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    if not (again and folder.is_dir()):
+    if not (restarted() and folder.is_dir()):
         return False
     if not (folder / "options.json").exists():
         return all(path.name.startswith(".") for path in folder.iterdir())  # half of a file: it was killed in writing

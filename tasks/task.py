@@ -56,6 +56,8 @@ class Task:
     train: Split
     valid: Split
     """What is measured after every epoch."""
+    by_methods: bool = False
+    """Whether losses call methods of the model, which a wrapper of the whole would not see."""
     primary: Metric = Metric("accuracy")
     """What decides which epoch is the best one: "loss", a metric of `loss` or `losses`, or one of `score`."""
     channels_last: bool = False

@@ -176,8 +176,7 @@ def load(path: str | Path) -> Any:
     if dtype not in DTYPES:
         raise ValueError(f"{folder / 'config.json'} must give one of {', '.join(DTYPES)} as dtype, got {dtype!r}")
     if config.get("quantized") == "static":
-        network: Any = build(config["model"], **config["arguments"])
-        return load_images(network, config, path)
+        return load_images(lambda: build(config["model"], **config["arguments"]), config, path)
     with without_values():
         model = build_as(config).to(DTYPES[dtype])
     load_state(model, path)

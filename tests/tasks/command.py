@@ -27,6 +27,18 @@ def small(pictures: Path, runs: Path, name: str = "a") -> list[str]:
                --optimizer sgd --lr 0.01 --runs_dir {runs} --name {name}""".split()
 
 
+def dies_in_its_second_epoch(patch: Any) -> None:
+    """Runs, while this is patched, as if somebody stopped them."""
+    from tasks.engine import Run
+
+    def dies(self: Any, begun: float, real: Any = Run.train_epoch) -> None:
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+        real(self, begun)
+
+    patch.setattr(Run, "train_epoch", dies)
+
+
 def rows(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

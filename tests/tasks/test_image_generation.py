@@ -54,6 +54,11 @@ def words(here, folder, *more):
     return ["train", *data, "--runs_dir", str(folder), "--device", "cpu", "--tracker", "none", *small, *more]
 
 
+def in_one_step(words):
+    """Without --steps and its value, for models that have none."""
+    return [word for n, word in enumerate(words) if "--steps" not in words[max(0, n - 1) : n + 1]]
+
+
 def use(command, folder, name, *more):
     return [command, "--runs_dir", str(folder), "--name", name, "--device", "cpu", *map(str, more)]
 
@@ -93,7 +98,7 @@ def test_every_kind_learns_and_makes_images(here, tmp_path, capsys, model):
     """Both parts of those that compete move; a killed run of theirs goes on to the same bits, as every run of several parts."""
     shutil.copytree(here / "judge-few-8", tmp_path / "judge-few-8")
     data = words(here, tmp_path, "--model", model, "--name", "a")
-    data = [word for n, word in enumerate(data) if "--steps" not in data[max(0, n - 1) : n + 1]]
+    data = in_one_step(data)
     assert main([*data, "--epochs", "2"]) == 0
     first, last = rows(tmp_path / "a")
     if isinstance(GENERATORS[model], Adversarial):
@@ -279,6 +284,19 @@ def test_two_processes_give_the_metrics_of_one(here, tmp_path, launch, python):
     done = python(*torchrun, *words(here, tmp_path, "--name", "two"))
     assert done.returncode == 0, done.stderr
     assert main(words(here, tmp_path, "--name", "one")) == 0
+    (one,), (two,) = rows(tmp_path / "one"), rows(tmp_path / "two")
+    for name in ("train_loss", "valid_loss"):
+        assert two[name] == pytest.approx(one[name], rel=2e-5)
+
+
+@pytest.mark.processes
+def test_two_processes_that_call_methods_of_their_model_give_the_metrics_of_one(here, tmp_path, launch):
+    """Of a VAE, which is its encoder and its decoder."""
+    shutil.copytree(here / "judge-few-8", tmp_path / "judge-few-8")
+    one, two = (in_one_step(words(here, tmp_path, "--name", name, "--model", "vae")) for name in ("one", "two"))
+    done = launch(*two, task="tasks.image_generation", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert main(one) == 0
     (one,), (two,) = rows(tmp_path / "one"), rows(tmp_path / "two")
     for name in ("train_loss", "valid_loss"):
         assert two[name] == pytest.approx(one[name], rel=2e-5)

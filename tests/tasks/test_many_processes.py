@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import rows, small
+from command import dies_in_its_second_epoch, rows, small
 from toys import Adversaries, Pair
 
 from tasks import commands, options, runs, text_generation
-from tasks.engine import Run
 from tasks.image_classification import main
 from tasks.options import EngineOptions, UserError
 
@@ -92,6 +91,10 @@ def test_a_restart_goes_on_with_its_own_run_only(tmp_path, monkeypatch):
     assert not runs.begun_here(written(tmp_path / "c"))
     (tmp_path / "d").mkdir()
     assert runs.begun_here(tmp_path / "d"), "it was killed before its first file"
+    (tmp_path / "d" / ".options.json.1.part").touch()
+    assert runs.begun_here(tmp_path / "d"), "and in writing it"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert not runs.begun_here(written(tmp_path / "e", launch="none")), "which torchrun calls many a launch"
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.setenv("SLURM_JOB_ID", "this")
     assert runs.begun_here(folder)
@@ -101,18 +104,15 @@ def test_the_same_command_goes_on_after_a_restart(pictures, tmp_path, monkeypatc
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this")
     command = [*small(pictures, tmp_path), "--epochs", "2"]
 
-    def dies(self, begun, real=Run.train_epoch):
-        if self.epoch == 1:
-            raise KeyboardInterrupt
-        real(self, begun)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "train_epoch", dies)
+        dies_in_its_second_epoch(patch)
         assert main(command) == 130
     assert main(command) == 2, "another start is no restart"
     assert "exists already" in capsys.readouterr().err
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main(command) == 0
+    assert main(command[:-4] + command[-2:]) == 2, "without its name"
+    assert "a restart needs --name" in capsys.readouterr().err
     assert [row["epoch"] for row in rows(tmp_path / "a")] == [1, 2]
 
 

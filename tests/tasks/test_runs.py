@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from command import contents, refused, rows, small
+from command import contents, dies_in_its_second_epoch, refused, rows, small
 from PIL import Image
 from toys import Sentences, network
 
 import zoo
 from tasks import commands, runs
-from tasks.engine import Run
 from tasks.image_classification import main
 from tasks.options import EngineOptions, UserError
 from zoo import files
@@ -27,13 +26,8 @@ def killed(pictures, tmp_path, monkeypatch, capsys):
     """A run of two epochs that was stopped before its second, and the folder of its own pictures."""
     shutil.copytree(pictures, tmp_path / "x")
 
-    def dies(self, begun, real=Run.train_epoch):
-        if self.epoch == 1:
-            raise KeyboardInterrupt
-        real(self, begun)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "train_epoch", dies)
+        dies_in_its_second_epoch(patch)
         assert main([*small(tmp_path / "x", tmp_path / "runs"), "--epochs", "2"]) == 130
     assert "--name a --resume goes on" in capsys.readouterr().err
     return tmp_path
@@ -186,7 +180,8 @@ def test_an_older_run_without_its_data_goes_on(finished, tmp_path):
 
 @pytest.mark.processes
 def test_two_ranks_without_a_name_share_one_folder(pictures, tmp_path, launch):
-    done = launch(*small(pictures, tmp_path)[:-2], "--epochs=1", ranks=2)
+    device = [] if torch.accelerator.is_available() else ["--device=auto"]  # which is the CPU here
+    done = launch(*small(pictures, tmp_path)[:-2], "--epochs=1", *device, ranks=2)
     assert done.returncode == 0, done.stderr
     (made,) = tmp_path.iterdir()
     assert (made / "summary.json").exists()

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
+from torch.nn import functional as F
 
 from layers.checks import require, require_axes
+from layers.convolution import SqueezeExcite, hard_sigmoid
 from zoo import files
 from zoo.deployment.optimize import prepared
 from zoo.model import ImageModel, trained_with
@@ -38,19 +40,20 @@ def quantize_images(model: ImageModel, calibration: Tensor) -> QuantizedImages:
 
 
 class QuantizedImages(nn.Module):
-    """images (b, c, y, x) -> logits (b, num_classes), in integers; only for inference.
+    """images (b, c, y, x) -> logits (b, num_classes), in integers; only for inference. Images are of the calibration's size.
 
     The graph has weights and scales under names of its own. In files the layers are numbered as they are called.
     """
 
     def __init__(self, model: ImageModel, calibration: Tensor, config: dict[str, Any]) -> None:
         super().__init__()
-        self.config, self.smallest = copy.deepcopy(config), model.smallest_image
+        self.config = copy.deepcopy(config)
         self.graph = converted(prepared(model, torch.float32), calibration)
 
     def forward(self, images: Tensor) -> Tensor:
         require_axes(images, "images", "batch channels height width", channels=self.config["size"][0])
-        require(min(images.shape[-2:]) >= self.smallest, "images", tuple(images.shape), f"of {self.smallest} rows and columns")
+        size = tuple(self.config["size"][1:])
+        require(tuple(images.shape[-2:]) == size, "images", tuple(images.shape), f"{size}, the size of those for calibration")
         return self.graph(images)
 
     def train(self, mode: bool = True) -> QuantizedImages:
@@ -122,24 +125,31 @@ def converted(model: nn.Module, calibration: Tensor) -> Any:
         raise RuntimeError(
             f"quantizing networks of images needs torchao ({error}): pip install zooproof[quantization]"
         ) from error
-    sizes = {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO}
     example = calibration[:2] if len(calibration) > 1 else calibration.repeat(2, 1, 1, 1)  # compilers specialise on 1
+    for part in model.modules():
+        if isinstance(part, SqueezeExcite) and part.gate is hard_sigmoid:
+            part.gate = F.hardsigmoid  # the same; torchao takes the x + 3 of the other for a sum of two images
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch and torchao about each other
-        observed = prepare_pt2e(export(model, (example,), dynamic_shapes=(sizes,), strict=False).module(), quantizer)
+        exported = export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+        observed = prepare_pt2e(exported.module(), quantizer)
         for images in calibration.split(BATCH):
             observed(images)
         return convert_pt2e(observed)
 
 
-def load_images(model: ImageModel, config: dict[str, Any], path: Path) -> QuantizedImages:
-    """What `zoo.save` wrote of such a network; model: one as the config says, with any weights."""
+def load_images(build: Callable[[], Any], config: dict[str, Any], path: Path) -> QuantizedImages:
+    """What `zoo.save` wrote of such a network; build: gives one as the config says, with any weights.
+
+    Errors: `ValueError` for the file of another network; `RuntimeError` if torchao cannot be had.
+    """
     size: Any = config.get("size")
     good = isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)
     require(good, "size", size, "channels, rows and columns")
-    loaded = QuantizedImages(model.eval(), torch.rand(2, *size), config)
+    with torch.random.fork_rng(devices=[]):
+        loaded = QuantizedImages(build().eval(), torch.rand(2, *size), config)
     try:
         loaded.load(files.read_tensors(path))
     except ValueError as error:

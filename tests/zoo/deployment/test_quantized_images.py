@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from unittest import mock
 
 import pytest
@@ -41,12 +42,24 @@ def noise(got, expected):
 @needs_torchao
 @torch.no_grad()
 def test_outputs_are_near_the_models(models):
-    """Three percent off, at other sizes and numbers of images too; without its layers' scales they would be anything."""
+    """Three percent off, for another number of images too; without its layers' scales they would be anything."""
     model, quantized = models
-    for given in (images(), images(1), torch.randn(3, 3, 12, 20)):
+    for given in (images(), images(1), images(3)):
         assert 1e-4 < noise(quantized(given), model(given)) < 0.08
     assert quantized.train() is quantized.eval() is quantized
     assert not quantized.training
+
+
+@needs_torchao
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vgg11_bn", "googlenet", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"])
+def test_every_family_can_be_quantized(name):
+    pytest.importorskip("torchao", reason="the extra quantization")
+    torch.manual_seed(0)
+    model = zoo.create(name, num_classes=5).eval()
+    given = torch.randn(2, 3, 32, 32)
+    quantized = zoo.quantize(model, "static", calibration=given)
+    assert quantized(given.repeat(2, 1, 1, 1)).isfinite().all()
 
 
 @needs_torchao
@@ -104,17 +117,24 @@ def test_a_program_multiplies_integers():
 def test_images_that_do_not_fit(models):
     with pytest.raises(ValueError, match="images: channels must be 3, got 1"):
         models[1](torch.randn(2, 1, 16, 16))
+    with pytest.raises(ValueError, match=r"images must be \(16, 16\), the size of those for calibration, got \(2, 3, 16, 20\)"):
+        models[1](torch.randn(2, 3, 16, 20))
     with pytest.raises(ValueError, match="axes"):
         models[1](torch.randn(3, 16, 16))
 
 
 @needs_torchao
 def test_what_the_processor_lacks_is_told():
-    model = zoo.create("gpt_small", vocab_size=19, dim=8, heads=2, layers=1)
     with mock.patch("zoo.deployment.quantize.has_vnni", return_value=False):
-        zoo.quantize(model, "int8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            zoo.quantize(text(), "int8")
         with pytest.warns(UserWarning, match="this processor lacks AVX-512 VNNI"):
-            zoo.quantize(model, "dynamic")
+            zoo.quantize(text(), "dynamic")
+
+
+def text():
+    return zoo.create("gpt_small", vocab_size=19, dim=8, heads=2, layers=1)
 
 
 def create():
@@ -122,13 +142,15 @@ def create():
 
 
 BAD = {
-    "calibration must be images, for static alone, got 'NoneType'": lambda: zoo.quantize(create(), "static"),
-    "calibration must be images, for static alone, got 'Tensor'": lambda: zoo.quantize(create(), "int8", calibration=images()),
+    r"calibration must be images \(n, c, y, x\), for static, got None": lambda: zoo.quantize(create(), "static"),
+    "calibration must be left out, for int8 needs none": lambda: zoo.quantize(text(), "int8", calibration=images()),
+    "networks of images take 'static'": lambda: zoo.quantize(create(), "int8"),
+    "calibration must be finite": lambda: zoo.quantize(create(), "static", calibration=images() / 0),
     "images: channels must be 3, got 1": lambda: zoo.quantize(create(), "static", calibration=images()[:, :1]),
     "calibration must be of one image at least": lambda: zoo.quantize(create(), "static", calibration=images()[:0]),
     "calibration must be floats": lambda: zoo.quantize(create(), "static", calibration=images().long()),
     "model must be of float32": lambda: zoo.quantize(create().double(), "static", calibration=images()),
-    "model must be an ImageModel": lambda: zoo.quantize(zoo.create("gpt_small", vocab_size=9), "static", calibration=images()),
+    "model must be an ImageModel": lambda: zoo.quantize(text(), "static"),
     "torchao's int4 needs mslk": lambda: zoo.quantize(create(), "int4"),
 }
 
