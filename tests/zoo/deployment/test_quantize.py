@@ -141,7 +141,9 @@ def test_a_compiled_token_is_the_models():
 
 BAD = {
     "kind must be one of int8, dynamic, static, got 'int9'": lambda: zoo.quantize(create("gpt_small"), "int9"),
-    "model must be a CausalLM, a Bert or a Transformer, got 'Linear'": lambda: zoo.quantize(nn.Linear(3, 3), "int8"),
+    "model must be a CausalLM, a Bert or a Transformer; networks of images take 'static', got 'Linear'": lambda: zoo.quantize(
+        nn.Linear(3, 3), "int8"
+    ),
     "got 'ResNet'": lambda: zoo.quantize(zoo.create("resnet20"), "int8"),
     "one that is not quantized yet, got 'int8'": lambda: zoo.quantize(zoo.quantize(create("gpt_small"), "int8"), "int8"),
     "without a mixture of experts": lambda: zoo.quantize(create("llama_small", experts=2), "int8"),
