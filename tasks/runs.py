@@ -27,7 +27,8 @@ from tasks.task import Task
 from zoo import files, saving
 
 FREE = {"resume", "name", "runs_dir", "device", "workers", "tracker", "checkpoint_every", "profile", "shard", "tensor"}
-"""Options that a resumed run may change: they leave the numbers alone, but for rounding."""
+"""Options that a resumed run may change: they leave the numbers alone, but for rounding, and for masks
+of dropout where `shard` and `tensor` change who draws them."""
 PLACES = {"data", "data_root", "train", "valid", "test", "dataset_path", "prepared", "tokenizer"}
 """Options that say where the data is, which may have moved: it is compared itself."""
 

@@ -50,30 +50,27 @@ def quantize(model: nn.Module, kind: str, *, calibration: Tensor | None = None) 
             on which integers are slow, is warned of.
     """
     require(kind in (*KINDS, "static"), "kind", kind, f"one of {', '.join((*KINDS, 'static'))}{WHY_NOT.get(kind, '')}")
-    of_images = isinstance(model, ImageModel)
-    wanted = "an ImageModel" if kind == "static" else "a CausalLM, a Bert or a Transformer; networks of images take 'static'"
-    suits = of_images if kind == "static" else isinstance(model, CausalLM | Bert | Transformer)
+    static = kind == "static"
+    wanted = "an ImageModel" if static else "a CausalLM, a Bert or a Transformer; networks of images take 'static'"
+    suits = isinstance(model, ImageModel if static else CausalLM | Bert | Transformer)
     require(suits, "model", type(model).__name__, wanted)
-    require(
-        calibration is None or kind == "static", "calibration", type(calibration).__name__, f"left out, for {kind} needs none"
-    )
-    require(calibration is not None or kind != "static", "calibration", calibration, "images (n, c, y, x), for static")
+    given = None if calibration is None else type(calibration).__name__
+    wanted = "images (n, c, y, x)" if static else f"left out, for {kind} needs none"
+    require((given is not None) == static, "calibration", given, wanted)
+    require_float32(model)
     on_cpu = all(x.is_cpu for x in model.parameters())
     require(on_cpu or kind == "int8", "model", "on another device", f"on the CPU, for whose integers {kind} is")
     if kind != "int8" and not has_vnni():
         warnings.warn(
             f"this processor lacks AVX-512 VNNI, by which {kind} int8 is quick: it may be slower than float32", stacklevel=2
         )
-    if kind == "static":
+    if static:
         from zoo.deployment.quantized_images import quantize_images
 
-        require_float32(model)
-        network, images = cast(Any, model), cast(Tensor, calibration)
-        return quantize_images(network, images)
+        return quantize_images(cast(Any, model), cast(Tensor, calibration))
     config: Any = model.config
     require("quantized" not in config, "model", config.get("quantized"), "one that is not quantized yet")
     require(not any(isinstance(m, MixtureOfExperts) for m in model.modules()), "model", "experts", "without a mixture of experts")
-    require_float32(model)
     quantized = copy.deepcopy(model)
     quantized = cast(Any, merge_lora(quantized) if has_lora(quantized) else quantized)
     replace(quantized, kind)

@@ -142,7 +142,7 @@ def create():
 
 
 BAD = {
-    r"calibration must be images \(n, c, y, x\), for static, got None": lambda: zoo.quantize(create(), "static"),
+    r"calibration must be images \(n, c, y, x\), got None": lambda: zoo.quantize(create(), "static"),
     "calibration must be left out, for int8 needs none": lambda: zoo.quantize(text(), "int8", calibration=images()),
     "networks of images take 'static'": lambda: zoo.quantize(create(), "int8"),
     "calibration must be finite": lambda: zoo.quantize(create(), "static", calibration=images() / 0),
