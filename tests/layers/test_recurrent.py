@@ -406,8 +406,8 @@ def test_compiled_models_call_the_kernel_between_two_graphs(kind, masked):
     torch._dynamo.reset()
     compiled = torch.compile(lambda x, mask: network(x.sin(), mask=mask)[0].cos(), backend=counting)
     for batch in (2, 3, 4, 5):
-        x = torch.randn(batch, 4, 3, requires_grad=True)
-        mask = torch.arange(4) < torch.randint(1, 5, (batch, 1)) if masked else None
+        x = randn(batch, 4, 3).float().requires_grad_(True)
+        mask = torch.arange(4) < torch.tensor([3, 4, 1, 2, 2])[:batch, None] if masked else None
         torch._dynamo.mark_dynamic(x, 0)
         output, expected = compiled(x, mask), network(x.sin(), mask=mask)[0].cos()
         torch.testing.assert_close(output, expected)
