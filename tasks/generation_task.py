@@ -51,16 +51,17 @@ class ImageGeneration(Task):
         self.judge_folder = judge_folder(Path(options.runs_dir), options.judge, options.data, data.image_size)
         self.seen: tuple[Judge, Seen] | None = None
         self.most_covered = 0.0
-        size, passes = len(data.train), options.passes or 1
-        self.train = Split(size * passes, self.shuffled, lambda n, epoch: self.batch(data.train, n, "train", epoch))
+        self.looks = max(1, round(len(data.train) * (options.passes or 1)))
+        self.train = Split(self.looks, self.shuffled, lambda n, epoch: self.batch(data.train, n, "train", epoch))
         self.valid = Split(len(data.valid), self.in_order, lambda n, epoch: self.batch(data.valid, n, "valid", 0))
         self.identity = data.identity()
 
     def shuffled(self, epoch: int) -> Sequence[Tensor]:
-        """Of an epoch of several passes, image i is i + size in the second one."""
-        size, passes = len(self.data.train), self.options.passes or 1
-        orders = [epoch_order(size, self.options.seed, epoch * passes + n) + n * size for n in range(passes)]
-        return torch.cat(orders).split(self.options.batch_size)
+        """Epochs go on where the last one stopped in a pass. Image i is i + size in the second pass that an epoch looks at."""
+        size, begin = len(self.data.train), epoch * self.looks
+        first, last = begin // size, (begin + self.looks - 1) // size
+        orders = [epoch_order(size, self.options.seed, n) + (n - first) * size for n in range(first, last + 1)]
+        return torch.cat(orders)[begin - first * size :][: self.looks].split(self.options.batch_size)
 
     def in_order(self, epoch: int) -> Sequence[Tensor]:
         return torch.arange(len(self.data.valid)).split(max(64, self.options.batch_size))

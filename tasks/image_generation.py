@@ -42,8 +42,11 @@ class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
     )
     unconditional: bool = option(False, "learn and make images without classes")
     label_dropout: float = option(0.1, "part of the labels that are hidden, for --guidance", least=0, below=1)
-    passes: int | None = option(
-        None, "passes over the data in an epoch (default: as many as look at 17,500 images)", least=1, most=1000
+    passes: float | None = option(
+        None,
+        "passes over the data in an epoch, such as 0.5 (default: as many whole ones as look at 17,500 images)",
+        above=0,
+        most=1000,
     )
     epochs: int = option(
         None, "epochs, after each of which images are measured (default: 3, of networks that compete 8)", least=1
@@ -116,7 +119,11 @@ def begin(options: TrainOptions, folder: Path) -> tuple[ImageGeneration, nn.Modu
     shape = (
         f"{data.channels}x{size}x{size}, {len(data.classes)} classes{'' if conditional else ', of which the model is not told'}"
     )
-    task.told = [*data.told, f"{options.data}: {whole} images of {shape}", f"{options.epochs} epochs of {options.passes} passes"]
+    task.told = [
+        *data.told,
+        f"{options.data}: {whole} images of {shape}",
+        f"{options.epochs} epochs of {options.passes:g} passes",
+    ]
     return task, model
 
 

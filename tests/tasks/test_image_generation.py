@@ -250,6 +250,17 @@ def test_a_batch_is_a_function_of_seed_epoch_and_image(here):
     assert torch.equal(as_bytes(images), as_bytes(as_values(as_bytes(images))))
 
 
+@pytest.mark.parametrize("passes", [0.4, 1.0, 2.5])
+def test_epochs_of_a_part_of_a_pass_go_on_where_the_last_one_stopped(here, passes):
+    """So that all images are looked at as often, but for one look."""
+    task, _ = begin(TrainOptions(runs_dir=str(here), passes=passes, batch_size=100), here / "none")
+    epochs = [torch.cat(list(task.train.batches(n))) for n in range(4)]
+    assert {len(order) for order in epochs} == {round(1439 * passes)}
+    assert all(len(set(order.tolist())) == len(order) for order in epochs)  # of which each look draws its own noise
+    looks = torch.bincount(torch.cat(epochs) % 1439, minlength=1439)
+    assert looks.max() - looks.min() <= 1
+
+
 def test_a_stopped_run_goes_on_to_the_same_bits(here, tmp_path):
     """After an epoch, and between two checkpoints of one."""
     shutil.copytree(here / "judge-few-8", tmp_path / "judge-few-8")

@@ -69,7 +69,7 @@ def has_templates(weight: Tensor, rows: int) -> bool:
     rows: of the matrix that a layer multiplies.
 
     On a CPU with AVX-512 they are for few rows: of 16 rows products took 0.6 to 0.9 of the time of oneDNN's, of 64 rows 0.9 to 1,
-    of 512 rows as much. In bfloat16 they are for a single row, where they read weights faster: a token of SmolLM2 took 0.45 of it.
+    of 512 rows as much. In bfloat16 they are for a single row, where they read weights faster: a token of SmolLM2 took 0.45.
     """
     recent = torch.__version__ >= "2.9"  # compared as a version, of which 2.15 is a later one
     most = {("AVX2", torch.float32): sys.maxsize, ("AVX512", torch.float32): 64, ("AVX512", torch.bfloat16): 1}

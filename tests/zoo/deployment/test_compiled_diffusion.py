@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def unet():
-    return UNet((4, 6), 1, (False, True), in_channels=1, head_dim=2, groups=2, classes=CLASSES)
+    return UNet((4, 6), 1, (False, False), in_channels=1, head_dim=2, groups=2, classes=CLASSES)
 
 
 def dit():
