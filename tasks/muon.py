@@ -95,7 +95,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
-    """(..., m, n) -> (..., m, n): the same singular vectors, singular values of about 0.7 to 1.2 in place of all that are not tiny."""
+    """(..., m, n) -> (..., m, n): the same singular vectors; singular values that are not tiny become about 0.7 to 1.2."""
     x = matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + eps)
     x = x.mT if x.shape[-2] > x.shape[-1] else x
