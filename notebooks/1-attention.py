@@ -119,9 +119,8 @@ assert (weights[0][~mask] == 0).all()
 # ## 先写契约
 #
 # 写模块之前，先写下它承诺什么：参数、输入、输出、绝不偷看后文，以及一个“孪生”，即必须与之相等的已知实现。
-# 这里的孪生是本项目自己的
-# `MultiHeadAttention`，后者的孪生则是 PyTorch 和 Hugging Face 的实现。`causal` 从两面检查：后面的输入什么也不改变，
-# 前面的输入必须有影响。
+# 这里的孪生是本项目自己的 `MultiHeadAttention`，后者的孪生则是 PyTorch 和 Hugging Face 的实现。`causal` 从两面检查：
+# 后面的输入什么也不改变，前面的输入必须有影响。
 
 
 # %%
