@@ -84,7 +84,7 @@ results = {"noise": noise}
 vae = VAE((16, 32), in_channels=1, latent_channels=1, depth=1, groups=4, attention=False)
 optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)
 losses = []
-for real in batches(150):
+for real in batches(110):
     loss = vae.loss(real, beta=0.3)
     optimizer.zero_grad(), loss.backward(), optimizer.step()
     losses.append(loss.item())
@@ -150,7 +150,7 @@ schedule = diffusion.cosine(100)
 network = UNet((16, 32), 1, (False, False), in_channels=1, groups=4, sines=SinusoidalTime(16))
 optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
 losses = []
-for real in batches(250):
+for real in batches(160):
     added, times = torch.randn_like(real), torch.randint(schedule.steps, (len(real),))
     predicted = network(schedule.add_noise(real, added, times), times)
     loss = F.mse_loss(predicted, schedule.target(real, added, times))
@@ -263,8 +263,7 @@ assert torch.allclose(schedule.split(added, mixed, times)[0], images[:4], atol=1
 #
 # ## 常见错误
 #
-# - 判别器的那一步把梯度传进了生成器，因为没有人 detach 它的图
-#   （heykeetae/Self-Attention-GAN#48）。
+# - 判别器的那一步把梯度传进了生成器，因为没有人 detach 它的图（heykeetae/Self-Attention-GAN#48）。
 # - 前一时刻的列表补在了错误的一端（lucidrains/denoising-diffusion-pytorch#18）。
 # - 步数比训练时少，第一个时刻却不是噪声最大的，或者最后一个下标越界（diffusers#2585）。
 # - 滑动平均复制了权重，却忘了批归一化的统计量（pytorch#84053）。
