@@ -142,8 +142,8 @@ with torch.no_grad():
     maps = [images[test][:1]]
     for stage in model.stages:
         maps.append(stage(maps[-1]))
-figure, axes = plt.subplots(3, 6, figsize=(10, 5))
-for row, (ax_row, x) in enumerate(zip(axes, maps, strict=False)):
+figure, axes = plt.subplots(4, 6, figsize=(10, 6))
+for row, (ax_row, x) in enumerate(zip(axes, maps, strict=True)):
     for n, ax in enumerate(ax_row):
         ax.axis("off")
         if n < x.shape[1]:
@@ -172,6 +172,7 @@ figure, axes = plt.subplots(2, 5, figsize=(10, 4))
 for n in range(5):
     axes[0, n].imshow(x[n, 0], cmap="gray_r"), axes[0, n].set_title(f"a {y[n]}")
     axes[1, n].imshow(fall[n], cmap="Reds"), axes[1, n].set_title("costs most: dark")
+    axes[0, n].axis("off"), axes[1, n].axis("off")
 plt.show()
 assert fall[ink > 0.5].mean() > fall[ink < 0.1].mean()
 
