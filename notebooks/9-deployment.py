@@ -148,8 +148,8 @@ def look(graph, inputs):
 
 with torch.no_grad():
     assert torch.allclose(torch.compile(model, backend=look)(x[:4]), model(x[:4]), atol=1e-5)
-kinds = Counter(str(node.target).rpartition(".")[2].split("'")[0] for node in graphs[0].graph.nodes if node.op == "call_function")
-figure, ax = plt.subplots(figsize=(7, 3))
+kinds = Counter(node.target.__name__ for node in graphs[0].graph.nodes if node.op == "call_function")
+figure, ax = plt.subplots(figsize=(7, 3), layout="constrained")
 ax.barh(list(kinds), list(kinds.values())), ax.set(title="operations in the graph of resnet20")
 plt.show()
 assert len(graphs) == 1, "the model is one graph"
@@ -218,7 +218,7 @@ bits = [8, 6, 5, 4, 3, 2]
 scores = {n: accuracy(quantized(n)) for n in bits}
 weight = model.stages[0][0].body[0].conv.weight.detach()
 errors = [(rounded(weight, n) - weight).abs().max().item() for n in bits]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 left.plot(bits, [scores[n] for n in bits], "o-"), left.set(xlabel="bits", ylabel="test accuracy", ylim=(0, 1.05))
 right.semilogy(bits, errors, "o-"), right.set(xlabel="bits", ylabel="largest error of a weight")
 plt.show()
