@@ -21,7 +21,7 @@ if CACHE:
 
 TOGETHER = (
     "tests/tasks/", "tests/layers/testing/test_plugin.py", "tests/test_readme.py", "tests/test_packaging.py",
-    "tests/zoo/pretrained/test_memory.py",
+    "tests/test_notebooks.py", "tests/zoo/pretrained/test_memory.py",
 )  # fmt: skip
 """Where tests start processes: one after another, by one worker."""
 COMPILED = ("tests/zoo/deployment/test_compiled_", "tests/zoo/deployment/test_optimize.py")

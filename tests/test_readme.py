@@ -102,9 +102,8 @@ def test_the_reference_has_all_files(room):
 
 def test_files_that_are_named_exist():
     """Of paths in code quotes, those that begin with a room."""
-    named = {
-        path for page in PAGES.values() for path in re.findall(r"`((?:layers|zoo|tasks|tests|bench|deploy|docs)/[\w./-]+)`", page)
-    }
+    room = r"`((?:layers|zoo|tasks|tests|bench|deploy|docs|notebooks)/[\w./-]+)`"
+    named = {path for page in PAGES.values() for path in re.findall(room, page)}
     assert named
     assert not [path for path in sorted(named) if not (ROOT / path).exists()]
 
