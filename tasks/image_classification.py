@@ -50,17 +50,29 @@ class TrainOptions(EngineOptions, ImageDataOptions):
     cutmix: float = option(0.0, "put a box of another image into each, the larger the alpha the more even; 0 is off", least=0)
     class_weights: str = option("none", "balanced: every class weighs the same, however many images it has", ("none", "balanced"))
     label_smoothing: float = option(0.1, "part of the target that is spread over all classes", least=0, below=1)
+    quantize: str = option(
+        "none",
+        "static: train with weights and inputs rounded as in integers of 8 bits, and leave the network of integers in the run's "
+        "int8/, which needs torchao",
+        ("none", "static"),
+    )
 
     def __post_init__(self) -> None:
         self.epochs = (7 if self.data == "digits" else 10) if self.epochs is None else self.epochs
         super().__post_init__()
+        if self.quantize != "none":
+            wrong = {"precision": self.precision != "fp32", "compile": self.compile, "shard": self.shard != "none",
+                     "tensor": self.tensor > 1, "gradient_checkpointing": self.gradient_checkpointing}  # fmt: skip
+            if found := [name for name, on in wrong.items() if on]:
+                raise UserError(f"--quantize {self.quantize} and --{found[0]} exclude each other")
 
 
 def train(given: dict[str, Any]) -> None:
     from tasks import runs
 
     def named(o: TrainOptions) -> str:
-        return f"{o.model}-{Path(o.data.removeprefix('folder:')).name or 'folder'}-{time.strftime('%Y%m%d-%H%M%S')}"
+        data = Path(o.data.removeprefix("folder:").removeprefix("shards:"))
+        return f"{o.model}-{(data.parent if '{' in data.name else data).name or 'folder'}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     runs.train(TrainOptions, given, named, begin)
 
@@ -76,9 +88,13 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     from tasks.image_task import Classification
 
     require_image_model(options.model)
+    if options.quantize != "none":
+        require_tools(options.quantize)
     split_names(options.augment or "none")
-    if options.fit not in (None, "cut") and not options.data.startswith("folder:"):
-        raise UserError(f"--fit {options.fit} is for --data folder:PATH: the images of {options.data} are squares")
+    if options.fit not in (None, "cut") and not options.data.startswith(("folder:", "shards:")):
+        raise UserError(
+            f"--fit {options.fit} is for --data folder:PATH and shards:PATH: the images of {options.data} are squares"
+        )
     weights = find_weights(options.model, options.init, folder)
     known = weights.about.get("preprocess") if weights else None
     size = options.image_size or (known and known["image_size"])
@@ -109,6 +125,16 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     frozen = [f"frozen: {', '.join(model.frozen)}"] * bool(model.frozen)
     task.told = [*data.told, whole, *bad, *told, *frozen]
     return task, model
+
+
+def require_tools(kind: str) -> None:
+    """Errors: `UserError`, before anything is trained, where a network could not be quantized in the end."""
+    from zoo.deployment.quantized_images import tools
+
+    try:
+        tools()
+    except RuntimeError as error:
+        raise UserError(f"--quantize {kind}: {error}") from error
 
 
 def require_image_model(name: str) -> None:

@@ -10,13 +10,17 @@ from tasks import tables
 from tasks.commands import checking_input
 from tasks.image_predictions import UseOptions, answers, load_classifier, model_path
 from tasks.options import Options, UserError, data_of, option, restored
-from tasks.saved import SavedOptions
+from tasks.saved import INTEGERS, SavedOptions
 
 
 @dataclass
 class ImageDataOptions(Options):
     title = "data"
-    data: str = option("digits", "digits, fashion_mnist, cifar10, cifar100, or folder:PATH with PATH/train/CLASS/images")
+    data: str = option(
+        "digits",
+        "digits, fashion_mnist, cifar10, cifar100, folder:PATH with PATH/train/CLASS/images, or shards:PATH with .tar files, "
+        "such as shards:PATH/train-{000..009}.tar",
+    )
     data_root: str = option(
         "data", "folder with the files of fashion_mnist and cifar, which are fetched there if there is a network", path=True
     )
@@ -82,11 +86,12 @@ def trained_on(path: Path) -> tuple[ImageDataOptions, dict[str, Any]]:
     from zoo import files
 
     folder = path if path.is_dir() else path.parent
+    folder = folder.parent if folder.name == INTEGERS and not (folder / "options.json").exists() else folder
     kept = files.read_json(folder / "options.json") if (folder / "options.json").exists() else {}
     return restored(ImageDataOptions, kept, folder), kept
 
 
 def same_source(one: str, other: str) -> bool:
-    folders = [name.removeprefix("folder:") for name in (one, other)]
-    both = one.startswith("folder:") and other.startswith("folder:")
-    return one == other or (both and len({Path(folder).expanduser().resolve() for folder in folders}) == 1)
+    (kind, _, place), (other_kind, _, other_place) = one.partition(":"), other.partition(":")
+    both = kind == other_kind in ("folder", "shards")
+    return one == other or (both and len({Path(path).expanduser().resolve() for path in (place, other_place)}) == 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zoo
+from layers.fake_quantize import FakeQuantized
 from tasks import plots
 from tasks.classes import hits, scores
-from tasks.data import epoch_order
+from tasks.data import epoch_order, shards
 from tasks.data.augment import Augmented
 from tasks.data.images import ImageData, Images
 from tasks.data.pictures import OnDisk
 from tasks.image_scores import measure
-from tasks.saved import placed
+from tasks.saved import INTEGERS, placed
 from tasks.task import Metric, Split, Task
 
 if TYPE_CHECKING:
@@ -28,11 +30,16 @@ if TYPE_CHECKING:
     from tasks.image_classification import TrainOptions
 
 
+CALIBRATION = 512
+"""Training images, at most, that tell the ranges of what is between layers."""
+
+
 class Classification(Task):
     """Cross entropy and accuracy. Of a model with auxiliary heads, their cross entropies are added, times `auxiliary_weight`.
 
     In training an image counts by the weight of its class. A mixed image costs its own label's cross entropy times its share, and
     its partner's times the rest, each with its own class's weight and with label smoothing: that of a target of both classes.
+    With `quantize` losses and metrics are those of rounded weights and inputs, and a network of integers is left and tested.
     """
 
     unit = "images"
@@ -42,12 +49,16 @@ class Classification(Task):
 
     def __init__(self, data: ImageData, options: TrainOptions) -> None:
         self.data, self.label_smoothing, self.batch_size = data, options.label_smoothing, options.batch_size
+        self.quantize = options.quantize != "none"
         balanced = options.class_weights == "balanced"
         self.class_weights = balanced_weights(data.train.labels, len(data.classes)) if balanced else None
         augment = options.augment or data.augment
         draws = Augmented(data.train, augment, options.erasing, options.mixup, options.cutmix, options.seed)
         size = len(data.train)
-        self.train = Split(size, partial(shuffled, size, options.seed, options.batch_size), draws)
+        ordered = partial(shuffled, size, options.seed, options.batch_size)
+        if isinstance(data.train.pixels, shards.InShards):
+            ordered = partial(streamed, data.train.pixels.where[:, 0], options.seed, options.batch_size)
+        self.train = Split(size, ordered, draws)
         size = len(data.valid)
         self.valid = Split(size, partial(in_order, size, max(options.batch_size, 64)), partial(unaugmented, data.valid))
         self.identity = data.identity()
@@ -59,7 +70,8 @@ class Classification(Task):
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels, *mixed = batch
-        outputs = model(images.contiguous(memory_format=torch.channels_last))
+        with FakeQuantized() if self.quantize else contextlib.nullcontext():
+            outputs = model(images.contiguous(memory_format=torch.channels_last))
         logits, *auxiliary = (x.float() for x in (outputs if isinstance(outputs, tuple) else (outputs,)))
         smoothing, weights = (self.label_smoothing, self.class_weights) if model.training else (0.0, None)
         weights = None if weights is None else weights.to(logits.device)
@@ -83,7 +95,14 @@ class Classification(Task):
         options: Any = run.options
         model, context = placed(zoo.load(folder / "best.safetensors"), options)
         measured = measure(model, context, test, max(self.batch_size, 64))
+        told, more = "", {}
+        if self.quantize:
+            accuracy = scores(measured)["accuracy"]
+            more = {"test_float32_accuracy": accuracy}
+            measured = measure(self.integers(folder), contextlib.nullcontext(), test, max(self.batch_size, 64))
+            told = f" in the integers of {folder / INTEGERS}, {accuracy:.4f} in float32,"
         tested = {f"test_{name}": value for name, value in scores(measured).items()}
+        tested |= more
         probabilities, classes = measured.logs.exp(), self.data.classes
         which, valid = f"epoch {summary['best_epoch']}", summary["best_valid_accuracy"]
         if summary.get("average_kept"):
@@ -95,8 +114,18 @@ class Classification(Task):
         notes += plots.mistakes(test.pixels, test.labels, probabilities, classes, folder / "mistakes.png", names=names)
         print(*dict.fromkeys(notes), sep="\n", end="\n" if notes else "")
         best = f"the best model, of {which} with valid accuracy {valid:.4f}"
-        print(f"test accuracy {tested['test_accuracy']:.4f} of {best}; {summary['seconds']:.1f} s of training; see {folder}")
+        print(
+            f"test accuracy {tested['test_accuracy']:.4f}{told} of {best}; {summary['seconds']:.1f} s of training; see {folder}"
+        )
         return tested | ({"skipped_images": len(self.data.skipped)} if self.data.skipped else {})
+
+    def integers(self, folder: Path) -> nn.Module:
+        """The best model in integers, which is left in the run's folder; training images, as they are, tell its ranges."""
+        size = len(self.data.train)
+        chosen = torch.arange(size) if size <= CALIBRATION else torch.linspace(0, size - 1, CALIBRATION).long()
+        model = zoo.quantize(zoo.load(folder / "best.safetensors"), "static", calibration=self.data.train.batch(chosen)[0])
+        zoo.save(model, folder / INTEGERS)
+        return model
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
@@ -106,6 +135,10 @@ def balanced_weights(labels: Tensor, classes: int) -> Tensor:
 
 def shuffled(size: int, seed: int, batch_size: int, epoch: int) -> Sequence[Tensor]:
     return epoch_order(size, seed, epoch).split(batch_size)
+
+
+def streamed(shard: Tensor, seed: int, batch_size: int, epoch: int) -> Sequence[Tensor]:
+    return shards.order(shard, seed, epoch).split(batch_size)
 
 
 def in_order(size: int, batch_size: int, epoch: int) -> Sequence[Tensor]:

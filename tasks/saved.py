@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
     from torch import nn
 
+INTEGERS = "int8"
+"""The folder of a run in which its network of integers is."""
+
 
 @dataclass
 class RunOptions(Options):

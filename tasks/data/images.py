@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.data import DataError, fingerprint
+from tasks.data import DataError, fingerprint, shards
 from tasks.data.folders import list_classes
 from tasks.data.image_sets import SETS, ImageSet
 from tasks.data.picture_files import sums_of
@@ -101,32 +101,40 @@ def load_images(
     fit: str = "cut",
     room: int | None = None,
 ) -> ImageData:
-    """`source` is digits, fashion_mnist, cifar10, cifar100 or folder:PATH; every image becomes `image_size` squared.
+    """`source` is digits, fashion_mnist, cifar10, cifar100, folder:PATH or shards:PATH; every image becomes `image_size` squared.
 
-    Default sizes: 32, and 224 for a folder. Splits are those that the sets come with; what has none is split 80 to 10 to 10.
+    Default sizes: 32, and 224 for a folder and for shards, which are read batch by batch. Splits are those that the sets come
+    with; what has none is split 80 to 10 to 10.
     fit:  how a picture in a folder becomes a square, as `Preprocess` says.
     room: bytes of pixels that may be kept in memory, by default half of what the machine has; more stay on disk.
     Errors: `DataError` that names the file or folder and what is expected.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be a positive number of pixels, got {image_size}")
-    if (folder := folder_of(source)) is None:
-        found = find_set(source, data_root)
-        told = [] if "valid" in found.splits else [UNSPLIT["valid"]]
-        splits = {role: resized(split, image_size or 32) for role, split in found.splits.items()}
-        train, test = splits["train"], splits["test"]
-        sums = torch.stack([sums_of(part) for part in train.pixels.split(1024)]).sum(0)
-        for split in splits.values():
-            split.mean, split.std = moments(sums, train.pixels[:, 0].numel())
-        return ImageData(train, splits.get("valid", test), test, found.classes, found.augment, told=told)
-    layout = list_classes(folder)
-    reader = Preprocess(image_size or 224, (0.0,) * 3, (1.0,) * 3, fit=fit)
     skipped: list[str] = []
-    classes, found, told = load_splits(layout, reader, skip_bad, skipped, room)
-    mean, std = moments(found["train"].sums.sum(0), len(found["train"].labels) * reader.image_size**2)
+    reader = Preprocess(image_size or 224, (0.0,) * 3, (1.0,) * 3, fit=fit)
+    if (folder := folder_of(source)) is not None:
+        classes, found, told = load_splits(list_classes(folder), reader, skip_bad, skipped, room)
+    elif place := shards_of(source):
+        classes, found, told = shards.load(place, reader, skip_bad, skipped)
+    else:
+        return load_set(source, data_root, image_size or 32)
+    mean, std = moments(found["train"].sums.sum(0), len(found["train"].sums) * reader.image_size**2)
     made = {id(part): images_of(part, mean, std) for part in found.values()}
     train, valid, test = (made[id(found[role])] for role in ("train", "valid", "test"))
     return ImageData(train, valid, test, classes, "flip", fit, skipped, told)
+
+
+def load_set(source: str, data_root: Path, image_size: int) -> ImageData:
+    """One of `SETS`."""
+    found = find_set(source, data_root)
+    told = [] if "valid" in found.splits else [UNSPLIT["valid"]]
+    splits = {role: resized(split, image_size) for role, split in found.splits.items()}
+    train, test = splits["train"], splits["test"]
+    sums = torch.stack([sums_of(part) for part in train.pixels.split(1024)]).sum(0)
+    for split in splits.values():
+        split.mean, split.std = moments(sums, train.pixels[:, 0].numel())
+    return ImageData(train, splits.get("valid", test), test, found.classes, found.augment, told=told)
 
 
 def load_test(
@@ -145,6 +153,14 @@ def load_test(
          it has changed. Other splits are not decoded, nor looked through for copies, of which training has told.
     Errors: `DataError` as `load_images` has them, and with both lists for classes that the model does not know.
     """
+    if place := shards_of(source):
+        skipped: list[str] = []
+        if own:
+            names, parts, told = shards.load(place, preprocess, skip_bad, skipped)
+            decoded = parts["test"]
+        else:
+            names, decoded, told = shards.load_one(place, preprocess, skip_bad, skipped)
+        return tested(decoded, numbers_of(names, classes, source), preprocess), names, [*told, *told_of(skipped)]
     if (folder := folder_of(source)) is None:
         found = find_set(source, data_root)
         numbers = numbers_of(found.classes, classes, source)
@@ -165,9 +181,18 @@ def load_test(
         parts, streaming = decode_once({"test": part.labelled(names)}, names, preprocess, skip_bad, skipped, room)
         decoded = parts["test"]
         told = [*layout.told, f"{printable(part.path)}: all of its {part.size:,} pictures count", *streaming]
+    return tested(decoded, numbers, preprocess), names, [*told, *told_of(skipped)]
+
+
+def tested(decoded: Decoded, numbers: Tensor, preprocess: Preprocess) -> Images:
+    """Pictures to measure a model on, with its numbers of their classes."""
     images = images_of(decoded, torch.tensor(preprocess.mean), torch.tensor(preprocess.std))
     images.labels = numbers[images.labels]
-    return images, names, [*told, *([f"{len(skipped)} unreadable pictures skipped"] if skipped else [])]
+    return images
+
+
+def told_of(skipped: Sequence[str]) -> list[str]:
+    return [f"{len(skipped)} unreadable pictures skipped"] if skipped else []
 
 
 def numbers_of(names: Sequence[str], known: Sequence[str], source: str) -> Tensor:
@@ -182,11 +207,16 @@ def folder_of(source: str) -> Path | None:
     return Path(source[7:]) if source.startswith("folder:") and source != "folder:" else None
 
 
+def shards_of(source: str) -> str:
+    """The folder or the pattern of shards; "" if it is something else."""
+    return source.removeprefix("shards:") if source.startswith("shards:") else ""
+
+
 def find_set(source: str, data_root: Path) -> ImageSet:
     if source not in SETS:
         near = [f"folder:{source}"] if source and Path(source).is_dir() else difflib.get_close_matches(source, SETS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"data must be {', '.join(SETS)} or folder:PATH, got {source!r}{hint}")
+        raise DataError(f"data must be {', '.join(SETS)}, shards:PATH or folder:PATH, got {source!r}{hint}")
     found = SETS[source](data_root)
     for role, (_, labels) in found.splits.items():
         if not len(labels):

@@ -70,12 +70,16 @@ class OnDisk:
 
         def read(n: int) -> None:
             try:
-                pixels[n] = read_pixels(self.paths[wanted[n]], self.preprocess, budget)
+                pixels[n] = self.read(wanted[n], budget)
             except DataError as error:  # found good before, in the midst of training now
                 raise UserError(str(error)) from error
 
         in_threads(read, len(wanted))
         return pixels
+
+    def read(self, n: int, budget: Budget) -> Tensor:
+        """One picture. Errors: `DataError` if it cannot be read."""
+        return read_pixels(self.paths[n], self.preprocess, budget)
 
 
 class Decoded(NamedTuple):

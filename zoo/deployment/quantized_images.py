@@ -114,17 +114,23 @@ def attribute(graph: Any, node: Any) -> Tensor:
     return getattr(owner, name)
 
 
-def converted(model: nn.Module, calibration: Tensor) -> Any:
-    """A graph of the model in which integers are written out. Errors: `RuntimeError` if torchao cannot be had."""
+def tools() -> tuple[Any, Any, Any]:
+    """What torchao has for it. Errors: `RuntimeError` if torch is too old for it, or it is not there."""
     if torch.__version__ < LEAST:  # compared as a version
         raise RuntimeError(f"quantizing networks of images needs torch {LEAST} or newer, got {torch.__version__}")
     try:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
     except ImportError as error:
         raise RuntimeError(
             f"quantizing networks of images needs torchao ({error}): pip install zooproof[quantization]"
         ) from error
+    return prepare_pt2e, convert_pt2e, x86_inductor_quantizer
+
+
+def converted(model: nn.Module, calibration: Tensor) -> Any:
+    """A graph of the model in which integers are written out. Errors: `RuntimeError` if torchao cannot be had."""
+    prepare_pt2e, convert_pt2e, x86 = tools()
     example = calibration[:2] if len(calibration) > 1 else calibration.repeat(2, 1, 1, 1)  # compilers specialise on 1
     for part in model.modules():
         if isinstance(part, SqueezeExcite) and part.gate is hard_sigmoid:
