@@ -81,6 +81,9 @@ def export(
     require(to in ENDINGS, "to", to, f"one of {', '.join(ENDINGS)}")
     path = Path(path)
     require(path.suffix == ENDINGS[to], "path", str(path), f"a file that ends in {ENDINGS[to]}")
+    require(isinstance(model, nn.Module), "model", model, "a module")
+    require(isinstance(example, Tensor | Mapping), "example", type(example).__name__, "a tensor, or tensors by name")
+    require(not isinstance(fixed, str), "fixed", fixed, "several names, such as a tuple")
     require(not isinstance(model, Constant), "model", type(model).__name__, "the model itself, not what zoo.optimize made of it")
     require(opset is None or to == "onnx", "opset", opset, 'None unless to is "onnx"')
     require(opset is None or 18 <= opset <= 23, "opset", opset, "from 18 to 23")
@@ -95,7 +98,7 @@ def export(
         require_onnx()
         away = {x.device.type for x in (*model.parameters(), *inputs.values())} - {"cpu"}
         require(not away, "model and example", ", ".join(away), "on the processor, where onnxruntime checks the file")
-    free = {name: {n: a for n, a in enumerate(axes_of(name)) if a in DYNAMIC and a not in fixed} for name in inputs}
+    free = free_of(inputs, fixed)
     for name, axes in free.items():
         for n, axis in axes.items():
             least = f"2 or more in {axis}, unless that is fixed"
@@ -194,6 +197,10 @@ def inputs_of(model: nn.Module, example: Tensor | Mapping[str, Tensor]) -> dict[
 
 Free = Mapping[str, Mapping[int, str]]
 """Of each input: the axes, by number, whose sizes may differ."""
+
+
+def free_of(inputs: Iterable[str], fixed: Sequence[str]) -> Free:
+    return {name: {n: a for n, a in enumerate(axes_of(name)) if a in DYNAMIC and a not in fixed} for name in inputs}
 
 
 def exported(program: Program, inputs: Mapping[str, Tensor], free: Free) -> torch.export.ExportedProgram:

@@ -7,6 +7,8 @@
 Logits (b, vocab_size) are for what follows the last token. Keys and values (b, kv_heads, n, head_dim) of the past have n = 0 in
 the first call; then each call is given what the one before it gave. A model as it is keeps its past in caches that it fills in
 place, which programs of others leave out without a word. All rows have as many tokens.
+
+    greedy          the loop over a step's ONNX file, by onnxruntime and numpy alone
 """
 
 from __future__ import annotations
@@ -107,3 +109,35 @@ class Crossed(CrossCache):
 
 def attention_of(part: Any) -> MultiHeadAttention:
     return next(module for module in part.modules() if isinstance(module, MultiHeadAttention))
+
+
+def greedy(session: Any, tokens: Any, max_new_tokens: int, **known: Any) -> Any:
+    """The likeliest tokens that follow, (b, max_new_tokens), of the ONNX file of a `Step`; arrays of numpy, no torch.
+
+    session: onnxruntime's `InferenceSession` of that file. tokens: (b, n) in int64, a prompt without padding.
+    known:   what else the file takes in every call: of a Transformer source_mask, and memory_keys_0 and others of its encoder.
+    Keys and values stay with onnxruntime from call to call.
+    """
+    import numpy as np
+    from onnxruntime import OrtValue
+
+    require(max_new_tokens > 0, "max_new_tokens", max_new_tokens, "positive")
+    require(getattr(tokens, "ndim", 0) == 2 and tokens.size > 0, "tokens", getattr(tokens, "shape", tokens), "(b, n), not empty")
+    taken = {value.name: value for value in session.get_inputs()}
+    past = [name for name in taken if name.startswith("past_")]
+    rest = {*taken} - {"tokens", *past}
+    require(known.keys() == rest, "known", ", ".join(known) or "nothing", ", ".join(sorted(rest)) or "nothing")
+    gives = ["logits", *(name.replace("past", "present") for name in past)]
+    dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}
+    fed = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x)) for name, x in known.items()}
+    for name in past:
+        _, heads, _, head_dim = taken[name].shape
+        fed[name] = OrtValue.ortvalue_from_numpy(np.zeros((len(tokens), heads, 0, head_dim), dtype[taken[name].type]))
+    written = []
+    for _ in range(max_new_tokens):
+        fed["tokens"] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens))
+        logits, *present = session.run_with_ort_values(gives, fed)
+        fed |= zip(past, present, strict=True)
+        tokens = logits.numpy().argmax(-1)[:, None]
+        written.append(tokens)
+    return np.concatenate(written, 1)

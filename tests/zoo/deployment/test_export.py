@@ -17,10 +17,11 @@ import zoo
 from layers.testing.profiles import THOROUGH
 from zoo.deployment import export as module
 from zoo.deployment.export import ENDINGS, runner
-from zoo.deployment.exported_decoding import Encoder, Step
+from zoo.deployment.exported_decoding import Encoder, Step, greedy
 from zoo.deployment.optimize import Constant
 from zoo.generation import decoding
 
+onnxruntime = pytest.importorskip("onnxruntime", reason="exports need zooproof[export]")
 LOOPS = dict.fromkeys(["seq2seq_bahdanau", "seq2seq_luong"], ("source_length", "target_length"))
 FIXED = LOOPS | {"googlenet": ("height", "width")}
 """What holds for one size alone: loops over tokens; poolings that round sizes up, which torch.export cannot reason about."""
@@ -119,32 +120,16 @@ def test_files_run_in_a_process_that_knows_nothing_of_this_project(to, tmp_path)
 # ------------------------------------------------------------------------------------------------------------------- decoding
 
 
-def greedy(path, tokens, given, steps):
-    """Of onnxruntime alone: the likeliest token, again and again, the past going in and out."""
-    import numpy as np
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path)
-    shapes = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past_")}
-    outputs, written = [value.name for value in session.get_outputs()], []
-    past = {name: np.zeros((len(tokens), shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
-    for _ in range(steps):
-        logits, *present = session.run(None, {"tokens": tokens, **given, **past})
-        past = {name.replace("present", "past"): x for name, x in zip(outputs[1:], present, strict=True)}
-        tokens = logits.argmax(-1)[:, None]
-        written.append(tokens)
-    return np.concatenate(written, 1)
-
-
 @pytest.mark.parametrize("name", ["gpt_small", "llama_small"])
 def test_a_step_of_a_language_model_writes_our_tokens(name, tmp_path):
     model, example = small(name)
     step = Step(model).eval()
     zoo.export(step, step.example(), tmp_path / "step.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
     for rows in (1, 2):
         prompt = example["tokens"][:rows, :2]
         expected = decoding.greedy(model.start(capacity=9), prompt, max_new_tokens=6)
-        assert greedy(tmp_path / "step.onnx", prompt.numpy(), {}, 6).tolist() == expected.tolist()
+        assert greedy(session, prompt.numpy(), 6).tolist() == expected.tolist()
 
 
 def test_encoder_and_step_of_a_transformer_write_our_tokens(tmp_path):
@@ -158,7 +143,8 @@ def test_encoder_and_step_of_a_transformer_write_our_tokens(tmp_path):
     known = {name: x.numpy() for name, x in zip(names, memory, strict=True)} | {"source_mask": given["source_mask"].numpy()}
     prompt = example["target"][:, :1]
     expected = decoding.greedy(model.start(**given, capacity=9), prompt, max_new_tokens=6)
-    assert greedy(tmp_path / "step.onnx", prompt.numpy(), known, 6).tolist() == expected.tolist()
+    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    assert greedy(session, prompt.numpy(), 6, **known).tolist() == expected.tolist()
 
 
 # ------------------------------------------------------------------------------------------------------------------ bad input
@@ -220,6 +206,8 @@ def wrong(program):
         (dict(to="tflite"), "to must be one of torch, aot, onnx, torchscript, got 'tflite'"),
         (dict(path="x.pt2"), "path must be a file that ends in .onnx, got "),
         (dict(fixed=["length"]), "fixed must be of batch, height, width, got 'length'"),
+        (dict(fixed="height"), "fixed must be several names, such as a tuple, got 'height'"),
+        (dict(example=[torch.ones(2, 3, 9, 9)]), "example must be a tensor, or tensors by name, got 'list'"),
         (dict(to="torch", path="x.pt2", opset=18), 'opset must be None unless to is "onnx", got 18'),
         (dict(opset=5), "opset must be from 18 to 23, got 5"),
         (dict(example=torch.ones(1, 3, 9, 9)), "example must be 2 or more in batch, unless that is fixed, got 'images (1,"),
@@ -237,6 +225,13 @@ def test_bad_input_is_named(given, said, tmp_path):
     with pytest.raises(ValueError, match=re.escape(said)):
         zoo.export(model, example, path, **whole)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_only_modules_are_exported(tmp_path):
+    with pytest.raises(ValueError, match="model must be a module, got 'resnet20'"):
+        zoo.export("resnet20", torch.ones(2, 3, 9, 9), tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="model must be a GPT, a Llama or a Transformer, got 'ResNet'"):
+        Step(zoo.create("resnet20"))
 
 
 def test_an_optimized_model_is_not_exported(tmp_path):
