@@ -41,8 +41,8 @@ class Client:
         self.writer.close()
 
     def send(self, body: bytes) -> None:
-        head = f"POST {self.path} HTTP/1.1\r\nHost: localhost:{self.port}\r\nContent-Length: {len(body)}\r\n\r\n"
-        self.writer.write(head.encode() + body)
+        rows = f"POST {self.path} HTTP/1.1", f"Host: localhost:{self.port}", "Content-Type: application/json"
+        self.writer.write("\r\n".join((*rows, f"Content-Length: {len(body)}", "", "")).encode() + body)
 
     async def ask(self, body: bytes) -> tuple[int, bytes]:
         self.send(body)
@@ -122,11 +122,11 @@ def get(port: int, path: str) -> bytes:
         return connection.getresponse().read()
 
 
-def own_time(port: int) -> tuple[float, float]:
-    """Seconds that a batch took to compute, and inputs in it, on average so far."""
+def own(port: int) -> tuple[float, float, float]:
+    """Seconds of computing so far, in how many batches, and of how many inputs."""
     rows = dict(line.rsplit(" ", 1) for line in get(port, "/metrics").decode().splitlines() if line[0] != "#")
     found = {name.partition("{")[0].removeprefix("zooproof_"): float(value) for name, value in rows.items()}
-    return found["batch_seconds_total"] / found["batches_total"], found["batch_items_total"] / found["batches_total"]
+    return found["batch_seconds_total"], found["batches_total"], found["batch_items_total"]
 
 
 def main() -> None:
@@ -155,7 +155,8 @@ def main() -> None:
             before, start = resident(server.pid), perf_counter()
             times, wrong = asyncio.run(load(given, port, ask, body))
             seconds, after = perf_counter() - start, resident(server.pid)
-            each, size = own_time(port)
+            computed, batches, items = own(port)
+            each, size = computed / batches, items / batches
         finally:
             server.terminate()
     times.sort()
