@@ -1,7 +1,7 @@
 """Two workers of one thread each, for small tensors wait at barriers longer than they compute.
 
 `OMP_NUM_THREADS` gives another number of threads, `-n 0` runs in one process. Plain `pytest` leaves out what starts processes or
-compiles; with `--hypothesis-profile=ci`, as in tox, and where a file or a test is named, nothing is left out.
+compiles; with `--hypothesis-profile=ci` or `few`, as in tox, and where a file or a test is named, nothing is left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many examples a property draws: hypothesis's profiles `dev`, `ci` and `thorough`, registered by importing this file."""
+"""How many examples a property draws: hypothesis's profiles `dev`, `few`, `ci` and `thorough`, registered by this import."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ COMMON: dict[str, Any] = dict(deadline=None, print_blob=True, suppress_health_ch
 """One failure at a time: of a group of them pytest would show no message."""
 
 settings.register_profile("dev", max_examples=DEV, **COMMON)
+settings.register_profile("few", max_examples=DEV, derandomize=True, database=None, **COMMON)
 settings.register_profile("ci", max_examples=CI, derandomize=True, database=None, **COMMON)
 settings.register_profile("thorough", max_examples=THOROUGH, **COMMON)
 
