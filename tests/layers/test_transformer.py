@@ -146,7 +146,7 @@ decoder_block = Contract(
     inputs=lambda a: dict(
         x=tensor("batch n dim", dim=a.dim),
         memory=tensor("batch k dim", dim=a.dim),
-        memory_mask=Input(("batch", "1", "1", "k"), {}, some_keys),
+        memory_mask=Input(("batch", "1", "1", "k"), {}, some_keys, broadcasts=True),
     ),
     outputs=lambda a, s: ("batch", "n", a.dim),
     twins=[

@@ -238,7 +238,8 @@ EXHIBITS = (
         "padding in the cache is seen",
         "Slots before a row's start hold padding, and queries see it.",
         ("huggingface/transformers#21080",),
-        Cache.written, "slots >= (0 if self.start is None else self.start.to(slots.device)[:, None, None, None])", "slots >= 0",
+        Cache.written, "self.start.to(slots.device)[:, None, None, None]",
+        "torch.zeros(len(self.start), 1, 1, 1)",
         "layers/test_cache.py:test_rows_of_unequal_pasts_decode_as_alone", arguments=("absolute", "Cache"),
     ),
     Exhibit(

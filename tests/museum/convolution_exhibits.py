@@ -62,12 +62,12 @@ EXHIBITS = (
         OF_RESIDUALS + "padded_shortcut", "forward[by hand]",
     ),
     Exhibit(
-        "other pixels of a shortcut",
-        "A strided shortcut begins at the second pixel.",
-        ("lukemelas/EfficientNet-PyTorch#235",),
-        PaddedShortcut.forward, ":: self.stride, :: self.stride",
-        "self.stride - 1 :: self.stride, self.stride - 1 :: self.stride",
-        OF_RESIDUALS + "padded_shortcut", "shape",
+        "a shortcut of maxima",
+        "A strided shortcut takes the largest of each square of pixels, where the paper leaves the others out.",
+        ("pytorch/vision#191",),
+        PaddedShortcut.forward, "images[..., :: self.stride, :: self.stride]",
+        "F.max_pool2d(images, self.stride, self.stride, ceil_mode=True)",
+        OF_RESIDUALS + "padded_shortcut", "forward[by hand]",
     ),
     Exhibit(
         "gate without its ReLU",
