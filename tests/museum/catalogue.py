@@ -26,11 +26,12 @@ EXHIBITS = tuple(exhibit for room in ROOMS.values() for exhibit in room)
 PAGE = Path(__file__).parents[2] / "docs" / "museum.md"
 BEFORE = """# Museum of bugs
 
-Bugs that others have had, or such as theirs, put back into this project's code one at a time: `tests/museum/`. Each of {count}
-must turn the named test red: a property of the block's contract, which knows nothing about the bug, within at most 20 drawn
-configurations; or, where no contract says it, a plain test of a law. Without the bug the same test is green.
+Bugs put back into this project's code, one at a time: `tests/museum/`. {seen} have been seen elsewhere, in the public threads
+that are linked; where it says "cf.", the bug is our own, and the thread is about a related one. Each of all {count} must turn the
+named test red: a property of the block's contract, which knows nothing about the bug, within at most 20 drawn configurations; or,
+where no contract says it, a plain test of a law. Without the bug the same test is green.
 
-The threads are public ones about the bug or about one of its kind. `pytest tests/museum/test_museum.py` repeats all.
+`pytest tests/museum/test_museum.py` repeats all.
 """
 
 
@@ -47,12 +48,12 @@ def caught_by(exhibit: Exhibit) -> str:
 def row(exhibit: Exhibit) -> str:
     function = plain(exhibit.function)
     place = f"`{function.__module__}`: `{function.__qualname__}`"
-    threads = ", ".join(map(link, exhibit.seen))
+    threads = "cf. " * exhibit.cf + ", ".join(map(link, exhibit.seen))
     return f"| {exhibit.name} | {exhibit.story} | {place} | {threads} | {caught_by(exhibit)} |"
 
 
 def page() -> str:
-    lines = [BEFORE.format(count=len(EXHIBITS))]
+    lines = [BEFORE.format(count=len(EXHIBITS), seen=sum(not exhibit.cf for exhibit in EXHIBITS))]
     for title, exhibits in ROOMS.items():
         head = ["| bug | what goes wrong | put into | seen in | caught by |", "| --- | --- | --- | --- | --- |"]
         lines += [f"## {title}\n", *head, *map(row, exhibits), ""]

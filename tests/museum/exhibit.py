@@ -39,7 +39,7 @@ class Exhibit:
     """A bug and what finds it.
 
     name:     in a few words. story: one sentence about what goes wrong.
-    seen:     public threads about this bug or one of its kind, such as "pytorch/pytorch#108108".
+    seen:     public threads about it, such as "pytorch/pytorch#108108". cf: about a related bug; this one is our own.
     function: into which it is put. old, new: its source, in which `old` stands once, and what it is replaced by.
     proof:    "file of tests/:name" of a `Contract`, or of a test function without fixtures.
     property: the contract's test that must fail; empty for a test function, which is called with `arguments`.
@@ -56,6 +56,7 @@ class Exhibit:
     property: str = ""
     arguments: tuple[Any, ...] = ()
     examples: int = 20
+    cf: bool = False
 
 
 class Missed(Exception):
