@@ -249,9 +249,13 @@ def scores(a):
     few = st.integers(2, 9)
     return dict(
         scores=tensor("batch heads q k", heads=st.just(a.heads), batch=few, q=few, k=few),
-        queries=tokens("q", FAR),
-        keys=tokens("k", FAR),
+        queries=tokens("q", a._places),
+        keys=tokens("k", a._places),
     )
+
+
+PLACES = st.sampled_from([9, FAR])
+"""How many there are: of few, a key's is often a query's own."""
 
 
 def bloom(heads):
@@ -271,7 +275,7 @@ def alibi(**arguments):
 
 alibi_bias = Contract(
     alibi,
-    arguments=dict(heads=st.integers(1, 40)),
+    arguments=dict(heads=st.integers(1, 40), _places=PLACES),
     inputs=scores,
     outputs=lambda a, s: ("batch", "heads", "q", "k"),
     twins=[
@@ -309,6 +313,7 @@ relative_bias = Contract(
         bidirectional=st.booleans(),
         buckets=lambda a: st.sampled_from([4, 6, 8, 14, 32] if a.bidirectional else [2, 3, 4, 7, 16, 32]),
         max_distance=st.sampled_from([17, 40, 128]),
+        _places=PLACES,
     ),
     inputs=scores,
     outputs=lambda a, s: ("batch", "heads", "q", "k"),

@@ -12,7 +12,7 @@ from layers.attention import MultiHeadAttention
 from layers.cache import Cache, RollingCache
 from layers.feedforward import FeedForward
 from layers.positions import Rotary
-from layers.testing import Contract, Twin, cache_consistent, influence, padding_invariant, permutation_equivariant, tensor
+from layers.testing import Contract, Input, Twin, cache_consistent, influence, padding_invariant, permutation_equivariant, tensor
 from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm, SandwichNorm, StochasticDepth
 from layers.weights import WeightMap
 
@@ -134,17 +134,32 @@ causal_block = Contract(
     name="CausalBlock",
 )
 
+
+def some_keys(shape, generator):
+    """The mask of a memory that is padded on the right; a row without any key is NaN to torch."""
+    return torch.arange(shape[-1]) < torch.randint(1, shape[-1] + 1, (shape[0], 1, 1, 1), generator=generator)
+
+
 decoder_block = Contract(
     decoder,
     arguments=sizes,
-    inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim), memory=tensor("batch k dim", dim=a.dim)),
+    inputs=lambda a: dict(
+        x=tensor("batch n dim", dim=a.dim),
+        memory=tensor("batch k dim", dim=a.dim),
+        memory_mask=Input(("batch", "1", "1", "k"), {}, some_keys, broadcasts=True),
+    ),
     outputs=lambda a, s: ("batch", "n", a.dim),
     twins=[
         Twin(
             "torch",
             build=theirs(nn.TransformerDecoderLayer),
             weights=DECODER,
-            call=lambda m, i: m(*i.values(), tgt_mask=torch.ones(i["x"].shape[1], i["x"].shape[1], dtype=torch.bool).triu(1)),
+            call=lambda m, i: m(
+                i["x"],
+                i["memory"],
+                tgt_mask=torch.ones(i["x"].shape[1], i["x"].shape[1], dtype=torch.bool).triu(1),
+                memory_key_padding_mask=~i["memory_mask"][:, 0, 0],
+            ),
         )
     ],
     holds=[influence("causal", "x", "n", lambda a, i, o: i <= o, 1)],
