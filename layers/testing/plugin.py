@@ -1,9 +1,9 @@
 """The pytest plugin: every `Contract` at the top level of a test module becomes tests `path::Block::property[twin]`.
 
-Examples follow hypothesis's own profiles: ``--hypothesis-profile dev`` (8 examples), ``few`` (8, always the same ones), ``ci`` (20,
-always the same) or ``thorough`` (200); properties that compile or export draw fewer. ``-m quick`` checks shapes, equality with the
-twins, gradients and weights on three examples. ``--reproduce BLOB`` runs the one configuration that a failure has printed.
-``--contracts-only`` leaves all other tests out, ``--contract-seconds N`` bounds the time of each contract, and
+Examples follow hypothesis's own profiles: ``--hypothesis-profile dev`` (8 examples), ``few`` (8, always the same ones), ``ci``
+(20, always the same) or ``thorough`` (200); properties that compile or export draw fewer. ``-m quick`` checks shapes, equality
+with the twins, gradients and weights on three examples. ``--reproduce BLOB`` runs the one configuration that a failure has
+printed. ``--contracts-only`` leaves all other tests out, ``--contract-seconds N`` bounds the time of each contract, and
 ``--contract-arguments`` asks each for the arguments that it never tries.
 
 Every pytest session of the environment loads this file, so it imports neither torch nor hypothesis before they are needed.
