@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from catalogue import EXHIBITS, page
-from exhibit import Contract, Missed, broken, check, names, plain, proof, rewritten
+from exhibit import Contract, Missed, broken, check, derandomized, names, plain, proof, rewritten
+from hypothesis import settings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # which warnings a check may cause, its own file says
 UNFIT = r"Error\(s\) in loading state_dict"
@@ -50,6 +51,14 @@ def test_a_function_is_as_it_was_afterwards():
     with pytest.raises(Missed, match="False"), broken(one):
         raise Missed(plain(one.function).__code__ is before)
     assert plain(one.function).__code__ is before
+
+
+def test_others_draw_as_before():
+    before = settings.default
+    with derandomized():
+        assert settings.default.derandomize
+        assert settings.default is not before
+    assert settings.default is before
 
 
 def test_what_does_not_stand_once_is_refused():
