@@ -31,7 +31,12 @@ class ServeOptions(Options):
     hosts: list[str] = option((), "further names that requests, and pages that send some, may call the server by", many=True)
     token: str = option("", f"requests must carry it, as a bearer (default: what {TOKEN} of the environment is)")
     max_batch: int = option(16, "inputs that are computed together, at most", least=1)
-    max_wait_ms: float = option(5.0, "milliseconds that the first input of a batch waits for others", least=0, most=60_000)
+    max_wait_ms: float = option(
+        0.0,
+        "milliseconds that the first input of a batch waits for others; what comes while one is computed shares the next",
+        least=0,
+        most=60_000,
+    )
     queue: int = option(128, "inputs of a model that wait, at most; then requests get 503", least=1)
     per_client: int = option(0, "requests of one address in work, at most; then it gets 429. 0 is no limit", least=0)
     connections: int = option(1000, "connections at a time, at most; then there is 503", least=2)

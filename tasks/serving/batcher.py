@@ -1,7 +1,8 @@
 """Dynamic batching: what many clients ask for one by one is computed together, in a thread, while the event loop goes on.
 
-A batch starts when it is full, or when its first item has waited long enough. No item suffers from another one: a batch that
-fails is repeated one by one, and whoever no longer waits frees the place.
+A batch starts when it is full, or when its first item has waited long enough; what comes while one is computed makes up the
+next, so that many who ask share batches without a wait. No item suffers from another one: a batch that fails is repeated one by
+one, and whoever no longer waits frees the place.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Batcher:
         call: Callable[[Sequence[Any]], Sequence[Any]],
         *,
         max_batch: int = 16,
-        max_wait: float = 0.005,
+        max_wait: float = 0.0,
         queue: int = 128,
         seen: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
@@ -74,12 +75,13 @@ class Batcher:
             raise Busy("the server stops")
         if len(self.waiting) + len(items) > self.queue:
             raise Busy(f"{len(self.waiting)} of {self.queue} places are taken")
-        loop = asyncio.get_running_loop()
+        loop, nobody = asyncio.get_running_loop(), not self.waiting
         futures = [loop.create_future() for _ in items]
         for future, item in zip(futures, items, strict=True):
             self.waiting[future] = item, loop.time()
             future.add_done_callback(lambda one: self.waiting.pop(one, None))
-        self.more.set()
+        if nobody or len(self.waiting) >= self.max_batch:
+            self.more.set()
         try:
             return [*await asyncio.gather(*futures)]
         finally:
@@ -111,12 +113,12 @@ class Batcher:
         """Returns when there is a batch to start: it is full, or its first item has waited long enough."""
         loop = asyncio.get_running_loop()
         while len(self.waiting) < self.max_batch:
-            left = None  # nobody is here
-            if self.waiting:
-                left = next(iter(self.waiting.values()))[1] + self.max_wait - loop.time()
-                if left <= 0:
-                    return
             self.more.clear()
+            if not self.waiting:
+                await self.more.wait()
+            left = next((came for _, came in self.waiting.values()), loop.time()) + self.max_wait - loop.time()
+            if left <= 0:
+                return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.more.wait(), left)
 

@@ -44,7 +44,7 @@ class Limits:
     """
 
     batch: int = 16
-    wait: float = 0.005
+    wait: float = 0.0
     queue: int = 128
     timeout: float = 60.0
     body: int = 8_000_000
