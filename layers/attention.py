@@ -82,6 +82,8 @@ class MultiHeadAttention(nn.Module):
     query_norm, key_norm: modules over head_dim, before `positions`.
     position_bias: module (query positions (q,), key positions (k,), dtype) -> (heads, q, k), such as `ALiBi`; with a batch axis
                in front of all three where the caller gives positions (b, n).
+
+    Proven against `nn.MultiheadAttention`, and the attentions of Llama, BERT, GPT-2 and Marian of transformers.
     """
 
     def __init__(

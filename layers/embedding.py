@@ -20,6 +20,8 @@ class TokenEmbedding(nn.Module):
     std:     standard deviation of the other rows at the start, dim^-0.5 unless given.
     Errors:  `ValueError` for tokens that are no integers of 32 or 64 bits and, on the CPU, for one outside of the vocabulary.
              Compiled calls, and values on a GPU, which are not worth waiting for, run into torch's own bounds check.
+
+    Proven against `nn.Embedding`, times its factor.
     """
 
     def __init__(

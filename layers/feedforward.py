@@ -14,7 +14,10 @@ from layers.checks import require
 
 
 class FeedForward(nn.Module):
-    """x (..., dim) -> (..., dim). `activation` is a module: `nn.ReLU()`, `nn.GELU()` (exact), `nn.GELU("tanh")` (GPT-2's)."""
+    """x (..., dim) -> (..., dim). `activation` is a module: `nn.ReLU()`, `nn.GELU()` (exact), `nn.GELU("tanh")` (GPT-2's).
+
+    Proven against the same layers of torch in sequence, and GPT-2's of transformers.
+    """
 
     def __init__(
         self, dim: int, hidden_dim: int, *, activation: nn.Module | None = None, bias: bool = True, dropout: float = 0.0
@@ -34,7 +37,10 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """x (..., dim) -> (..., dim). Two hidden layers, one of which opens and closes the other; see `SwiGLU` and `GEGLU`."""
+    """x (..., dim) -> (..., dim). Two hidden layers, one of which opens and closes the other; see `SwiGLU` and `GEGLU`.
+
+    Proven against Llama's and T5's of transformers.
+    """
 
     def __init__(self, dim: int, hidden_dim: int, *, activation: nn.Module, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()

@@ -103,6 +103,8 @@ class RMSNorm(nn.Module):
     offset: 0, or 1 as in Gemma, whose weights start as zeros, so that weight decay pulls the factor to 1.
     Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019 (arXiv 1910.07467). The mean is taken in float32 at least.
     Differs from `nn.RMSNorm` in that eps is the same in every dtype.
+
+    Proven against `nn.RMSNorm`, and Llama's of transformers.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6, offset: float = 0.0) -> None:

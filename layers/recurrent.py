@@ -39,6 +39,8 @@ class Recurrent(nn.Module):
 
     Tensors of a state are (b, layers * directions, d), of a bidirectional network forward and backward in turn, for d in the
     `state_dims` of the cells, which all layers share.
+
+    Proven against `nn.RNN`, `nn.LSTM` and `nn.GRU`.
     """
 
     def __init__(

@@ -52,6 +52,7 @@ from zoo.pretrained.load import Weights, find
 from zoo.pretrained.load import create as create_with
 from zoo.pretrained.preprocess import Preprocess
 from zoo.saving import DTYPES, dense_state, plain, saved
+from zoo.summaries import summary
 
 for _room in (decoding, sampling, preprocess):  # their names before there were rooms: `zoo.sampling`
     sys.modules[f"zoo.{_room.__name__.rpartition('.')[2]}"] = _room
@@ -199,6 +200,6 @@ def load_state(model: nn.Module, path: str | Path) -> None:
 
 __all__ = [
     "DiffusionModel", "EncoderDecoder", "ImageModel", "LanguageModel", "Model", "Preprocess", "Weights", "arguments", "create",
-    "export", "kind_of", "load", "load_state", "names", "optimize", "quantize", "save", "save_state", "tensor_parallel",
-    "to_huggingface",
+    "export", "kind_of", "load", "load_state", "names", "optimize", "quantize", "save", "save_state", "summary",
+    "tensor_parallel", "to_huggingface",
 ]  # fmt: skip
