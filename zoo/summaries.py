@@ -48,9 +48,9 @@ def summary(model: nn.Module, *inputs: Any, depth: int = 1, **named: Any) -> Sum
     """What the model's modules do with these inputs, in the order in which they are first called, and `depth` calls deep.
 
     A parameter that modules share counts once in each. Multiply-adds are those of matrix products, convolutions and attention,
-    half of what torch's `FlopCounterMode` counts, which on a CPU leaves attention out; recurrent networks are written out, as they
-    are wherever there are hooks. Whatever is proven against a reference
-    says so in the docstring of its class or file. The model runs once, without gradients, in evaluation; its mode stays.
+    half of what torch's `FlopCounterMode` counts, which on a CPU leaves attention out; recurrent networks are written out, as
+    wherever there are hooks. What is proven against a reference says so in the docstring of its class or file. The model runs
+    once, without gradients, in evaluation; its mode stays.
     Errors: `ValueError` for no module or no input, and whatever the model says of its inputs.
     """
     require(isinstance(model, nn.Module), "model", model, "a module")
