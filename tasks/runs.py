@@ -64,7 +64,8 @@ def train(
         return
     if run.main:
         write_down(run, config, saved)
-        print(f"{config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters", *task.told, sep="\n")
+        size = f"{config['model']}, {sum(p.numel() for p in model.parameters()):,} parameters"
+        print(size, *task.told, *run.sharding.told, sep="\n")
         print(*longer(run, saved), sep="\n", end="", flush=True)
     run.accelerator.wait_for_everyone()
     try:

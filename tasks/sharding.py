@@ -33,6 +33,7 @@ class Sharding:
 
     world, index: number of data groups' members, and which of them this process is: what it sees of a batch.
     tensor: number of processes that share each layer. fsdp: whether members of a data group hold slices only.
+    told: a line for whoever asked for slices that there are not.
     Errors: `UserError` if the number of processes is no multiple of --tensor.
     """
 
@@ -45,6 +46,9 @@ class Sharding:
             )
         self.world, self.index = processes // self.tensor, accelerator.process_index // self.tensor
         self.fsdp = options.shard == "fsdp" and self.world > 1
+        more = f"torchrun --nproc-per-node {2 * self.tensor}"
+        alone = options.shard == "fsdp" and not self.fsdp
+        self.told = [f"--shard fsdp: there is nobody to share slices with, {more} starts enough processes"] if alone else []
         self.device = accelerator.device
         self.short = torch.bfloat16 if options.precision == "bf16" else None
         self.mesh: Any = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import sharded
@@ -12,6 +13,7 @@ import torch
 from sharded import CASES, twin
 
 import zoo
+from tasks.sharding import Sharding
 from zoo import files
 
 FSDP = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
@@ -87,6 +89,14 @@ def test_layers_that_are_shared_too(launch, tmp_path, shard, start):
 
 SEED = 0
 """Of the blows."""
+
+
+@pytest.mark.parametrize(("shard", "count"), [("none", 0), ("fsdp", 1)])
+def test_slices_for_one_process_are_told(shard, count):
+    accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+    told = Sharding(accelerator, SimpleNamespace(shard=shard, tensor=1, precision="fp32")).told
+    assert len(told) == count
+    assert all("torchrun --nproc-per-node 2 " in line for line in told)
 
 
 @pytest.mark.skipif(not FSDP, reason="torch 2.9")
