@@ -7,6 +7,7 @@ eager torch takes; on a CPU that has AVX2 and no AVX-512 inductor writes the pro
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import tempfile
 import warnings
@@ -32,13 +33,14 @@ def compiled(program: nn.Module, *arguments: Any, rows: int | None = None, folde
 
     What it takes and gives are lists, all else of the structure flattened. It does not look at strides: all tensors that it gets
     must be contiguous.
-    rows:   that the program is wanted for, by default those of the first argument (b, n); others go too, see `has_templates`.
+    rows:   that the program is wanted for, by default those of the first argument, (b, n) or (t,); see `has_templates`.
     folded: whether what depends on weights alone is computed once, such as the floats that integers stand for.
     """
     arguments = tree_map(torch.Tensor.contiguous, arguments)
     sizes = tree_map(lambda x: {n: Dim.DYNAMIC for n in (0, 2 if x.ndim == 4 else 1) if n < x.ndim and x.shape[n] > 1}, arguments)
     exported = export(program, arguments, dynamic_shapes=sizes, strict=False)
-    multiplied = (arguments[0].shape[0] if rows is None else rows) * arguments[0].shape[1]
+    first, *others = arguments[0].shape[:2]
+    multiplied = math.prod([first if rows is None else rows, *others])
     if has_templates(next(program.parameters()), multiplied):
         # there may be no template for some product, which torch 2.9 tells by the second; and `tiles` reaches into inductor
         failures = (torch._dynamo.exc.BackendCompilerFailed, torch._inductor.exc.LoweringException, ImportError)
