@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,8 @@ from layers.testing.verdicts import NO_BATCH, Inapplicable, Vacuous, missing_in_
 
 NEEDS_TWIN = ("forward", "backward", "weights")
 """Properties that compare with a twin and nothing else; the precision ones fall back on rounding theory."""
+CONFIGURATION = "configuration: "
+"""How the note begins that names it; of our own, for other plugins change what hypothesis prints."""
 
 
 def promised(contract: Contract, arguments: bool = False) -> Iterator[tuple[str, Property, Twin | None]]:
@@ -80,8 +81,10 @@ def examples(
                 return
             try:
                 results.append(prop.check(case, twin) if prop.each_twin else prop.check(case))
-            except (NotImplementedError, RuntimeError) as error:
-                if not (missing := missing_in_torch(error)):
+            except Exception as error:
+                missing = missing_in_torch(error) if isinstance(error, NotImplementedError | RuntimeError) else None
+                if not missing:
+                    error.add_note(f"{CONFIGURATION}{case!r}")
                     raise
                 results.append(missing)
 
@@ -127,6 +130,12 @@ def cause(contract: Contract) -> str:
     except Exception as error:
         return first_line(error)
     return ""
+
+
+def configuration(error: BaseException | None) -> str:
+    """That in which a property has failed, as its note says; "" if there is none."""
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith(CONFIGURATION)]
+    return notes[-1].removeprefix(CONFIGURATION) if notes else ""
 
 
 def first_line(error: BaseException) -> str:
@@ -196,6 +205,6 @@ def outcome(run: Callable[[], None], known: KnownFailure | None) -> tuple[str, s
     except (Exception, pytest.fail.Exception) as error:
         if known:
             return "skipped", f"known failure: {known.reason}"
-        case = re.search(r"case=(.*?),?\n\)", "\n".join(getattr(error, "__notes__", [])), re.DOTALL)
-        return "failed", f"{first_line(error)}{f'; smallest configuration: {case[1]}' if case else ''}"
+        case = configuration(error)
+        return "failed", f"{first_line(error)}{f'; smallest configuration: {case}' if case else ''}"
     return ("failed", f"known failure passes, remove it: {known.reason}") if known else ("passed", "")

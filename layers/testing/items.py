@@ -14,7 +14,7 @@ import pytest
 from layers.testing import profiles
 from layers.testing.contract import Contract, Twin
 from layers.testing.equality import Mismatch
-from layers.testing.examples import cause, examples, promised
+from layers.testing.examples import cause, configuration, examples, promised
 from layers.testing.properties import Property
 
 MACHINERY = re.compile(
@@ -123,8 +123,8 @@ class PropertyItem(pytest.Item):
         lines.append(
             shortened("".join(traceback.format_exception_only(type(excinfo.value), excinfo.value.with_traceback(None))[:1]))
         )
-        if case := re.search(r"case=(.*?),?\n\)", notes, re.DOTALL):
-            lines.append(f"smallest configuration: {case[1]}")
+        if case := configuration(excinfo.value):
+            lines.append(f"smallest configuration: {case}")
         if blob:
             lines.append(f"again: pytest '{self.nodeid}' --reproduce '{blob[1]}'")
         return "\n".join(lines)

@@ -34,6 +34,14 @@ def test_a_report_says_what_became_of_each_property():
     assert contract(Sound).check(only=["shape"], examples=2)
 
 
+def test_a_failure_is_told_whatever_another_plugin_makes_hypothesis_print(monkeypatch):
+    """That of schemathesis replaces the printer by one that prints nothing."""
+    monkeypatch.setattr("hypothesis.core.RepresentationPrinter.pretty", lambda *given, **options: None)
+    how, message = told(contract(SlightlyScaled), "forward")["forward[torch]"]
+    assert how == "failed"
+    assert "smallest configuration: SlightlyScaled(dim=" in message
+
+
 def test_a_known_failure_is_skipped_until_it_passes():
     known = {"shape": KnownFailure("bent", "pytorch#1", "2.6", datetime.date(2999, 1, 1))}
     assert told(contract(Sound, failing=known), "shape")["shape"] == ("failed", "known failure passes, remove it: bent")
