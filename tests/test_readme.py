@@ -44,7 +44,8 @@ def test_python_blocks_run(code, tmp_path, monkeypatch):
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(r"\d\d passed", done.stdout), "the contract must become tests"
     else:
-        monkeypatch.setitem(sys.modules, "readme", module := ModuleType("readme"))  # where torch 2.6 looks for its classes
+        module = ModuleType(f"readme{PYTHON.index(code)}")  # torch 2.6 looks there for its classes, and remembers it
+        monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(compile(code, "README.md", "exec"), vars(module))
 
 
