@@ -13,10 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 import zoo
 from tasks import image_classification, translation
+from tasks.data import spread
 from tasks.image_evaluation import trained_on
 from tasks.image_task import CALIBRATION
 from tasks.saved import INTEGERS, program_of
@@ -28,7 +27,7 @@ def image_scores(folder: Path, place: Path) -> None:
     model, options = zoo.load(folder), trained_on(folder)[0]
     data = load_images(options.data, Path(options.data_root), model.preprocess.image_size, options.skip_bad)
     data.suit(model.preprocess)
-    chosen = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).long()
+    chosen = spread(len(data.train), CALIBRATION)
     zoo.save(zoo.quantize(model, "static", calibration=data.train.batch(chosen)[0]), place / INTEGERS)
     shutil.copy(folder / "options.json", place)
     kinds = [("float32", folder, "fp32"), ("bf16", folder, "bf16"), ("static", place / INTEGERS, "fp32")]

@@ -3,10 +3,10 @@
     pip install -e ".[serving,translation,servers]"
     python bench/servers.py runs/NAME
 
-runs/NAME is a run of text classification. Each server computes up to 16 inputs at a time, the first of which waits up to 5 ms, in
-one process of the model and with as many threads of torch as OMP_NUM_THREADS says. First 32 clients ask without a pause. Then
-requests come at random times at half of the rate that was reached, whether others are answered or not, and a latency counts from
-when its request was due. "Own" is what our model takes for a batch then.
+runs/NAME is a run of text classification. Each server computes up to 16 inputs at a time, in one process of the model and with as
+many threads of torch as OMP_NUM_THREADS says; in those of the others the first input of a batch waits up to 5 ms. First 32
+clients ask without a pause. Then requests come at random times at half of the rate that was reached, whether others are answered
+or not, and a latency counts from when its request was due. "Own" is what our model takes for a batch then.
 """
 
 from __future__ import annotations

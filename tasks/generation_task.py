@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import zoo
 from tasks import commands, plots, sheets
-from tasks.data import epoch_order, generator_of
+from tasks.data import epoch_order, generator_of, spread
 from tasks.data.images import ImageData
 from tasks.generators import Diffusion, Generative, Turn, as_values
 from tasks.image_measures import NEIGHBOURS, nearest_pictures
-from tasks.judge import Judge, Seen, judge_folder, spread, train_judge
+from tasks.judge import Judge, Seen, judge_folder, train_judge
 from tasks.saved import placed
 from tasks.task import Metric, Split, Task
 

@@ -198,8 +198,9 @@ def inpaint(given: dict[str, Any]) -> None:
 @checking_input()
 def evaluate(given: dict[str, Any]) -> None:
     from tasks import inception_distance
+    from tasks.data import spread
     from tasks.generation_task import MEASURED, told
-    from tasks.judge import Judge, judge_folder, spread
+    from tasks.judge import Judge, judge_folder
 
     options = EvaluateOptions(**given)
     found = Loaded(options)

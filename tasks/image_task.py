@@ -17,7 +17,7 @@ import zoo
 from layers.fake_quantize import FakeQuantized
 from tasks import plots
 from tasks.classes import hits, scores
-from tasks.data import epoch_order, shards
+from tasks.data import epoch_order, shards, spread
 from tasks.data.augment import Augmented
 from tasks.data.images import ImageData, Images
 from tasks.data.pictures import OnDisk
@@ -121,8 +121,7 @@ class Classification(Task):
 
     def integers(self, folder: Path) -> nn.Module:
         """The best model in integers, which is left in the run's folder; training images, as they are, tell its ranges."""
-        size = len(self.data.train)
-        chosen = torch.arange(size) if size <= CALIBRATION else torch.linspace(0, size - 1, CALIBRATION).long()
+        chosen = spread(len(self.data.train), CALIBRATION)
         model = zoo.quantize(zoo.load(folder / "best.safetensors"), "static", calibration=self.data.train.batch(chosen)[0])
         zoo.save(model, folder / INTEGERS)
         return model

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from tasks.data import spread
 from tasks.data.images import ImageData
 from tasks.image_measures import measures
 from tasks.options import UserError, data_of
@@ -73,10 +74,6 @@ class Judge:
 def some(pixels: Any, count: int) -> Tensor:
     """So many images, evenly spread over all."""
     return pixels[spread(len(pixels), count)]
-
-
-def spread(size: int, count: int) -> Tensor:
-    return torch.arange(min(size, count)) * size // min(size, count)
 
 
 def judge_folder(runs_dir: Path, judge: str, source: str, image_size: int) -> Path:

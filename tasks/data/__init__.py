@@ -24,6 +24,11 @@ def generator_of(*where: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*where))
 
 
+def spread(size: int, count: int) -> Tensor:
+    """`count` of `size` places, evenly apart, or all of them."""
+    return torch.arange(min(size, count)) * size // max(1, min(size, count))
+
+
 def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     """The order of the examples in an epoch (from 0): a permutation that only seed and epoch decide."""
     return torch.randperm(size, generator=generator_of("order", seed, epoch))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.data import DataError, generator_of
+from tasks.data import DataError, generator_of, spread
 from tasks.data.families import FAMILIES, role_of
 from tasks.data.picture_files import Budget, sums_of
 from tasks.data.pictures import UNSPLIT, Decoded, OnDisk, in_threads, read_pixels
@@ -279,8 +279,7 @@ def as_decoded(part: Found, numbers: dict[str, int], measured: bool = False) -> 
     """Digests are of names and lengths: contents are not looked at."""
     pictures, sizes = part.pictures, part.pictures.where[:, 2].tolist()
     keys = [f"{path} {size}".encode(errors="surrogatepass") for path, size in zip(pictures.paths, sizes, strict=True)]
-    chosen = torch.arange(len(sizes)) if len(sizes) <= MEASURED else torch.linspace(0, len(sizes) - 1, MEASURED).long()
-    sums = sums_of_each(pictures, chosen) if measured else torch.zeros(0, 3, 2, dtype=torch.int64)
+    sums = sums_of_each(pictures, spread(len(sizes), MEASURED)) if measured else torch.zeros(0, 3, 2, dtype=torch.int64)
     labels = torch.tensor([numbers[name] for name in part.classes], dtype=torch.int64)
     return Decoded(pictures, labels, [*pictures.paths], [hashlib.blake2b(key, digest_size=16).digest() for key in keys], sums)
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 import zoo
 from tasks import generation_task, image_classification, inception_distance
+from tasks.data import spread
 from tasks.data.images import load_images
 from tasks.generators import GENERATORS, Adversarial, as_bytes, as_values
 from tasks.image_generation import TrainOptions, begin, main
-from tasks.judge import MANY, Judge, spread
+from tasks.judge import MANY, Judge
 from zoo import files
 
 COUNT = 80
