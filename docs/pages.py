@@ -85,7 +85,8 @@ def parts(name: str, *options: str) -> Iterator[str]:
         above = [name for name in ancestors(row.name) if name in {r.name for r in rows}]
         children.setdefault(above[-1], []).append(row)
     shown = [(part or name, rows[0].kind, rows[0].shape, rows[0].parameters), *branches(children, "", "")]
-    table = [(name, kind, sizes(shape), f"{parameters:,}") for name, kind, shape, parameters in shown]
+    table = [("", "class", "output", "parameters")]
+    table += [(name, kind, sizes(shape), f"{parameters:,}") for name, kind, shape, parameters in shown]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     yield "```text"
     for row in table:
