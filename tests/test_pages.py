@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # which warnings tests cause as they are imported, their own files say
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS, MODELS = (sorted((ROOT / "docs" / room).glob("*.md")) for room in ("blocks", "models"))
 each = pytest.mark.parametrize("page", [*BLOCKS, *MODELS], ids=lambda page: f"{page.parent.name}-{page.stem}")
@@ -23,7 +24,6 @@ def pages():
     return found
 
 
-@pytest.mark.filterwarnings("ignore")  # which warnings tests of blocks cause as they are imported, their own files say
 def test_pages_are_up_to_date(pages):
     """Written by `python docs/pages.py`."""
     assert [*BLOCKS, *MODELS] == pages.PAGES
