@@ -82,7 +82,8 @@ def examples(
             try:
                 results.append(prop.check(case, twin) if prop.each_twin else prop.check(case))
             except Exception as error:
-                missing = missing_in_torch(error) if isinstance(error, NotImplementedError | RuntimeError) else None
+                known = isinstance(error, NotImplementedError | RuntimeError)
+                missing = missing_in_torch(error, contract.foreign) if known else None
                 if not missing:
                     error.add_note(f"{CONFIGURATION}{case!r}")
                     raise
@@ -170,8 +171,14 @@ class Report(list[Outcome]):
 
 def report(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds: float | None = None) -> Report:
     """See `Contract.check`."""
-    result, begin = Report(), time.monotonic()
-    promises = list(promised(contract))
+    return Report(outcomes(contract, only, limit, seconds))
+
+
+def outcomes(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds: float | None = None) -> Iterator[Outcome]:
+    """The same, one by one."""
+    if limit < 1:
+        raise ValueError(f"examples must be at least 1, got {limit}")
+    begin, promises = time.monotonic(), list(promised(contract))
     if unknown := sorted(set(only) - {p.name for p in (*GENERIC, *contract.holds)}):
         raise ValueError(f"only must name properties, got {', '.join(unknown)}")
     gated = "smoke" in (only or ["smoke"]) and "smoke" not in contract.without.keys() | contract.failing.keys()
@@ -190,8 +197,7 @@ def report(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds
         else:
             run = examples(contract, prop, twin, limit=limit, until=until)
             how, message = outcome(run, contract.failing.get(prop.name))
-        result.append(Outcome(name, how, message, time.monotonic() - start))
-    return result
+        yield Outcome(name, how, message, time.monotonic() - start)
 
 
 def outcome(run: Callable[[], None], known: KnownFailure | None) -> tuple[str, str]:

@@ -214,8 +214,10 @@ class Functional(nn.Module):
 
 
 def parameters_used(case: Case) -> Verdict:
-    """Every parameter gets a gradient, and one that is not zero for some values."""
+    """Every parameter is registered and gets a gradient, one that is not zero for some values."""
     missing: set[str] = set()
+    if hidden := sorted(unregistered(case.new())):
+        raise Mismatch(f"{', '.join(hidden)}: not among the parameters; lists and dicts must be `nn.ParameterList`s and the like")
     for attempt in range(8):  # a ReLU may silence a whole tensor for one set of values
         drawn = replace(case, seed=case.seed + attempt)
         block = drawn.block()
@@ -230,6 +232,29 @@ def parameters_used(case: Case) -> Verdict:
         if not missing:
             return True
     raise Mismatch(f"gradient always zero for {', '.join(sorted(missing))}")
+
+
+def unregistered(block: nn.Module) -> Iterator[str]:
+    """Parameters that no module knows, though one holds them, in a list or so: optimizers and `state_dict` pass them over."""
+    known = {id(p) for p in block.parameters()}
+
+    def held(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, nn.Parameter):
+            yield name, value
+        elif isinstance(value, nn.Module):
+            yield from ((f"{name}.{inner}", p) for inner, p in value.named_parameters())
+        elif isinstance(value, (list, tuple)):
+            for i, part in enumerate(value):
+                yield from held(part, f"{name}[{i}]")
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                yield from held(part, f"{name}[{key!r}]")
+
+    for prefix, module in block.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, (list, tuple, dict)) and key not in ("_parameters", "_buffers", "_modules"):
+                found = held(value, f"{prefix}.{key}".lstrip("."))
+                yield from (name for name, p in found if p.requires_grad and id(p) not in known)
 
 
 def per_sample_gradients(case: Case) -> Verdict:

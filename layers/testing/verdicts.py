@@ -34,10 +34,16 @@ MISSING = {
     r"Batching rule not implemented for (\S+)": "torch has no rule for vmap over {}",
 }
 
+MISSING_IN_OTHERS = {
+    r"derivative for (\S+) is not implemented": "torch has no second derivative of {}",
+    r"(?:Skip calling `?|call )(torch\.(?:compiler|_dynamo)\.disable)": "{} keeps a part of it out of graphs",
+}
+"""The same of blocks of other libraries: ours must do without."""
 
-def missing_in_torch(error: Exception) -> Inapplicable | None:
+
+def missing_in_torch(error: Exception, foreign: bool = False) -> Inapplicable | None:
     """What an error says that torch itself lacks."""
-    for words, reason in MISSING.items():
+    for words, reason in (MISSING | MISSING_IN_OTHERS if foreign else MISSING).items():
         if found := re.search(words, str(error)):
             return Inapplicable(reason.format(found[1].strip('"')))
     return None
