@@ -70,6 +70,8 @@ def checked(drafted: Draft, options: argparse.Namespace) -> int:
         counts[o.how] += 1
         word = f"{COLOURS[o.how] if sys.stdout.isatty() else ''}{WORDS[o.how]:<7}{chr(27) + '[0m' if sys.stdout.isatty() else ''}"
         print(f"{o.name:<22}{word} {o.seconds:8.1f}  {o.message}".rstrip(), flush=True)
+        for line in o.lessons:
+            print(f"{'':<24}{line}")
     print(", ".join(f"{counts[how]} {word}" for how, word in WORDS.items()))
     print(f"\nA draft of a contract, to be put into a test file and gone on from:\n\n{drafted}")
     return 1 if counts["failed"] or not counts["passed"] else 0

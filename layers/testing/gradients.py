@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -121,26 +121,39 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 
 
 def second_derivatives(case: Case) -> Verdict:
-    """Double backward: the gradient of the squared norm of the gradients equals finite differences, along one drawn direction."""
+    """Double backward: the gradient of the squared norm of the gradients equals finite differences, along one drawn direction.
+
+    And a backward pass of which a graph is kept gives the gradients that one without gives.
+    """
     shown = False
     for train in case.modes():
-        run, named = as_function(case, case.block(train))
+        block = case.block(train)
+        run, named = as_function(case, block)
         values = list(named.values())
         if not values or not differentiable(run(*values)):
             return NO_GRADIENTS
         generator = case.generator(4)
         weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in run(*values)]
+        plain, kept = (gradients_of(run, values, list(named), weights, graph) for graph in (False, True))
+        require_equal(kept, plain, 10 * case.tolerance(block), "gradient with `create_graph`", 1.0)
 
         def squared_norm(*values: Tensor, run: Run = run, weights: list[Tensor] = weights) -> tuple[Tensor]:
             with torch.enable_grad():
                 values = tuple(v if v.requires_grad else v.requires_grad_() for v in values)
-                # the squares of the outputs, so that a block that is linear has second derivatives too
-                total = torch.stack([(w * x.square()).sum() for w, x in zip(weights, run(*values), strict=True)]).sum()
-                gradients = torch.autograd.grad(total, values, create_graph=True, allow_unused=True)
-                return (torch.stack([inner(g, g) for g in gradients if g is not None]).sum(),)
+                found = gradients_of(run, values, list(map(str, range(len(values)))), weights, True)
+                return (torch.stack([inner(g, g) for g in found.values()]).sum(),)
 
         shown |= along_a_direction(case, squared_norm, values, case.generator(3), "second derivatives")
     return shown
+
+
+def gradients_of(
+    run: Run, values: Sequence[Tensor], names: Sequence[str], weights: Sequence[Tensor], create_graph: bool
+) -> dict[str, Tensor]:
+    """Of a sum of the squares of the outputs, so that a block that is linear has second derivatives too."""
+    total = torch.stack([(w * x.square()).sum() for w, x in zip(weights, run(*values), strict=True)]).sum()
+    found = torch.autograd.grad(total, values, create_graph=create_graph, allow_unused=True)
+    return {name: g for name, g in zip(names, found, strict=True) if g is not None}
 
 
 def forward_derivatives(case: Case) -> Verdict:

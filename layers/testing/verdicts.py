@@ -36,7 +36,8 @@ MISSING = {
 
 MISSING_IN_OTHERS = {
     r"derivative for (\S+) is not implemented": "torch has no second derivative of {}",
-    r"(?:Skip calling `?|call )(torch\.(?:compiler|_dynamo)\.disable)": "{} keeps a part of it out of graphs",
+    r"Skip (?:calling|inlining) `(torch\.compiler\.disable)": "a part of it is kept out of graphs, by {}",
+    r"inline in skipfiles: (\S+) \| _fn \S+eval_frame": "{} is kept out of graphs",
 }
 """The same of blocks of other libraries: ours must do without."""
 
