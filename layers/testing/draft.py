@@ -20,11 +20,11 @@ from layers.testing.contract import Contract
 from layers.testing.drawing import Part, seeded
 from layers.testing.examples import first_line
 from layers.testing.exercise import alike
-from layers.testing.guesses import SIZES, Built, Seen, Unclear, builds, described, guessed, quoted, signature, some_of
+from layers.testing.guesses import SIZES, Built, Seen, Unclear, builds, described, guessed, is_count, quoted, signature, some_of
 
 LEAST = (2, 6, 16, 32)
 """Where the sizes of axes that are free begin."""
-FORMS = ("b n d", "b d y x", "b y x d", "b d n", "b d")
+FORMS = ("b n d", "b d y x", "b y x d", "b d n", "b d", "b d z y x")
 """Axes of an input, most likely first; d is an argument of the constructor, or a number, or free."""
 WHOLE = ("b n", "b", "b n m", "b y x")
 """The same without d: real numbers, or whole ones below an argument, or below 4."""
@@ -119,21 +119,25 @@ def draft(
     for sizes in SIZES:
         values, switches = guessed(block, given, sizes)
         built, why = builds(block, values)
-        problem = why or problem
+        problem = problem or why
         if not built:
             continue
         names = names or required(built[0][1])
-        for inputs in candidates(names, forms, built):
+        for inputs in candidates(names, forms, built, pairs=sizes == SIZES[0]):
             try:
                 outputs = described(observed(built, inputs))
             except Exception as error:
-                problem = first_line(error)
+                problem = problem or first_line(error)
                 continue
             if re.search(r'"b"[^()]*"b"', outputs):  # a form that fits by broadcasting only
                 continue
             values = turned(block, values, switches, inputs, outputs)
-            final = list(some_of(block, values, 8))
-            return Draft(module, expression, values, inputs, outputs, *trained(final, inputs))
+            try:
+                differs, draws = trained(some_of(block, values, 8), inputs)
+            except Exception as error:
+                why = f"in training it raises {first_line(error)}"
+                raise Unclear(f"{why}: give other arguments, such as --set dim=3,5, or inputs, as --input") from error
+            return Draft(module, expression, values, inputs, outputs, differs, draws)
     if not names:
         shown = ", ".join(f"{name}={value[0]!r}" for name, value in values.items())
         raise Unclear(f"it cannot be built with {shown or 'no arguments'} ({problem}): give arguments, such as --set dim=4,8")
@@ -179,7 +183,7 @@ def required(module: nn.Module) -> list[str]:
     return names
 
 
-def candidates(names: list[str], forms: Mapping[str, str], built: Built) -> Iterator[dict[str, Given]]:
+def candidates(names: list[str], forms: Mapping[str, str], built: Built, pairs: bool) -> Iterator[dict[str, Given]]:
     """Inputs to try, most likely first: all of one form, then any two."""
     arguments, module = built[0]
     if forms:
@@ -188,17 +192,25 @@ def candidates(names: list[str], forms: Mapping[str, str], built: Built) -> Iter
             yield {name: Given(g.axes, g.sizes, g.below, least) for name, g in parsed.items()}
         return
     numbers = [name for name, value in arguments.items() if isinstance(value, int) and not isinstance(value, bool)]
+    features = [name for name in numbers if not is_count(name)]
     constants = dict.fromkeys(str(n) for p in itertools.islice(module.parameters(), 2) for n in reversed(p.shape) if n <= 64)
+    of_name = re.search(r"[123](?=d$)", type(module).__name__.lower())
+
+    def unlike(form: str) -> bool:  # a Conv2d is given images, though it takes one alone too
+        return bool(of_name) and len(form.split()) != int(of_name[0]) + 2
+
     single: list[Given] = []
-    for form, size in itertools.product(FORMS, [*numbers, *constants, ""]):
-        axis = size if size in numbers and size not in ("b", "n", "y", "x") else "d"
+    for form, size in itertools.product(sorted(FORMS, key=unlike), [*features, *constants, ""]):
+        axis = size if size in features and size not in ("b", "n", "y", "x") else "d"
         axes = tuple(form.replace("d", axis).split() if axis == "d" else [axis if a == "d" else a for a in form.split()])
         single.append(Given(axes, {axis: size} if size else {}))
     single += [Given(tuple(form.split()), {}) for form in WHOLE]
     single += [Given(tuple(form.split()), {}, below) for form, below in itertools.product(WHOLE, [*numbers, "4"])]
     rows = [(g,) * len(names) for g in single]
-    rows += list(itertools.product(single, repeat=2)) if len(names) == 2 else []
-    for row, least in itertools.product(rows, LEAST):
+    tried = list(itertools.product(rows, LEAST))
+    if pairs and len(names) == 2:
+        tried += list(itertools.product(itertools.product(single, repeat=2), LEAST[:1]))
+    for row, least in tried:
         yield {name: Given(g.axes, g.sizes, g.below, least) for name, g in zip(names, row, strict=True)}
 
 

@@ -79,19 +79,25 @@ def choices(parameter: inspect.Parameter, hint: Any, sizes: tuple[int, int]) -> 
     if not needed:
         return list(sizes) if isinstance(default, int) and default > 16 else []
     plain = hint is parameter.empty and not re.search(r"act|norm|mode|type|fn|module|config|cls|class$", name)
-    if float in kinds or (plain and re.search(r"^p$|prob|rate|drop", name)):
-        return [0.3]
+    share = bool(re.search(r"^p$|prob|rate|ratio|drop|momentum|decay|eps|keep", name))
+    if float in kinds or (plain and share):
+        return [0.3 if share else 2.0]
     if not (plain or int in kinds):
         what = getattr(hint, "__name__", str(hint)) if hint is not parameter.empty else "without annotation"
         raise Unclear(
             f"the argument {name} ({what}) cannot be guessed: give its values, numbers as --set {name}=4,8, words as "
-            f"--set {name}=one,two, a module as --set '{name}=torch.nn:ReLU()', a class as --set {name}=torch.nn:ReLU"
+            f"--set {name}=one,two, a list as --set '{name}=[4, 8]', a class as --set {name}=torch.nn:ReLU, a module of it as "
+            f"--set '{name}=torch.nn:ReLU()'"
         )
-    if re.search(r"(dim|size|shape|channels|features|width)$", name) and "kernel" not in name:
-        return list(sizes)
+    return [3] if "kernel" in name else [1, 2] if is_count(name) else list(sizes)
+
+
+def is_count(name: str) -> bool:
+    """Whether an argument by its name counts something other than features, such as heads or pixels of a kernel."""
     if "kernel" in name:
-        return [3]
-    return [1, 2] if re.search(r"head|group|layer|depth|block|stride|dilation|pad", name) else list(sizes)
+        return True
+    of_features = re.search(r"(dim|size|shape|channels|features|width)$", name)
+    return not of_features and bool(re.search(r"head|group|layer|depth|block|stride|dilation|pad", name))
 
 
 Built = list[tuple[dict[str, Any], nn.Module]]

@@ -32,7 +32,8 @@ body { font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 .wide { overflow-x: auto; } .wide:focus-visible { outline: 3px solid; }
 table { border-collapse: collapse; font-size: .85rem; } caption { text-align: left; padding: .5rem 0; }
 th, td { border: 1px solid var(--line); padding: .15rem .4rem; text-align: left; }
-thead th { vertical-align: bottom; } thead th + th { writing-mode: vertical-rl; } tbody th { position: sticky; left: 0; background: var(--paper); }
+thead th { vertical-align: bottom; } thead th + th { writing-mode: vertical-rl; }
+tbody th { position: sticky; left: 0; background: var(--paper); }
 td.seconds { text-align: right; font-variant-numeric: tabular-nums; } a { color: inherit; }
 .pass { background: var(--pass); } .fail { background: var(--fail); } .known { background: var(--known); }
 .out { background: var(--out); } .skip { background: var(--skip); }

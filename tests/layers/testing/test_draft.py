@@ -90,6 +90,9 @@ def program(tmp_path, monkeypatch, capsys):
         (torchvision.ops.StochasticDepth, {"mode": ["row", "batch"]}, ["p=0.3", 'mode=st.sampled_from(["row", "batch"])']),
         (GatedFeedForward, {"activation": [value("torch.nn:SiLU()")]}, ["activation=part(SiLU)", "from torch.nn.modules"]),
         (nn.Flatten, {}, ["arguments={}", '("b", sizes.n * sizes.d)']),
+        (nn.AvgPool2d, {}, ["kernel_size=3", 'input=tensor("b d y x", ']),
+        (nn.LPPool1d, {}, ["norm_type=2.0", '("b", "n", sizes.d // 3)']),
+        (nn.Conv3d, {}, ["z=st.integers(6, 10)", '("b", a.out_channels, sizes.z - 2, sizes.y - 2, sizes.x - 2)']),
         (nn.Bilinear, {}, ['input2=tensor("b n in2_features", in2_features=a.in2_features)']),
     ],
 )  # fmt: skip
@@ -157,6 +160,7 @@ def test_axes_that_nothing_explains_are_left_open():
 def test_values_of_arguments():
     assert values("4,8") == [4, 8]
     assert values("(3, 5),[1],None") == [(3, 5), [1], None]
+    assert values("[4, 8]") == [[4, 8]]
     assert values("batch,row") == ["batch", "row"]
     assert value("torch.nn:ReLU") is nn.ReLU
     assert value("torch.nn:ReLU()") == Part(nn.ReLU, {})
