@@ -78,7 +78,7 @@ def checked(drafted: Draft, options: argparse.Namespace) -> int:
 
 
 def profiles_of(examples: int) -> None:
-    """The same configurations every time, and no files."""
+    """The same configurations every time."""
     settings.register_profile("draft", max_examples=examples, derandomize=True, database=None, **profiles.COMMON)
     settings.load_profile("draft")
 
