@@ -51,7 +51,18 @@ def children(tree: Any) -> list[tuple[str, Any]] | None:
         return None
     if dataclasses.is_dataclass(tree):
         return [(f".{field.name}", getattr(tree, field.name)) for field in dataclasses.fields(tree)]
-    return [(f".{key}", value) for key, value in vars(tree).items()] if hasattr(tree, "__dict__") else None
+    found = [(f".{key}", value) for key, value in vars(tree).items()] if hasattr(tree, "__dict__") else []
+    found += [(f".{key}", getattr(tree, name)) for key, name in slots(type(tree)) if hasattr(tree, name)]
+    return found if found or hasattr(tree, "__dict__") else None
+
+
+def slots(kind: type) -> Iterator[tuple[str, str]]:
+    """Attributes that have places of their own, `__slots__`, and the names under which Python has them."""
+    for base in kind.__mro__:
+        given = vars(base).get("__slots__", ())
+        for name in (given,) if isinstance(given, str) else given:
+            if not name.endswith("__"):
+                yield name, f"_{base.__name__.lstrip('_')}{name}" if name.startswith("__") else name
 
 
 def real(x: Tensor) -> Tensor:

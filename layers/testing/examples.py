@@ -16,6 +16,7 @@ from layers.testing import profiles
 from layers.testing.claims import exercised
 from layers.testing.contract import Case, Contract, KnownFailure, Twin
 from layers.testing.properties import GENERIC, Property
+from layers.testing.teaching import lessons
 from layers.testing.verdicts import NO_BATCH, Inapplicable, Vacuous, missing_in_torch
 
 NEEDS_TWIN = ("forward", "backward", "weights")
@@ -82,9 +83,11 @@ def examples(
             try:
                 results.append(prop.check(case, twin) if prop.each_twin else prop.check(case))
             except Exception as error:
-                missing = missing_in_torch(error) if isinstance(error, NotImplementedError | RuntimeError) else None
+                known = isinstance(error, NotImplementedError | RuntimeError)
+                missing = missing_in_torch(error, contract.foreign) if known else None
                 if not missing:
                     error.add_note(f"{CONFIGURATION}{case!r}")
+                    vars(error)["contract_case"] = case
                     raise
                 results.append(missing)
 
@@ -144,12 +147,13 @@ def first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one property: how is "passed", "failed" or "skipped"; message says why."""
+    """What became of one property: how is "passed", "failed" or "skipped"; message says why, and lessons what else helps."""
 
     name: str
     how: str
     message: str
     seconds: float
+    lessons: tuple[str, ...] = ()
 
 
 class Report(list[Outcome]):
@@ -170,8 +174,14 @@ class Report(list[Outcome]):
 
 def report(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds: float | None = None) -> Report:
     """See `Contract.check`."""
-    result, begin = Report(), time.monotonic()
-    promises = list(promised(contract))
+    return Report(outcomes(contract, only, limit, seconds))
+
+
+def outcomes(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds: float | None = None) -> Iterator[Outcome]:
+    """The same, one by one."""
+    if limit < 1:
+        raise ValueError(f"examples must be at least 1, got {limit}")
+    begin, promises = time.monotonic(), list(promised(contract))
     if unknown := sorted(set(only) - {p.name for p in (*GENERIC, *contract.holds)}):
         raise ValueError(f"only must name properties, got {', '.join(unknown)}")
     gated = "smoke" in (only or ["smoke"]) and "smoke" not in contract.without.keys() | contract.failing.keys()
@@ -179,7 +189,7 @@ def report(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds
     for name, prop, twin in promises:
         if only and prop.name not in only:
             continue
-        start = time.monotonic()
+        start, learnt = time.monotonic(), list[str]()
         until = None if seconds is None else begin + seconds
         if reason := contract.without.get(prop.name):
             how, message = "skipped", f"opted out: {reason}"
@@ -189,22 +199,22 @@ def report(contract: Contract, only: Iterable[str] = (), limit: int = 8, seconds
             how, message = "skipped", f"the {seconds:g} seconds are over"
         else:
             run = examples(contract, prop, twin, limit=limit, until=until)
-            how, message = outcome(run, contract.failing.get(prop.name))
-        result.append(Outcome(name, how, message, time.monotonic() - start))
-    return result
+            how, message, learnt = outcome(run, contract.failing.get(prop.name), prop.name, twin)
+        yield Outcome(name, how, message, time.monotonic() - start, tuple(learnt))
 
 
-def outcome(run: Callable[[], None], known: KnownFailure | None) -> tuple[str, str]:
-    """How it went, and why."""
+def outcome(run: Callable[[], None], known: KnownFailure | None, name: str, twin: Twin | None) -> tuple[str, str, list[str]]:
+    """How it went, why, and what a failure teaches."""
     if known and known.expired():
-        return "failed", known.expired()
+        return "failed", known.expired(), []
     try:
         run()
     except pytest.skip.Exception as skipped:
-        return "skipped", str(skipped)
+        return "skipped", str(skipped), []
     except (Exception, pytest.fail.Exception) as error:
         if known:
-            return "skipped", f"known failure: {known.reason}"
+            return "skipped", f"known failure: {known.reason}", []
         case = configuration(error)
-        return "failed", f"{first_line(error)}{f'; smallest configuration: {case}' if case else ''}"
-    return ("failed", f"known failure passes, remove it: {known.reason}") if known else ("passed", "")
+        message = f"{first_line(error)}{f'; smallest configuration: {case}' if case else ''}"
+        return "failed", message, lessons(error, name, twin)
+    return ("failed", f"known failure passes, remove it: {known.reason}", []) if known else ("passed", "", [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -121,26 +121,39 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 
 
 def second_derivatives(case: Case) -> Verdict:
-    """Double backward: the gradient of the squared norm of the gradients equals finite differences, along one drawn direction."""
+    """Double backward: the gradient of the squared norm of the gradients equals finite differences, along one drawn direction.
+
+    And a backward pass of which a graph is kept gives the gradients that one without gives.
+    """
     shown = False
     for train in case.modes():
-        run, named = as_function(case, case.block(train))
+        block = case.block(train)
+        run, named = as_function(case, block)
         values = list(named.values())
         if not values or not differentiable(run(*values)):
             return NO_GRADIENTS
         generator = case.generator(4)
         weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in run(*values)]
+        plain, kept = (gradients_of(run, values, list(named), weights, graph) for graph in (False, True))
+        require_equal(kept, plain, 10 * case.tolerance(block), "gradient with `create_graph`", 1.0)
 
         def squared_norm(*values: Tensor, run: Run = run, weights: list[Tensor] = weights) -> tuple[Tensor]:
             with torch.enable_grad():
                 values = tuple(v if v.requires_grad else v.requires_grad_() for v in values)
-                # the squares of the outputs, so that a block that is linear has second derivatives too
-                total = torch.stack([(w * x.square()).sum() for w, x in zip(weights, run(*values), strict=True)]).sum()
-                gradients = torch.autograd.grad(total, values, create_graph=True, allow_unused=True)
-                return (torch.stack([inner(g, g) for g in gradients if g is not None]).sum(),)
+                found = gradients_of(run, values, list(map(str, range(len(values)))), weights, True)
+                return (torch.stack([inner(g, g) for g in found.values()]).sum(),)
 
         shown |= along_a_direction(case, squared_norm, values, case.generator(3), "second derivatives")
     return shown
+
+
+def gradients_of(
+    run: Run, values: Sequence[Tensor], names: Sequence[str], weights: Sequence[Tensor], create_graph: bool
+) -> dict[str, Tensor]:
+    """Of a sum of the squares of the outputs, so that a block that is linear has second derivatives too."""
+    total = torch.stack([(w * x.square()).sum() for w, x in zip(weights, run(*values), strict=True)]).sum()
+    found = torch.autograd.grad(total, values, create_graph=create_graph, allow_unused=True)
+    return {name: g for name, g in zip(names, found, strict=True) if g is not None}
 
 
 def forward_derivatives(case: Case) -> Verdict:
@@ -214,8 +227,10 @@ class Functional(nn.Module):
 
 
 def parameters_used(case: Case) -> Verdict:
-    """Every parameter gets a gradient, and one that is not zero for some values."""
+    """Every parameter is registered and gets a gradient, one that is not zero for some values."""
     missing: set[str] = set()
+    if hidden := sorted(unregistered(case.new())):
+        raise Mismatch(f"{', '.join(hidden)}: not among the parameters; lists and dicts must be `nn.ParameterList`s and the like")
     for attempt in range(8):  # a ReLU may silence a whole tensor for one set of values
         drawn = replace(case, seed=case.seed + attempt)
         block = drawn.block()
@@ -230,6 +245,29 @@ def parameters_used(case: Case) -> Verdict:
         if not missing:
             return True
     raise Mismatch(f"gradient always zero for {', '.join(sorted(missing))}")
+
+
+def unregistered(block: nn.Module) -> Iterator[str]:
+    """Parameters that no module knows, though one holds them, in a list or so: optimizers and `state_dict` pass them over."""
+    known = {id(p) for p in block.parameters()}
+
+    def held(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, nn.Parameter):
+            yield name, value
+        elif isinstance(value, nn.Module):
+            yield from ((f"{name}.{inner}", p) for inner, p in value.named_parameters())
+        elif isinstance(value, (list, tuple)):
+            for i, part in enumerate(value):
+                yield from held(part, f"{name}[{i}]")
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                yield from held(part, f"{name}[{key!r}]")
+
+    for prefix, module in block.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, (list, tuple, dict)) and key not in ("_parameters", "_buffers", "_modules"):
+                found = held(value, f"{prefix}.{key}".lstrip("."))
+                yield from (name for name, p in found if p.requires_grad and id(p) not in known)
 
 
 def per_sample_gradients(case: Case) -> Verdict:

@@ -16,6 +16,7 @@ from layers.testing.contract import Contract, Twin
 from layers.testing.equality import Mismatch
 from layers.testing.examples import cause, configuration, examples, promised
 from layers.testing.properties import Property
+from layers.testing.teaching import lessons
 
 MACHINERY = re.compile(
     r"[\\/](_pytest|pluggy|hypothesis|site-packages[\\/]torch)[\\/]|contextlib\.py$|" + re.escape(str(Path(__file__).parent))
@@ -113,7 +114,10 @@ class PropertyItem(pytest.Item):
         pytest.skip(f"{self.contract.name}::smoke fails: {self.home.cause}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The message, the smallest configuration, the line that repeats it; the traceback below for what is not a mismatch."""
+        """The property, the message, the smallest configuration, where it begins, its usual cause, the line that repeats it.
+
+        And the traceback, for what is not a mismatch.
+        """
         notes = "\n".join(getattr(excinfo.value, "__notes__", []))
         blob = re.search(r"@reproduce_failure\([^,]+, b?['\"](.+?)['\"]\)", notes)
         lines = [f"{self.contract.name} fails {self.prop.name}: {sentence(self.prop)}".strip()]
@@ -125,6 +129,7 @@ class PropertyItem(pytest.Item):
         )
         if case := configuration(excinfo.value):
             lines.append(f"smallest configuration: {case}")
+        lines += lessons(excinfo.value, self.prop.name, self.twin)
         if blob:
             lines.append(f"again: pytest '{self.nodeid}' --reproduce '{blob[1]}'")
         return "\n".join(lines)

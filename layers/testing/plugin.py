@@ -4,7 +4,8 @@ Examples follow hypothesis's own profiles: ``--hypothesis-profile dev`` (8 examp
 (20, always the same) or ``thorough`` (200); properties that compile or export draw fewer. ``-m quick`` checks shapes, equality
 with the twins, gradients and weights on three examples. ``--reproduce BLOB`` runs the one configuration that a failure has
 printed. ``--contracts-only`` leaves all other tests out, ``--contract-seconds N`` bounds the time of each contract, and
-``--contract-arguments`` asks each for the arguments that it never tries.
+``--contract-arguments`` asks each for the arguments that it never tries. ``--contract-report report.html`` writes a page of what
+became of each property.
 
 Every pytest session of the environment loads this file, so it imports neither torch nor hypothesis before they are needed.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--contract-arguments", action="store_true", help="a test `exercised` of each contract: what arguments it never tries"
     )
+    group.addoption("--contract-report", metavar="FILE", help="write an HTML page: blocks by properties, reasons and seconds")
     group.addoption(
         "--contract-seconds", type=float, metavar="N",
         help="after N seconds of a contract draw no more examples, and skip those of its tests that have not begun",
@@ -35,6 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick: shapes, equality with the twins, gradients and weights, on a few examples")
+    if (path := report_path(config)) and path.is_dir():
+        raise pytest.UsageError(f"--contract-report must be a file to write, {path} is a folder")
     if "hypothesis" in sys.modules or config.getoption("--hypothesis-profile", None):
         import_module("layers.testing.profiles")  # before hypothesis loads the one that was asked for
 
@@ -56,8 +61,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
 
 
+def report_path(config: pytest.Config) -> Path | None:
+    name = config.getoption("--contract-report", None)
+    return config.invocation_params.dir / name if name else None
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many promises were checked, which were not, and where the time went."""
+    """How many promises were checked, which were not, and where the time went; and the page, if it was asked for."""
+    if path := report_path(terminalreporter.config):
+        from layers.testing.page import page, told_of
+
+        errors = [r for r in terminalreporter.stats.get("error", ()) if isinstance(r, pytest.CollectReport)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(told_of(terminalreporter.stats), {r.nodeid: r.longreprtext for r in errors}), encoding="utf-8")
+        terminalreporter.write_line(f"contracts: {path}")
     seconds: dict[str, float] = defaultdict(float)
     blocks, tests, without, failing, late = set(), set(), set(), set(), set()
     for report in (r for reports in terminalreporter.stats.values() for r in reports if isinstance(r, pytest.TestReport)):

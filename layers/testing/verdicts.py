@@ -34,10 +34,17 @@ MISSING = {
     r"Batching rule not implemented for (\S+)": "torch has no rule for vmap over {}",
 }
 
+MISSING_IN_OTHERS = {
+    r"derivative for (\S+) is not implemented": "torch has no second derivative of {}",
+    r"Skip (?:calling|inlining) `(torch\.compiler\.disable)": "a part of it is kept out of graphs, by {}",
+    r"inline in skipfiles: (\S+) \| _fn \S+eval_frame": "{} is kept out of graphs",
+}
+"""The same of blocks of other libraries: ours must do without."""
 
-def missing_in_torch(error: Exception) -> Inapplicable | None:
+
+def missing_in_torch(error: Exception, foreign: bool = False) -> Inapplicable | None:
     """What an error says that torch itself lacks."""
-    for words, reason in MISSING.items():
+    for words, reason in (MISSING | MISSING_IN_OTHERS if foreign else MISSING).items():
         if found := re.search(words, str(error)):
             return Inapplicable(reason.format(found[1].strip('"')))
     return None

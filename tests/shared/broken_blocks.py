@@ -136,6 +136,30 @@ class WrongForwardWhileTraining(Sound):
         return OnceDifferentiable.apply(self.linear(x)) if self.training else super().mix(x)
 
 
+class KeptGraph(torch.autograd.Function):
+    """Gradients that are three times too large where they are to be differentiated again; and consistent in themselves."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y**2) * (3 if torch.is_grad_enabled() else 1)
+
+
+class WrongWhereGraphsAreKept(Sound):
+    def mix(self, x):
+        return KeptGraph.apply(self.linear(x))
+
+
 class FusedKernel(torch.autograd.Function):
     """Without a derivative of its backward, and without forward mode."""
 
@@ -192,6 +216,17 @@ class Unused(Sound):
     def mix(self, x):
         self.spare(x)
         return super().mix(x)
+
+
+class HiddenInAList(Sound):
+    """An optimizer does not see what a plain list holds."""
+
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.scales = [nn.Parameter(torch.ones(dim))]
+
+    def mix(self, x):
+        return super().mix(x) * self.scales[0]
 
 
 class Silenced(ExtraParameter):

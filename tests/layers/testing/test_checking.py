@@ -52,6 +52,12 @@ def test_a_known_failure_is_skipped_until_it_passes():
     assert found == ("failed", "known failure expired on 2020-01-01: bent")
 
 
+def test_no_examples_are_no_check():
+    for examples in (0, -1):
+        with pytest.raises(ValueError, match=f"examples must be at least 1, got {examples}"):
+            contract(Sound).check(examples=examples)
+
+
 def test_unknown_properties_are_refused():
     with pytest.raises(ValueError, match="only must name properties, got backwards"):
         contract(Sound).check(only=["backwards"])

@@ -259,3 +259,39 @@ CONTRACTS = {
 def test_blocks_of_others_keep_what_they_promise(name):
     report = CONTRACTS[name].check(only=[*QUICK, *(p.name for p in CONTRACTS[name].holds)], examples=4)
     assert not report.failed(), report
+
+
+class OnceOnly(nn.Module):
+    """Scores through a kernel that torch cannot differentiate twice."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        x = self.linear(x)[:, None]
+        return nn.functional.scaled_dot_product_attention(x, x, x)[:, 0]
+
+
+class KeptOut(OnceOnly):
+    @torch.compiler.disable
+    def part(self, x):
+        return self.linear(x)
+
+    def forward(self, x):
+        return self.part(x)
+
+
+@pytest.mark.parametrize(
+    ("block", "name", "words"),
+    [
+        (OnceOnly, "second_derivatives", "torch has no second derivative of"),
+        (KeptOut, "compile", "kept out of graphs"),
+    ],
+)
+def test_what_torch_lacks_is_skipped_for_blocks_of_others_alone(block, name, words):
+    shapes = dict(inputs=lambda a: dict(x=tensor("b n dim", dim=4)), outputs=lambda a, s: ("b", "n", 4))
+    for foreign in (True, False):
+        outcome = Contract(block, dict(dim=4), **shapes, foreign=foreign).check(only=[name], examples=1)[0]
+        assert outcome.how == ("skipped" if foreign else "failed")
+        assert words in outcome.message or not foreign

@@ -156,6 +156,8 @@ def test_quick_selects_few_properties_and_draws_few_examples(run):
 def test_a_failure_says_what_and_how_to_repeat_it(told, run):
     assert outcomes(told)["test_block.py::OffByAHair::backward[plain]"] == "FAILED"
     assert re.search(r"gradient \(eval\)\.bias: error [\d.e-]+ of the reference's root mean square, allowed [\d.e-]+", told)
+    assert "first sub-module whose output differs" not in told  # there is none
+    assert "usually: a `detach`, a write in place" in told
     assert re.search(r"smallest configuration: OffByAHair\(dim=1\) on x\[batch=\d, dim=1\], seed 0", told)
     test, blob = re.search(r"again: pytest '(test_block.py::OffByAHair::backward\[plain\])' --reproduce '(.+)'", told).groups()
     repeated = run(test, "--reproduce", blob, test_block=MANY)

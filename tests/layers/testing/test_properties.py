@@ -21,6 +21,7 @@ from broken_blocks import (
     ExtraParameter,
     Forgetful,
     Fused,
+    HiddenInAList,
     IgnoresInput,
     InPlace,
     LooksAtValues,
@@ -52,6 +53,7 @@ from broken_blocks import (
     WrongBackward,
     WrongForwardWhileTraining,
     WrongTwice,
+    WrongWhereGraphsAreKept,
     check,
     contract,
 )
@@ -75,9 +77,9 @@ FAILS: dict[str, list[type[Sound]]] = {
     "bfloat16": [Cancelling, CancellingOnlyInHalf],
     "autocast": [CancellingOnlyInHalf],
     "gradcheck": [WrongBackward, DoubledGradient],
-    "second_derivatives": [WrongTwice, Fused],
+    "second_derivatives": [WrongTwice, Fused, WrongWhereGraphsAreKept],
     "forward_derivatives": [WrongTwice, Fused, WrongForwardWhileTraining],
-    "parameters_used": [Unused, Silenced],
+    "parameters_used": [Unused, Silenced, HiddenInAList],
     "per_sample_gradients": [LooksAtValues],
     "deterministic": [Noisy],
     "no_global_random": [Noisy, DrawsInVain],
@@ -199,3 +201,34 @@ def test_running_statistics_are_compared():
     with pytest.raises(AssertionError, match="running_mean"):
         check("forward", promise)
     check("backward", promise)
+
+
+def test_hidden_parameters_are_named():
+    with pytest.raises(AssertionError, match=r"scales\[0\]: not among the parameters"):
+        check("parameters_used", contract(HiddenInAList))
+
+
+class Slotted:
+    __slots__ = ("__hidden", "value")
+
+    def __init__(self, value):
+        self.value, self.__hidden = value, value
+
+
+class GivesSlots(Sound):
+    def forward(self, x):
+        return Slotted(super().forward(x))
+
+
+class GivesNoisySlots(Noisy):
+    def forward(self, x):
+        return Slotted(super().forward(x))
+
+
+def test_what_stands_in_slots_is_looked_at():
+    shape = ("batch", "time", "dim")
+    promise = dict(twins=[], outputs=lambda a, s: {"value": shape, "__hidden": shape})
+    for name in ("shape", "deterministic", "gradcheck"):
+        check(name, contract(GivesSlots, **promise))
+    with pytest.raises(AssertionError):
+        check("deterministic", contract(GivesNoisySlots, **promise))
