@@ -23,6 +23,8 @@ PAGES = {
 }
 BLOCKS = dict.fromkeys(block for page in PAGES.values() for block in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.M | re.S))
 PYTHON = [code for language, code in BLOCKS if language == "python"]
+TESTS = {found[1]: code for code in PYTHON if (found := re.match(r"# (test_\w+\.py)\n", code))}
+"""Files of tests, which begin with their names."""
 LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if line]
 OWN_PAGES = {"layers": "docs/blocks/", "zoo": "docs/models/"}
 COMMANDS = list(dict.fromkeys(line for line in LINES if "-m tasks." in line))
@@ -34,20 +36,25 @@ def title(code):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("code", PYTHON, ids=title)
+@pytest.mark.parametrize("code", [code for code in PYTHON if code not in TESTS.values()], ids=title)
 def test_python_blocks_run(code, tmp_path, monkeypatch):
-    """Each by itself in an empty folder. One that starts with the name of a test file is such a file."""
+    """Each by itself in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    if name := re.match(r"# (test_\w+\.py)\n", code):
-        Path(name[1]).write_text(code)
-        command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "--hypothesis-profile=dev", name[1]]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"\d\d passed", done.stdout), "the contract must become tests"
-    else:
-        module = ModuleType(f"readme{PYTHON.index(code)}")  # torch 2.6 looks there for its classes, and remembers it
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        exec(compile(code, "README.md", "exec"), vars(module))
+    module = ModuleType(f"readme{PYTHON.index(code)}")  # torch 2.6 looks there for its classes, and remembers it
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, "README.md", "exec"), vars(module))
+
+
+@pytest.mark.processes
+def test_blocks_that_are_test_files_pass(tmp_path):
+    """In a folder with nothing else."""
+    for name, code in TESTS.items():
+        (tmp_path / name).write_text(code)
+    command = [sys.executable, "-m", "pytest", "-v", "-W", "error", "--hypothesis-profile=dev"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in TESTS:
+        assert len(re.findall(rf"^{name}::.* PASSED", done.stdout, re.M)) >= 10, "the contract must become tests"
 
 
 @pytest.mark.parametrize("line", COMMANDS)

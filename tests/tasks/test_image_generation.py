@@ -290,10 +290,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(here, tmp_path):
 
 
 @pytest.mark.processes
-def test_two_processes_give_the_metrics_of_one(here, tmp_path, launch, python):
+def test_two_processes_give_the_metrics_of_one(here, tmp_path, launch):
+    """Not started by torchrun, as `test_resume` has it: three more processes that import torch."""
     shutil.copytree(here / "judge-few-8", tmp_path / "judge-few-8")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tasks.image_generation")
-    done = python(*torchrun, *words(here, tmp_path, "--name", "two"))
+    done = launch(*words(here, tmp_path, "--name", "two"), task="tasks.image_generation", ranks=2)
     assert done.returncode == 0, done.stderr
     assert main(words(here, tmp_path, "--name", "one")) == 0
     (one,), (two,) = rows(tmp_path / "one"), rows(tmp_path / "two")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torchvision
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import inception as of_v3
@@ -12,9 +14,10 @@ from torchvision.models.googlenet import Inception as TheirInception
 from torchvision.models.googlenet import InceptionAux
 
 import zoo
-from layers.inception import conv_unit, inception_v1
+from layers.inception import conv_unit, inception_a, inception_b, inception_v1
 from layers.testing import Contract, Twin, tensor
-from zoo.inception import AuxiliaryHead, Inception, googlenet, inception_v3
+from layers.testing.profiles import THOROUGH
+from zoo.inception import AuxiliaryHead, Inception, entry, googlenet, inception_v3, scaled
 from zoo.model import LinearHead
 
 CLASSES = 7
@@ -60,6 +63,8 @@ def their_googlenet(a):
 # inductor takes minutes for so many layers
 COMMON = dict(num_classes=CLASSES, in_channels=st.sampled_from([1, 3]), dropout=st.sampled_from([0.0, 0.5]))
 TRANSFORM = dict(transform_input=lambda a: st.booleans() if a.in_channels == 3 else False)
+WHOLE = settings().max_examples >= THOROUGH
+WITHOUT = {} if WHOLE else dict.fromkeys(["compile", "export"], "of few blocks, below; of the whole net in thorough runs")
 
 v1 = Contract(
     googlenet,
@@ -70,6 +75,7 @@ v1 = Contract(
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
+    without=WITHOUT,
     model=True,
 )  # fmt: skip
 
@@ -78,9 +84,11 @@ def their_v3(a):
     unit = narrow(16)
     kinds = (of_v3.InceptionA, of_v3.InceptionB, of_v3.InceptionC, of_v3.InceptionD, of_v3.InceptionE, of_v3.InceptionAux)
     blocks = [unit, *(partial(kind, conv_block=unit) for kind in kinds)]
-    model = torchvision.models.Inception3(CLASSES, False, a.transform_input, blocks, init_weights=False, dropout=a.dropout)
+    model = torchvision.models.Inception3(CLASSES, a.auxiliary, a.transform_input, blocks, init_weights=False, dropout=a.dropout)
     with_channels(model.Conv2d_1a_3x3, a)
     model.fc = nn.Linear(128, CLASSES)
+    if a.auxiliary:
+        model.AuxLogits.fc = nn.Linear(48, CLASSES)
     return model
 
 
@@ -93,6 +101,7 @@ v3 = Contract(
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
+    without=WITHOUT,
     model=True,
 )
 
@@ -121,11 +130,15 @@ def test_full_size_outputs_are_torchvisions(name, size, transform):
 
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 40), ("inception_v3", 299)])
 def test_auxiliary_heads_are_torchvisions(name, size):
-    """In training: all logits, the gradients and the running statistics; v3 on the least that its head works on."""
+    """In training: all logits, the gradients and the running statistics; v3 on the least that its head works on, and narrow."""
     torch.manual_seed(0)
-    off = {"dropout": 0.0} | ({"dropout_aux": 0.0} if name == "googlenet" else {})
-    theirs = getattr(torchvision.models, name)(num_classes=CLASSES, init_weights=False, **off).double().train()
-    ours = zoo.create(name, num_classes=CLASSES, **{k.replace("aux", "auxiliary"): v for k, v in off.items()}).double().train()
+    if name == "googlenet":
+        theirs = torchvision.models.googlenet(num_classes=CLASSES, init_weights=False, dropout=0.0, dropout_aux=0.0)
+        ours = zoo.create(name, num_classes=CLASSES, dropout=0.0, dropout_auxiliary=0.0)
+    else:
+        theirs = their_v3(SimpleNamespace(auxiliary=True, transform_input=False, dropout=0.0, in_channels=3))
+        ours = zoo.create(name, num_classes=CLASSES, width=1 / 16, dropout=0.0)
+    theirs, ours = theirs.double().train(), ours.double().train()
     ours.maps["torchvision"].load(ours, theirs.state_dict())
     images = torch.randn(3, 3, size, size, dtype=torch.float64)
     found, expected = ours(images), theirs(images)
@@ -154,6 +167,34 @@ def test_auxiliary_logits_come_in_training_only():
     assert model.eval()(images).shape == (2, 3)
     assert torch.equal(model(images), model.all_logits(images)[0])
     assert zoo.create("googlenet", num_classes=3, width=1 / 8, auxiliary=False).train()(images).shape == (2, 3)
+
+
+def few_blocks(num_classes, in_channels, dropout, transform_input):
+    """Blocks of both, between poolings that round up and down."""
+    conv = scaled(1 / 16, 16)[1]
+    stem = nn.Sequential(entry(transform_input, in_channels), conv_unit(in_channels, 8, 3, stride=2), nn.MaxPool2d(3, stride=2))
+    stages = [
+        [inception_v1(8, 4, (4, 6), (2, 4), 2)],
+        [nn.MaxPool2d(2, stride=2, ceil_mode=True), inception_a(256, 32, conv=conv)],
+        [inception_b(256, conv=conv)],
+    ]
+    options = dict(in_channels=in_channels, auxiliary_weight=0.0, smallest_image=33, smallest_auxiliary=0)
+    return Inception(stem, stages, LinearHead(46, num_classes, dropout=dropout), {}, **options)
+
+
+def test_few_blocks_compile_and_are_exported():
+    """For any batch. Each kind of block has a contract of its own, by which it is too."""
+    contract = Contract(
+        few_blocks,
+        arguments=COMMON | TRANSFORM,
+        inputs=images(33, 45),
+        outputs=lambda a, s: ("batch", CLASSES),
+        trains_differently=lambda a: True,
+        stochastic=lambda a: a.dropout > 0,
+        model=True,
+    )
+    report = contract.check(["shape", "export", "compile"])
+    assert [(outcome.name, outcome.how) for outcome in report] == [(n, "passed") for n in ("shape", "export", "compile")], report
 
 
 def test_a_training_step_compiles_to_one_graph():

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 
 
 def unet():
-    return UNet((4, 6), 1, (False, False), in_channels=1, head_dim=2, groups=2, classes=CLASSES)
+    """With as many channels in each level, so that many kernels are the same, of which each is compiled once."""
+    return UNet((4, 4), 1, (False, False), in_channels=1, head_dim=2, groups=2, classes=CLASSES)
 
 
 def dit():
