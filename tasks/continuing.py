@@ -201,7 +201,7 @@ class Batch:
         if not self.texts or not other.texts or len(texts) > most or not (self.decoder.joinable and other.decoder.joinable):
             return False
         capacity = max(self.decoder.length, other.decoder.length) + max(text.room for text in texts)
-        if capacity > texts[0].context:
+        if capacity > 2 * texts[0].context:  # slots before the first token of a row are room too
             return False
         self.decoder.join(other.decoder, capacity)
         self.texts, self.capacity = texts, capacity
