@@ -49,7 +49,7 @@ class Text:
         self.ready: deque[str] = deque()
         self.batch: Batch | None = None
         self.end: bool | Exception | None = None
-        """Whether it has ended by itself, or what has kept it from going on, once it is over."""
+        """Whether it has ended by itself, or what has kept it from going on; None while it goes on."""
         self.see([tokenizer.eos, *tokenizer.encode(prompt)])
 
     def see(self, tokens: list[int]) -> None:
@@ -77,8 +77,8 @@ class Text:
                     return self.done, self.end
                 else:
                     (self.batch or Batch([self])).step()
-        finally:
-            self.batch = None
+        finally:  # also where nobody wants more of it
+            self.batch, self.end = None, self.end or False
 
     def take(self, logits: Tensor, shared: bool) -> None:
         """The next token. logits: (1, vocab_size). shared: whether they were computed together with others."""

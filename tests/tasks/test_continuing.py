@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import zoo
 from tasks import continuing
 from tasks.continuing import Text, together
-from tasks.serving.writing import may_share
+from tasks.serving.writing import may_share, until
 from zoo.generation.decoder_only import Decoding
 from zoo.generation.sampling import Sampler
 
@@ -100,6 +100,35 @@ def test_a_text_in_company_is_what_it_is_alone(models, name, data):
             assert (found[n], ended[n]) == (wanted, how)
 
 
+def by_hand(asked, model):
+    """The tokens, each of a call of the whole model; a text that has filled the context goes on from its last half."""
+    choose, found = Sampler(seed=asked["seed"], temperature=0.9, top_p=0.9), []
+    window = [EOS, *TOKENIZER.encode(asked["prompt"])]
+    while len(found) < asked["max_new_tokens"]:
+        window = window[-CONTEXT // 2 :] if len(window) >= CONTEXT else window
+        with torch.no_grad():
+            logits = model(torch.tensor([window]))[:, -1]
+        logits[:, TOKENIZER.pad_or_eos] = -torch.inf
+        if len(found) < asked["min_new_tokens"]:
+            logits[:, EOS] = -torch.inf
+        token = int(logits.argmax() if asked["greedy"] else choose(logits, len(found)))
+        if token == EOS:
+            return TOKENIZER.decode(found), (len(found) + 1, True)
+        found.append(token)
+        window.append(token)
+    return TOKENIZER.decode(found), (len(found), False)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("name", ["gpt_small", "lstm_small"])
+def test_a_text_is_what_the_whole_model_would_say(models, name, greedy):
+    """Also beyond the context, of which there are 12 tokens here."""
+    for seed, (prompt, least) in enumerate([("a", 0), ("abcdefghabcd", 3), ("", 30), ("abcdefghab", 14)]):
+        asked = {"prompt": prompt, "max_new_tokens": 30, "seed": seed, "greedy": greedy, "min_new_tokens": least}
+        pieces, end = all_of(written({**asked, "temperature": 0.9, "top_p": 0.9}, models[name]))
+        assert ("".join(pieces), end) == by_hand(asked, models[name])
+
+
 class Watched:
     """A model that notes the rows of each call, and fails when a row of several, or the only one, has the token `poison`."""
 
@@ -163,6 +192,20 @@ def test_whoever_has_left_is_computed_no_more(models):
     next(pieces[1])
     assert watched.rows == [3, 1]
     assert texts[0].batch is texts[2].batch is None
+
+
+def test_a_text_that_is_stopped_leaves_the_others_alone(models):
+    """By a text of which a part is the end of what has come; others go on, as each of them is alone."""
+    asked = [ask(prompt=prompt, seed=n, max_new_tokens=12, min_new_tokens=12) for n, prompt in enumerate(["a", "bcd", "ef"])]
+    whole = ["".join(all_of(written(one, models["llama_small"]))[0]) for one in asked]
+    stops = [whole[0][3:5], whole[1][6:8], "\n"]
+    texts = [written(one, models["llama_small"]) for one in asked]
+    pieces, found = [until(text.pieces(), [stop]) for text, stop in zip(texts, stops, strict=True)], ["", "", ""]
+    for _ in range(14):
+        together(texts, 4)
+        found = [before + next(one, "") for before, one in zip(found, pieces, strict=True)]
+    assert found == [text.partition(stop)[0] for text, stop in zip(whole, stops, strict=True)]
+    assert [text.batch for text in texts] == [None] * 3
 
 
 def test_prompts_of_very_unequal_lengths_do_not_wait_for_each_other(models):
