@@ -118,6 +118,8 @@ async def measure(port: int, path: str, wanted: object, number: int, clients: in
 
     async def due(when: float) -> None:
         await asyncio.sleep(when - perf_counter())
+        while free and free[-1].reader.at_eof():  # the server has closed what nobody used for some seconds
+            free.pop()
         one = free.pop() if free else await Client(port, path).__aenter__()
         await ask(one, when)
         free.append(one)
@@ -161,7 +163,7 @@ def main() -> None:
         if name == "zooproof":
             words = ["-m", "tasks.serve", given.run, "--device", "cpu", "--port", str(port)]
         quiet = subprocess.DEVNULL
-        server = subprocess.Popen([sys.executable, *words], env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+        server = subprocess.Popen([sys.executable, *words], env=environment, stdout=quiet, stderr=quiet, process_group=0)
         try:
             wanted = asyncio.run(ready(port, path))["outputs"]
             number = given.requests if name != "litserve" else given.requests // 5  # or it takes minutes

@@ -145,6 +145,24 @@ class Cache:
         source = (slots - moved[:, None]).clamp(min=0)[:, None, :, None].expand_as(self.keys)
         self.keys, self.values = self.keys.gather(2, source), self.values.gather(2, source)
 
+    def join(self, other: Cache, capacity: int) -> None:
+        """Take in the rows of another cache of the same attention, after its own, with room for `capacity` slots from now on.
+
+        Both are filled; the rows of the shorter one move up until they end where the longer ones do. The other cache is used up.
+        Errors: `ValueError` for caches that are not filled, kinds that keep more than slots, and too small a capacity.
+        """
+        longest = max(int(self.length), int(other.length))
+        plain = type(self) is Cache and type(other) is Cache and self.filled and other.filled
+        require(plain, "other", f"{type(other).__name__} to a {type(self).__name__}", "a Cache to a Cache, both of them filled")
+        require(capacity >= longest, "capacity", capacity, f"{longest} at least, which are filled")
+        for one in (self, other):
+            one.keys, one.values = (F.pad(x, (0, 0, 0, capacity - x.shape[2])) for x in (one.keys, one.values))
+            one.move(torch.full(one.keys.shape[:1], longest - int(one.length), device=one.keys.device))
+        self.keys, self.values = torch.cat([self.keys, other.keys]), torch.cat([self.values, other.values])
+        self.start = torch.cat([self.start, other.start])  # type: ignore
+        self.length.fill_(longest)
+        self.capacity = capacity
+
 
 class GrowingCache(Cache):
     """A `Cache` whose memory doubles as positions come: steps read at most twice as many slots as are filled, or the first 16.

@@ -67,7 +67,7 @@ def serve(given: dict[str, Any]) -> None:
     from tasks.serving.connections import patient
 
     config = uvicorn.Config(
-        server.app(), host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=30,
+        server.app(), host=options.host, port=options.port, log_level="warning", access_log=False, timeout_graceful_shutdown=30,
         http=patient(options.slow), limit_concurrency=options.connections, server_header=False, ws="none",
     )  # fmt: skip
 

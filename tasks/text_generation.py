@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import commands
 from tasks.commands import Command
-from tasks.language_modelling import foretell, generate, total
+from tasks.continuing import generate
+from tasks.language_modelling import foretell, total
 from tasks.options import OPTIMIZERS, EngineOptions, Options, UserError, did_you_mean, option
 from tasks.saved import placed
 from tasks.task import Metric, Split, Task

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.commands import checking_input
-from tasks.language_modelling import Foretold, foretell, generate, total
+from tasks.continuing import Text
+from tasks.language_modelling import Foretold, foretell, total
 from tasks.options import UserError, data_of, option, restored
 from tasks.saved import SavedOptions, find_run, placed
 from tasks.tables import FILES, require_table, writing
@@ -74,16 +74,14 @@ def write(given: dict[str, Any]) -> None:
     for n in range(options.count):
         sys.stdout.write(prompt)
         with precision:
-            for piece in pieces(model, tokenizer, context, prompt, options, options.seed + n):
+            for piece in text_of(model, tokenizer, context, prompt, options, options.seed + n).pieces():
                 sys.stdout.write(piece)
                 sys.stdout.flush()
         print("" if options.count == 1 else "\n" + 80 * "-")
 
 
-def pieces(
-    model: Any, tokenizer: TextTokenizer, context: int, prompt: str, options: GenerateOptions, seed: int
-) -> Generator[str, None, tuple[int, bool]]:
-    """What follows the prompt, a token at a time, as the options say."""
+def text_of(model: Any, tokenizer: TextTokenizer, context: int, prompt: str, options: GenerateOptions, seed: int) -> Text:
+    """What follows the prompt, as the options say."""
     from zoo.generation.sampling import Sampler
 
     filters = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p", "typical", "top_n_sigma")}
@@ -91,7 +89,7 @@ def pieces(
     # a word may begin with a space, which is then part of its first token
     words = [ids for text in options.bad_words for ids in tokenizer.encode_batch([text, f" {text}"]) if ids]
     choose = None if options.greedy else Sampler(**filters, seed=seed)
-    return generate(
+    return Text(
         model, tokenizer, prompt, context=context, max_new_tokens=options.max_new_tokens, choose=choose,
         forbidden_sequences=words, **rules,
     )  # fmt: skip

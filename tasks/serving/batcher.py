@@ -83,7 +83,7 @@ class Batcher:
         if nobody or len(self.waiting) >= self.max_batch:
             self.more.set()
         try:
-            return [*await asyncio.gather(*futures)]
+            return [await futures[0]] if len(futures) == 1 else [*await asyncio.gather(*futures)]
         finally:
             for future in futures:
                 future.cancel()

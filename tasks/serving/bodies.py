@@ -38,7 +38,8 @@ def json_of(body: bytes) -> dict[str, Any]:
     """An object. Errors: `BadInput`, also for NaN, infinities, and strings that are no Unicode text."""
     try:
         found = json.loads(body.decode(), parse_constant=refuse_constant, parse_float=finite)
-        json.dumps(found, ensure_ascii=False).encode()  # lone surrogates
+        if b"\\u" in body:  # which alone makes lone surrogates
+            json.dumps(found, ensure_ascii=False).encode()
     except UnicodeError:
         raise BadInput("the body must be Unicode text in UTF-8, without lone surrogates") from None
     except (ValueError, RecursionError) as error:

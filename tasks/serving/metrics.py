@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 
 HELP = {
     "requests_total": ("counter", "Requests, by model and status; status 499 is a client that went away."),
@@ -23,6 +25,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.sums: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        self.times: dict[str, list[int]] = {}
+        """Of a model, requests that took up to each of `BOUNDS` and more than the one before, and those beyond."""
 
     def add(self, name: str, value: float = 1, **labels: str) -> None:
         self.sums[name, tuple(labels.items())] += value  # type: ignore
@@ -34,14 +38,17 @@ class Metrics:
     def request(self, model: str, status: int, seconds: float) -> None:
         self.add("requests_total", model=model, status=str(status))
         self.add("request_seconds_sum", seconds, model=model)
-        self.add("request_seconds_count", model=model)
-        for bound in BOUNDS:
-            self.add("request_seconds_bucket", seconds <= bound, model=model, le=str(bound))
-        self.add("request_seconds_bucket", model=model, le="+Inf")
+        self.times.setdefault(model, [0] * (len(BOUNDS) + 1))[bisect_left(BOUNDS, seconds)] += 1
 
     def text(self, waiting: dict[str, int]) -> str:
         """waiting: the gauge, by model."""
         rows: list[Row] = [*self.sums.items()]
+        for model, counts in self.times.items():
+            sums = [*accumulate(counts)]
+            rows += [((name, (("model", model), *more)), n) for name, more, n in (
+                ("request_seconds_count", (), sums[-1]),
+                *(("request_seconds_bucket", (("le", str(le)),), n) for le, n in zip((*BOUNDS, "+Inf"), sums, strict=True)),
+            )]  # fmt: skip
         rows += [(("waiting", (("model", name),)), n) for name, n in waiting.items()]
         return "".join(lines(rows))
 

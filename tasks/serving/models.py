@@ -35,6 +35,8 @@ class Served:
     """An input that is right."""
     explains: ClassVar[bool] = False
     """Whether it tells why: what `read` gives then has a flag `explained`, and there is `explained_schema`."""
+    quick: ClassVar[bool] = False
+    """Whether `read` takes so little time that the event loop may do it."""
     tensors: ClassVar[tuple[str, ...]] = ("text",)
     """Names of the strings that an input is made of, where it comes as tensors of strings."""
     folder: Path

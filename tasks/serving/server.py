@@ -9,7 +9,7 @@ import json
 import sys
 import traceback
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +31,7 @@ from tasks.serving.models import BadInput, Served
 from tasks.serving.pictures import Pictures
 from tasks.serving.writing import Generations, Writing
 
+ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 GONE = 499
 """The status, in metrics, of a request whose client went away."""
 
@@ -70,6 +71,8 @@ class Server:
 
     def app(self) -> Starlette:
         routes = [
+            # they are tried in turn: the one that is asked most is the first
+            Route("/v1/models/{model}/predict", self.guarded(self.predict), methods=["POST"]),
             *page.ROUTES,
             Route("/health/live", self.live),
             Route("/health/ready", self.ready),
@@ -78,7 +81,6 @@ class Server:
             Route("/v1/models", self.guarded(self.listed)),
             Route("/v1/completions", self.guarded(self.completions), methods=["POST"]),
             Route("/v1/chat/completions", self.guarded(self.chat), methods=["POST"]),
-            Route("/v1/models/{model}/predict", self.guarded(self.predict), methods=["POST"]),
             Route("/v1/models/{model}/explain", self.guarded(self.explain), methods=["POST"]),
             Route("/v2", self.guarded(self.open_server)),
             Route("/v2/health/live", self.live),
@@ -262,7 +264,10 @@ class Server:
     async def answers(self, name: str, inputs: Sequence[Any], explained: bool = False) -> list[Any]:
         """explained: of models that explain. Errors: `BadInput`, `UserError`, `Busy`."""
         model = self.models[name]
-        items = await asyncio.to_thread(lambda: [model.read(value) for value in inputs])
+        if model.quick:
+            items = [model.read(value) for value in inputs]
+        else:
+            items = await asyncio.to_thread(lambda: [model.read(value) for value in inputs])
         if explained:
             items = [one._replace(explained=True) for one in items]
         if not isinstance(model, Generations):
@@ -323,28 +328,31 @@ class Gone(Exception):
     """The client does not wait any more."""
 
 
-async def unless_gone(request: Request, work: Any) -> Any:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
     """What `work` gives; it is cancelled, which frees its places, when the client goes away. Errors: `Gone`."""
+    ours: Any = asyncio.current_task()
+    left = False
 
     async def leaving() -> None:
+        nonlocal left
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        left = True
+        ours.cancel()
 
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(leaving())
+    watch = asyncio.create_task(leaving())
     try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if left and ours.uncancel() == 0:  # else somebody else cancels too
+            raise Gone from None
+        raise
     finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        watch.cancel()
 
 
 def answered(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    body = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return Response(body, status, headers, "application/json")
+    return Response(ENCODER.encode(value).encode(), status, headers, "application/json")
 
 
 def told(status: int, why: str, headers: dict[str, str] | None = None) -> Response:

@@ -12,6 +12,7 @@ from tasks.serving.schemas import Schema
 
 class Texts(Served):
     task = "text-classification"
+    quick = True
 
     def load(self) -> None:
         from tasks.text_classification_use import UseOptions
@@ -79,6 +80,7 @@ class Tokens(Served):
 
 class Questions(Served):
     task = "question-answering"
+    quick = True
     takes = 'an object with "question" and "context", strings'
     example = {"question": "Who is it?", "context": "It is the cat."}
     tensors = ("question", "context")

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.options import UserError
 from tasks.serving import schemas
 from tasks.serving.models import BadInput, Served
 from tasks.serving.schemas import Schema
 
-Pieces = Generator[str, None, tuple[int, bool]]
-"""A piece a token; returned is how many tokens there were, and whether the text has ended by itself."""
+if TYPE_CHECKING:  # torch takes seconds to import, --help should not
+    from tasks.continuing import Pieces, Text
 
 
 @dataclass
 class Writing:
-    """A text that is being written. Its pieces are taken by the thread of the batcher, one of each text in turn."""
+    """A text that is being written. Its pieces are taken by the thread of the batcher, one of each text in turn.
+
+    text: what the pieces come from, where it shares the model's calls with others.
+    """
 
     prompt: str
     pieces: Pieces
+    text: Text | None = None
     tokens: int = 0
     ended: bool = False
     """Whether the text has ended by itself, once all of it is there."""
@@ -39,6 +43,7 @@ class Generations(Served):
         from tasks.text_generation_use import GenerateOptions
 
         self.model, self.tokenizer, self.context, self.precise = self.options(GenerateOptions).load()
+        self.together = self.batch if may_share(self.model, self.precision) else 1
 
     def settings(self) -> dict[str, Schema]:
         """The schema of each."""
@@ -57,7 +62,7 @@ class Generations(Served):
         return schemas.either(prompt, settings), schemas.made_of(told)
 
     def read(self, value: Any) -> Writing:
-        from tasks.text_generation_use import GenerateOptions, pieces
+        from tasks.text_generation_use import GenerateOptions, text_of
 
         given = value if isinstance(value, dict) else {"prompt": value}
         if unknown := sorted({*given} - {"prompt", *self.SETTINGS}):
@@ -71,13 +76,16 @@ class Generations(Served):
             options.max_new_tokens = min(self.text, options.max_new_tokens)
         if options.max_new_tokens > self.text:
             raise BadInput(f"max_new_tokens must be {self.text:,} or less, got {options.max_new_tokens:,}")
-        found = pieces(self.model, self.tokenizer, self.context, prompt, options, options.seed)
-        return Writing(prompt, found)
+        text = text_of(self.model, self.tokenizer, self.context, prompt, options, options.seed)
+        return Writing(prompt, text.pieces(), text)
 
     def answer(self, items: Sequence[Writing]) -> list[Any]:
         """The next piece of each text, None where it has ended; an error in the place of a piece is of this text alone."""
+        from tasks.continuing import together
+
         found: list[Any] = []
         with self.precise:
+            together([one.text for one in items if one.text is not None], self.together)
             for one in items:
                 try:
                     found.append(next(one.pieces))
@@ -87,6 +95,12 @@ class Generations(Served):
                 except Exception as error:
                     found.append(error)
         return found
+
+
+def may_share(model: Any, precision: str) -> bool:
+    """Whether a text is the same in a batch: half precision rounds too much, and some positions depend on the room there is."""
+    scalings = [getattr(module, "scaling", None) for module in model.modules()]
+    return precision == "fp32" and not any(getattr(one, "needs_length", False) for one in scalings)
 
 
 def until(pieces: Pieces, stops: Sequence[str]) -> Pieces:

@@ -36,7 +36,12 @@ INPUTS = {
     "translation": ["eins", "", "zwei drei"],
     "images": [{}, {"count": 3, "seed": 2}, {"classes": "1", "count": 2}],
     "noise": [{"count": 3, "seed": 2}, {"count": 10}],
-    "generation": [{"prompt": "the cat", "max_new_tokens": 20}, {"max_new_tokens": 9}, {"max_new_tokens": 5, "greedy": True}],
+    "generation": [
+        {"prompt": "the cat", "max_new_tokens": 20},
+        {"max_new_tokens": 9},
+        {"max_new_tokens": 5, "greedy": True},
+        {"prompt": "a dog ran to", "max_new_tokens": 40, "seed": 3, "repetition_penalty": 1.2},
+    ],
 }
 
 

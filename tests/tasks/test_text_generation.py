@@ -9,9 +9,9 @@ from command import one_line
 from tokenizers import ByteLevelBPETokenizer
 
 import zoo
+from tasks.continuing import generate
 from tasks.data.documents import Document, compressors, load, split_up, stdlib
 from tasks.data.tokenizer import load_tokenizer
-from tasks.language_modelling import generate
 from tasks.text_generation import main
 from zoo import files
 from zoo.generation.sampling import Sampler

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from layers.cache import Cache
 from zoo.generation.past import Past
 
 if TYPE_CHECKING:
@@ -39,3 +40,17 @@ class Decoding(Past):
         self.check(tokens, None)
         self.begin(tokens, None)
         return self.model.logits(self.model.hidden(tokens, caches=self.past, length=self.capacity))
+
+    @property
+    def joinable(self) -> bool:
+        """Whether it may `join` others: attentions with a window keep less than that takes."""
+        return all(type(cache) is Cache for cache in self.past)
+
+    def join(self, other: Decoding, capacity: int) -> None:
+        """Take in the rows of another decoder of the same model, after its own, of up to `capacity` tokens from now on.
+
+        Both have begun; the other one is used up. Rotary scalings that depend on the length of a text take the new one.
+        """
+        for own, others in zip(self.past, other.past, strict=True):
+            own.join(others, capacity)
+        self.rows, self.capacity = (self.rows or 0) + (other.rows or 0), capacity

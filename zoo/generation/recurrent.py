@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -62,9 +62,26 @@ class RecurrentDecoding(Past):
         same = isinstance(length, int) and length == self.filled
         require(same, "length", length, f"{self.filled}, all there is: the state of a recurrent model does not go back")
 
+    joinable: ClassVar[bool] = True
+    """Whether it may `join` others."""
+
+    def join(self, other: RecurrentDecoding, capacity: int) -> None:
+        """Take in the rows of another decoder of the same model, after its own, of up to `capacity` tokens from now on.
+
+        Both have begun; the other one is used up. Errors: `ValueError`.
+        """
+        filled = max(self.filled, other.filled)
+        begun = self.joinable and other.joinable and self.state is not None and other.state is not None
+        require(begun, "other", type(other).__name__, "a RecurrentDecoding that has begun, to one that has")
+        require(capacity >= filled, "capacity", capacity, f"{filled} at least, which are filled")
+        self.state = tuple(torch.cat(parts) for parts in zip(self.state, other.state, strict=True))  # type: ignore
+        self.rows, self.filled, self.capacity = (self.rows or 0) + (other.rows or 0), filled, capacity
+
 
 class Seq2SeqDecoding(RecurrentDecoding):
-    """As `RecurrentDecoding`, with the memory that an encoder left."""
+    """As `RecurrentDecoding`, with the memory that an encoder left, which is not joined."""
+
+    joinable = False
 
     def __init__(self, model: Any, capacity: int, state: State, memory: Remembered) -> None:
         super().__init__(model, capacity, state, memory.memory.shape[0])
