@@ -259,3 +259,15 @@ CONTRACTS = {
 def test_blocks_of_others_keep_what_they_promise(name):
     report = CONTRACTS[name].check(only=[*QUICK, *(p.name for p in CONTRACTS[name].holds)], examples=4)
     assert not report.failed(), report
+
+
+def test_a_call_may_look_at_settings_of_the_block():
+    """Where derivatives are asked for, a functional call stands in the block's place."""
+    contract = Contract(
+        nn.GRU,
+        arguments=dict(input_size=2, hidden_size=3, batch_first=st.booleans()),
+        inputs=lambda a: dict(x=tensor("b n dim", dim=2)),
+        outputs=lambda a, s: [("b", "n", 3), ...],
+        call=lambda module, inputs: module(inputs["x"] if module.batch_first else inputs["x"].transpose(0, 1)),
+    )
+    assert contract.check(["gradcheck", "forward_derivatives"], examples=4)
