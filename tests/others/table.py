@@ -25,7 +25,7 @@ BEFORE = """# Blocks of others
 {versions}.
 
 `tox -e others` repeats it. {held} properties must be green; those of the findings are red, only under the options that are named,
-and must be: a defect that is mended is told too. Options are drawn, and no contract is written for a finding.
+and must be: a defect that is mended is told too. Options are drawn, those of a finding among many others.
 `compile` and `export`, which take more time than all others together, are left out.
 
 Written by `PYTHONPATH=.:tests/others python -m table`.
