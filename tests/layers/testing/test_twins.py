@@ -33,6 +33,18 @@ class Attention(nn.Module):
         return self.out((scores.softmax(-1) @ v).movedim(1, -2).flatten(-2))
 
 
+class CrossAttention(nn.Module):
+    """One head, with a mask (b, 1, q, k)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, query, key, value, mask):
+        scores = self.q(query) @ self.k(key).mT / self.q.out_features**0.5
+        return self.out(scores.masked_fill(~mask[:, 0], float("-inf")).softmax(-1) @ self.v(value))
+
+
 class LSTM(nn.Module):
     """One layer, step by step, with torch's names; `order` is that of the gates."""
 
@@ -83,6 +95,16 @@ ATTENTION = like(
     inputs=dict(x="query", mask="self_mask"),
     weights=WeightMap(("qkv.weight", "in_proj_weight"), ("qkv.bias", "in_proj_bias"), ("out", "out_proj")),
 )
+CROSS = like(
+    partial(nn.MultiheadAttention, num_heads=1),
+    arguments=dict(dim="embed_dim"),
+    inputs={name: name for name in ("query", "key", "value", "mask")},
+    weights=WeightMap(
+        ("q.weight k.weight v.weight", "in_proj_weight", "qkv o i -> (qkv o) i"),
+        ("q.bias k.bias v.bias", "in_proj_bias", "qkv o -> (qkv o)"),
+        ("out", "out_proj"),
+    ),
+)
 RECURRENT = dict(arguments=dict(input_size="input_size", hidden_size="hidden_size"))
 NORM = like(
     nn.LayerNorm,
@@ -101,6 +123,7 @@ GATE = like(
 )  # fmt: skip
 REPLACEMENTS = {
     "attention": Contract(Attention, **ATTENTION),
+    "attention to others": Contract(CrossAttention, **CROSS),
     "lstm": Contract(LSTM, **like(nn.LSTM, **RECURRENT)),
     "lstm with a state": Contract(LSTM, **like(nn.LSTM, inputs=dict(input="input", hx="hx"), **RECURRENT)),
     "lstm's output alone": Contract(
@@ -111,6 +134,7 @@ REPLACEMENTS = {
 }
 BROKEN = {
     "scores without their scale": Contract(partial(Attention, scaled=False), **ATTENTION),
+    "a mask turned round": Contract(CrossAttention, call=lambda module, i: module(**{**i, "mask": ~i["mask"]}), **CROSS),
     "gates in another order": Contract(partial(LSTM, order=(0, 1, 3, 2)), **like(nn.LSTM, **RECURRENT)),
     "the unbiased variance": Contract(partial(Norm, correction=1), **NORM),
     "another gate": Contract(partial(Gate, gate=torch.tanh), **GATE),
