@@ -24,8 +24,8 @@ BEFORE = """# Blocks of others
 {blocks} contracts of other libraries' blocks, with what the kit of [check your own block](check-your-block.md) found in
 {versions}.
 
-`tox -e others` repeats it. {held} properties must be green; those of the findings are red, only under the options that are named,
-and must be: a defect that is mended is told too. Options are drawn, those of a finding among many others.
+`tox -e others` repeats it. {held} properties must be green, or skipped where torch itself lacks something; those of the findings
+are red, only under the options that are named, and must be: a defect that is mended is told too. Options are drawn, those of a finding among many others.
 `compile` and `export`, which take more time than all others together, are left out.
 
 Written by `PYTHONPATH=.:tests/others python -m table`.
