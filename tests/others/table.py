@@ -25,7 +25,8 @@ BEFORE = """# Blocks of others
 {versions}.
 
 `tox -e others` repeats it. {held} properties must be green, or skipped where torch itself lacks something; those of the findings
-are red, only under the options that are named, and must be: a defect that is mended is told too. Options are drawn, those of a finding among many others.
+are red, only under the options that are named, and must be: a defect that is mended is told too. Options are drawn, those of a
+finding among many others.
 `compile` and `export`, which take more time than all others together, are left out.
 
 Written by `PYTHONPATH=.:tests/others python -m table`.
