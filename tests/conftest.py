@@ -19,6 +19,8 @@ CACHE = "" if "TORCHINDUCTOR_CACHE_DIR" in os.environ else tempfile.mkdtemp(pref
 if CACHE:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE
 
+collect_ignore = ["others"]
+"""Not of the suite: `tox -e others` names it, for it needs libraries of certain versions."""
 TOGETHER = (
     "tests/tasks/", "tests/layers/testing/test_draft.py", "tests/layers/testing/test_page.py",
     "tests/layers/testing/test_plugin.py", "tests/test_readme.py", "tests/test_packaging.py", "tests/test_notebooks.py",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from layers.testing.equality import Mismatch, leaves, require_equal
     from layers.testing.properties import GENERIC, Property
     from layers.testing.sequences import cache_consistent, padding_invariant, streaming
+    from layers.testing.twins import like
     from layers.testing.verdicts import Inapplicable, Vacuous
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "influence",
     "initial_distribution",
     "leaves",
+    "like",
     "mask",
     "padding_invariant",
     "part",
@@ -61,7 +63,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a name when it is asked for: pytest loads `layers.testing.plugin` in every session, which must not import torch."""
     if name in __all__:
-        for home in ("properties", "claims", "sequences", "contract", "drawing", "equality", "verdicts"):
+        homes = (
+            ("twins",) if name == "like" else ("properties", "claims", "sequences", "contract", "drawing", "equality", "verdicts")
+        )
+        for home in homes:
             if hasattr(module := import_module(f"layers.testing.{home}"), name):
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

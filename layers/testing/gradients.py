@@ -221,9 +221,15 @@ class Functional(nn.Module):
     def __init__(self, block: nn.Module, state: dict[str, Tensor]) -> None:
         super().__init__()
         self.run = lambda args, kwargs: torch.func.functional_call(block, state, args, kwargs)
+        self.settings = {k: v for k, v in vars(block).items() if not k.startswith("_")}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.run(args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What a contract's `call` may look at: settings of the block, such as `batch_first`."""
+        settings = vars(self).get("settings", {})
+        return settings[name] if name in settings else super().__getattr__(name)
 
 
 def parameters_used(case: Case) -> Verdict:

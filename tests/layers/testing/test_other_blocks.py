@@ -295,3 +295,15 @@ def test_what_torch_lacks_is_skipped_for_blocks_of_others_alone(block, name, wor
         outcome = Contract(block, dict(dim=4), **shapes, foreign=foreign).check(only=[name], examples=1)[0]
         assert outcome.how == ("skipped" if foreign else "failed")
         assert words in outcome.message or not foreign
+
+
+def test_a_call_may_look_at_settings_of_the_block():
+    """Where derivatives are asked for, a functional call stands in the block's place."""
+    contract = Contract(
+        nn.GRU,
+        arguments=dict(input_size=2, hidden_size=3, batch_first=st.booleans()),
+        inputs=lambda a: dict(x=tensor("b n dim", dim=2)),
+        outputs=lambda a, s: [("b", "n", 3), ...],
+        call=lambda module, inputs: module(inputs["x"] if module.batch_first else inputs["x"].transpose(0, 1)),
+    )
+    assert contract.check(["gradcheck", "forward_derivatives"], examples=4)
