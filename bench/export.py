@@ -2,6 +2,7 @@
 
     python bench/export.py                              all rows; half an hour, most of it for AOTInductor's compiler
     python bench/export.py resnet20 gpt_small --to onnx some cells, the others stay
+    python bench/export.py --to executorch              in an environment of its own, with the extra executorch
     python bench/export.py --folder files --rounds 0    times nothing; another call with --folder takes the files from there
     python bench/export.py --decoding                   the table of greedy decoding, by onnxruntime and by our eager model
 
@@ -51,7 +52,9 @@ ROWS = (
     "llama_small, step", "lstm_small", "gru_small", "bigru_small", "seq2seq_luong", "fasttext", "dcgan_28", "r3gan_28",
     "unet_small", "dit_small",
 )  # fmt: skip
-TARGETS = {"torch": "torch", "aot": "AOTInductor", "onnx": "ONNX", "torchscript": "TorchScript"}
+TARGETS = {"torch": "torch", "aot": "AOTInductor", "onnx": "ONNX", "executorch": "ExecuTorch", "torchscript": "TorchScript"}
+OF_EXECUTORCH = ("resnet20", "transformer_small, encoder", "gpt_small, step")
+"""Rows of this target; others are not asked of it."""
 SIZES = ("height", "width", "length", "source_length", "target_length")
 """Fixed where a program holds for one size alone."""
 WHY = {
@@ -121,6 +124,8 @@ def written(model: nn.Module, example: Mapping[str, Tensor], path: Path, to: str
 
 def cell(row: str, to: str, folder: Path, rounds: int) -> str:
     """What the table says of a model in a format."""
+    if to == "executorch" and row not in OF_EXECUTORCH:
+        return "-"
     model, example = made(row)
     path = folder / f"{row.replace(', ', '-')}.{to}{exporting.ENDINGS[to]}"
     try:
@@ -132,17 +137,17 @@ def cell(row: str, to: str, folder: Path, rounds: int) -> str:
     run = exporting.runner(path, to)
     program = exporting.Program(model, tuple(example))
     with torch.inference_mode():
-        worst = max(error_of(program, run, sized) for sized in sizes_of(example, fixed))
+        worst = max(error_of(program, run, sized) for sized in sizes_of(example, fixed, to))
         times = side_by_side(lambda: program(**example), lambda: run(example), rounds) if rounds else ()
     note = " (one size)" if fixed else ""
     ratio = f"{times[1] / times[0]:.2f}" if times else "-"
     return f"{worst:.0e}, {ratio}, {path.stat().st_size / 1e6:.1f} MB{note}"
 
 
-def sizes_of(example: Mapping[str, Tensor], fixed: tuple[str, ...]) -> Iterator[Mapping[str, Tensor]]:
+def sizes_of(example: Mapping[str, Tensor], fixed: tuple[str, ...], to: str) -> Iterator[Mapping[str, Tensor]]:
     free = exporting.free_of(example, fixed)
     yield example
-    yield from exporting.others(example, free)
+    yield from exporting.others(example, free, bounded=to == "executorch")
 
 
 def error_of(program: nn.Module, run: Callable[..., list[Tensor]], inputs: Mapping[str, Tensor]) -> float:
@@ -237,7 +242,7 @@ def write(name: str, text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="all by default: " + ", ".join(ROWS))
-    parser.add_argument("--to", nargs="*", choices=TARGETS, default=[*TARGETS])
+    parser.add_argument("--to", nargs="*", choices=TARGETS, default=[to for to in TARGETS if to != "executorch"])
     parser.add_argument("--rounds", type=int, default=20, help="0: nothing is timed")
     parser.add_argument("--folder", type=Path, help="where files stay, and are taken from")
     parser.add_argument("--decoding", action="store_true")
@@ -245,6 +250,10 @@ def main() -> int:
     rows = [row for row in ROWS if not given.models or row in given.models or row.partition(",")[0] in given.models]
     if unknown := {*given.models} - {*ROWS} - {row.partition(",")[0] for row in ROWS}:
         parser.error(f"no such model: {', '.join(sorted(unknown))}; known are {'; '.join(ROWS)}")
+    if "executorch" in given.to:  # whose threads are set before the first of its files is run, or it ends the process
+        from executorch.extension.pybindings import portable_lib
+
+        portable_lib._unsafe_reset_threadpool(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         if given.decoding:

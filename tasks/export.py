@@ -14,14 +14,18 @@ from tasks.options import Options, UserError, option
 from tasks.saved import program_of, read_object
 
 PROGRAM = "tasks.export"
-FORMATS = {"onnx": ".onnx", "torch": ".pt2", "aot": ".pt2", "torchscript": ".pt"}
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "aot": ".pt2", "torchscript": ".pt", "executorch": ".pte"}
+LONGEST = 128
+"""Tokens of a text, for ExecuTorch."""
 
 
 @dataclass
 class ExportOptions(Options):
     title = "the file"
     run: list[str] = option((), "folder of a run", many=True, path=True)
-    to: str = option("onnx", "what runs it: onnxruntime, torch.export.load, AOTInductor's loader, torch.jit.load", (*FORMATS,))
+    to: str = option(
+        "onnx", "what runs it: onnxruntime, torch.export.load, AOTInductor's loader, torch.jit.load, ExecuTorch", (*FORMATS,)
+    )
     out: str = option("", "file to write (default: model.onnx and the like in the run's folder)", path=True)
     fixed_size: bool = option(False, "images of the run's size alone, which some models and runtimes need")
 
@@ -80,7 +84,10 @@ def write(options: ExportOptions, out: Path) -> dict[str, Any]:
     if options.fixed_size and program != "image_classification":
         raise UserError("--fixed_size is for runs of image_classification")
     model: Any = zoo.load(folder)
-    config, tokens = model.config, torch.ones(2, 8, dtype=torch.long)
+    longest = 8
+    if options.to == "executorch":  # whose example has the longest texts that the file takes
+        longest = min(LONGEST, getattr(getattr(model, "positions", None), "max_positions", LONGEST))
+    config, tokens = model.config, torch.ones(2, longest, dtype=torch.long)
     about: dict[str, Any] = {"task": program, "model": config["model"]}
     fixed: tuple[str, ...] = ()
     if program == "image_classification":
@@ -109,6 +116,8 @@ def write(options: ExportOptions, out: Path) -> dict[str, Any]:
     with torch.no_grad():
         outputs = Program(model, tuple(inputs_of(model, example)))(**example)
     about |= {"inputs": [*example], "outputs": [*outputs], "fixed": [*fixed], "format": options.to}
+    if options.to == "executorch":
+        about["largest"] = {name: [*x.shape] for name, x in example.items()}
     if (folder / "tokenizer.json").is_file():
         beside = out.with_name(f"{out.stem}.tokenizer.json")
         write_bytes(beside, (folder / "tokenizer.json").read_bytes())

@@ -64,6 +64,24 @@ def test_the_formats_are_those_of_zoo():
     assert export.FORMATS == ENDINGS
 
 
+def test_the_example_for_executorch_is_the_largest_of_all_calls(served, tmp_path, monkeypatch):
+    asked = {}
+
+    def note(model, example, path, **options):
+        asked[path.stem] = {name: [*x.shape] for name, x in example.items()}
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(zoo, "export", note)
+    for name in ("image", "text", "translation"):
+        out = tmp_path / f"{name}.pte"
+        assert export.main([str(served[name]), "--to", "executorch", "--out", str(out)]) == 0
+        assert json.loads(out.with_suffix(".json").read_text())["largest"] == asked[name]
+    assert asked["image"] == {"images": [2, 3, 32, 32]}
+    positions = zoo.load(served["text"]).positions.max_positions
+    assert asked["text"] == {key: [2, min(positions, 128)] for key in ("tokens", "mask", "types")}
+    assert asked["translation"] == {key: [2, 128] for key in ("source", "source_mask")}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -1,13 +1,16 @@
-"""A model as a file that runs without this project: a program of torch.export, of AOTInductor, of ONNX, of TorchScript.
+"""A model as a file that runs without this project: a program of torch.export, of AOTInductor, ONNX, and others.
 
     to             file     run by                                    called with     gives
     "torch"        .pt2     `torch.export.load(path).module()`        names           a dictionary
     "aot"          .pt2     `torch._inductor.aoti_load_package(path)` names           a dictionary
     "onnx"         .onnx    onnxruntime                               names           a list, in the order of the names
+    "executorch"   .pte     ExecuTorch's `load_method("forward")`     a list          a list, in the order of the names
     "torchscript"  .pt      `torch.jit.load(path)`                    places          a tuple
 
 Batch, lengths, rows and columns may differ from call to call. The file is run by its own runtime, at other sizes than those of
 the example, before it appears under its name: what differs from the model, or holds for one size alone, leaves no file.
+
+ExecuTorch plans all memory when the file is written: there the sizes of the example are the largest that a call may have.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from zoo.deployment.optimize import Constant, prepared
 from zoo.files import first_line
 from zoo.model import Model
 
-ENDINGS = {"torch": ".pt2", "aot": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
+ENDINGS = {"torch": ".pt2", "aot": ".pt2", "onnx": ".onnx", "executorch": ".pte", "torchscript": ".pt"}
+NEEDS = {"onnx": ("export", ("onnx", "onnxscript", "onnxruntime")), "executorch": ("executorch", ("executorch",))}
+"""Of formats whose runtimes are no part of torch: the extra, and its packages."""
 OPSET = 20
 """Of ONNX, where none is named."""
 AXES = {
@@ -68,15 +73,18 @@ def export(
     """Write a copy of `model`, in evaluation, its batch norms folded, to `path`.
 
     example: what the model is called with: its first input, or several by name, such as {"tokens": tokens, "mask": mask}. What is
-             left out is not an input of the file either. Two rows or more, and two of every other size that may differ.
-    to:      "torch", "aot", "onnx" or "torchscript", as above; "aot" compiles for the processor at hand, for a minute or so.
+             left out is not an input of the file either. Two rows or more, and two of every other size that may differ;
+             for "executorch" the most rows, the longest texts and the largest images of any call.
+    to:      "torch", "aot", "onnx", "executorch" or "torchscript", as above. "aot" compiles for the processor at hand, for a
+             minute or so; "executorch" is for XNNPACK, on phones and the like, and best installed in an environment of its own.
     fixed:   axes that shall have the sizes of the example in every call: "batch", "height", "width", "length", "source_length",
              "target_length". Calls of another size are then errors of the runtime.
     opset:   of ONNX, 20 by default.
     Encoders and decoding steps of models that write texts: see `zoo.deployment.exported_decoding`.
-    Errors: `ValueError` for arguments that do not fit, a model that is not in float32 or float64, or for ONNX on a GPU,
-            and an axis that the model has but for one size; `ModuleNotFoundError` that names the extra, without the packages of
-            the format; `RuntimeError` where torch cannot export the model, or the file does not compute what the model does.
+    Errors: `ValueError` for arguments that do not fit, a model that is not in float32 or float64 (ExecuTorch: in float32), or
+            for ONNX and ExecuTorch on a GPU, and an axis that the model has but for one size; `ModuleNotFoundError` that names
+            the extra, without the packages of the format; `RuntimeError` where torch or ExecuTorch cannot write the model, or the
+            file does not compute what the model does.
     """
     require(to in ENDINGS, "to", to, f"one of {', '.join(ENDINGS)}")
     path = Path(path)
@@ -94,10 +102,11 @@ def export(
         require(axis in known, "fixed", axis, f"of {', '.join(known)}")
     dtype = next((x.dtype for x in model.parameters() if x.is_floating_point()), torch.float32)
     require(dtype in TOLERANCE, "model", dtype, "in float32 or float64")
-    if to == "onnx":
-        require_onnx()
+    if to in NEEDS:
+        require_packages(to)
+        require(to != "executorch" or dtype is torch.float32, "model", dtype, "in float32, which XNNPACK computes in")
         away = {x.device.type for x in (*model.parameters(), *inputs.values())} - {"cpu"}
-        require(not away, "model and example", ", ".join(away), "on the processor, where onnxruntime checks the file")
+        require(not away, "model and example", ", ".join(away), f"on the processor, where {NEEDS[to][1][-1]} checks the file")
     free = free_of(inputs, fixed)
     for name, axes in free.items():
         for n, axis in axes.items():
@@ -110,7 +119,7 @@ def export(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # exporters tell of their own affairs; what counts is measured below
             WRITERS[to](program, inputs, free, part, opset or OPSET)
-            check(program, inputs, free, runner(part, to), TOLERANCE[dtype])
+            check(program, [inputs, *others(inputs, free, bounded=to == "executorch")], runner(part, to), TOLERANCE[dtype])
         part.replace(path)
     if to == "torchscript":
         warnings.warn("TorchScript is deprecated by torch, which gives torch.export in its place", FutureWarning, stacklevel=2)
@@ -203,10 +212,10 @@ def free_of(inputs: Iterable[str], fixed: Sequence[str]) -> Free:
     return {name: {n: a for n, a in enumerate(axes_of(name)) if a in DYNAMIC and a not in fixed} for name in inputs}
 
 
-def exported(program: Program, inputs: Mapping[str, Tensor], free: Free) -> torch.export.ExportedProgram:
-    """Errors: `ValueError` for an axis that holds for one size alone."""
-    auto = torch.export.Dim.AUTO
-    shapes = {name: dict.fromkeys(axes, auto) for name, axes in free.items()}
+def exported(program: Program, inputs: Mapping[str, Tensor], free: Free, bounded: bool = False) -> torch.export.ExportedProgram:
+    """bounded: no size is larger than the example's. Errors: `ValueError` for an axis that holds for one size alone."""
+    auto: Any = torch.export.Dim.AUTO
+    shapes = {name: {n: auto(max=inputs[name].shape[n]) if bounded else auto for n in axes} for name, axes in free.items()}
     try:
         found = torch.export.export(program, (), dict(inputs), dynamic_shapes=shapes, strict=False)
     except Exception as error:
@@ -255,13 +264,29 @@ def write_onnx(program: Program, inputs: Mapping[str, Tensor], free: Free, path:
     onnx.save(proto, path)
 
 
+def write_executorch(program: Program, inputs: Mapping[str, Tensor], free: Free, path: Path, opset: int) -> None:
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, GeluConfig
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    found = exported(program, inputs, free, bounded=True)
+    # whose XNNPACK takes GELU by tanh for the exact one in 1.5.1: https://github.com/pytorch/executorch/pull/22851
+    by_tanh = any(node.kwargs.get("approximate") == "tanh" for node in found.graph.nodes)
+    parts = [part for part in ALL_PARTITIONER_CONFIGS if not (by_tanh and part is GeluConfig)]
+    try:
+        path.write_bytes(to_edge_transform_and_lower(found, partitioner=[XnnpackPartitioner(parts)]).to_executorch().buffer)
+    except Exception as error:
+        raise RuntimeError(f"ExecuTorch fails: {' '.join(str(error).split())[:300]}") from error
+
+
 def write_torchscript(program: Program, inputs: Mapping[str, Tensor], free: Free, path: Path, opset: int) -> None:
     flat = InOrder(program, inputs).eval()
     torch.jit.save(torch.jit.trace(flat, tuple(inputs.values()), check_trace=False), str(path))
 
 
 WRITERS: dict[str, Callable[..., None]] = {
-    "torch": write_torch, "aot": write_aot, "onnx": write_onnx, "torchscript": write_torchscript,
+    "torch": write_torch, "aot": write_aot, "onnx": write_onnx, "executorch": write_executorch,
+    "torchscript": write_torchscript,
 }  # fmt: skip
 
 
@@ -274,6 +299,12 @@ def runner(path: Path, to: str) -> Callable[[Mapping[str, Tensor]], list[Tensor]
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda inputs: [torch.from_numpy(x) for x in session.run(None, {name: x.numpy() for name, x in inputs.items()})]
+    if to == "executorch":
+        from executorch.runtime import Runtime
+
+        method = Runtime.get().load_program(path).load_method("forward")
+        dense = torch.contiguous_format  # strides of empty tensors too, for it ends the process over others
+        return lambda inputs: [x.clone() for x in method.execute([x.clone(memory_format=dense) for x in inputs.values()])]
     if to == "torchscript":
         script = torch.jit.load(str(path))
         return lambda inputs: [*script(*inputs.values())]
@@ -281,9 +312,9 @@ def runner(path: Path, to: str) -> Callable[[Mapping[str, Tensor]], list[Tensor]
     return lambda inputs: [*program(**inputs).values()]
 
 
-def check(program: Program, inputs: Mapping[str, Tensor], free: Free, run: Any, tolerance: float) -> None:
-    """Errors: `RuntimeError` unless the file computes what the model does, at the example's sizes and others."""
-    for sized in (inputs, *others(inputs, free)):
+def check(program: Program, examples: Iterable[Mapping[str, Tensor]], run: Any, tolerance: float) -> None:
+    """Errors: `RuntimeError` unless the file computes what the model does, of each example."""
+    for sized in examples:
         try:
             expected = program(**sized)
         except ValueError:  # the model does not take that size: more tokens than it has positions for, a smaller image
@@ -301,8 +332,8 @@ def check(program: Program, inputs: Mapping[str, Tensor], free: Free, run: Any, 
                 raise RuntimeError(f"the file's {name} differs from the model's by {error:.1e} of its largest, for {shapes}")
 
 
-def others(inputs: Mapping[str, Tensor], free: Free) -> Iterator[dict[str, Tensor]]:
-    """The example at other sizes, its values again and again."""
+def others(inputs: Mapping[str, Tensor], free: Free, bounded: bool = False) -> Iterator[dict[str, Tensor]]:
+    """The example at other sizes, its values again and again; `bounded`: as much smaller as they would be larger."""
     sizes = {axis: inputs[name].shape[n] for name, axes in free.items() for n, axis in axes.items()}
     for number, batch in enumerate((1, 3, 2)):
         new = {axis: (size + 7 + 6 * number * (axis == "width"), 1, size - 1)[number] for axis, size in sizes.items()}
@@ -310,6 +341,8 @@ def others(inputs: Mapping[str, Tensor], free: Free) -> Iterator[dict[str, Tenso
         new |= {"batch": batch} if "batch" in sizes else {}
         if "past" in new:
             new["past"] = (0, 1, sizes["past"] + 3)[number]
+        if bounded:
+            new = {axis: size if size <= sizes[axis] else max(2 * sizes[axis] - size, 1) for axis, size in new.items()}
         yield {name: resized(x, {n: new[axis] for n, axis in free[name].items()}) for name, x in inputs.items()}
 
 
@@ -326,7 +359,8 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
-def require_onnx() -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+def require_packages(to: str) -> None:
+    extra, packages = NEEDS[to]
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise ModuleNotFoundError(f"{missing[0]} is not installed: pip install 'zooproof[export]'", name=missing[0])
+        raise ModuleNotFoundError(f"{missing[0]} is not installed: pip install 'zooproof[{extra}]'", name=missing[0])

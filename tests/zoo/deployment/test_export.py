@@ -213,7 +213,7 @@ def wrong(program):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (dict(to="tflite"), "to must be one of torch, aot, onnx, torchscript, got 'tflite'"),
+        (dict(to="tflite"), "to must be one of torch, aot, onnx, executorch, torchscript, got 'tflite'"),
         (dict(path="x.pt2"), "path must be a file that ends in .onnx, got "),
         (dict(fixed=["length"]), "fixed must be of batch, height, width, got 'length'"),
         (dict(fixed="height"), "fixed must be several names, such as a tuple, got 'height'"),

@@ -33,6 +33,8 @@ def test_the_page_has_a_row_for_every_architecture(bench):
     assert [*rows] == [*bench.ROWS]
     assert [*bench.TARGETS] == [*ENDINGS]
     assert all(cell for row in rows.values() for cell in row.values())
+    assert {to for row in rows.values() for to, cell in row.items() if cell == "not run"} <= {"aot"}
+    assert [name for name, row in rows.items() if row["executorch"] != "-"] == [*bench.OF_EXECUTORCH]
     kinds = {type(on_meta(name.partition(",")[0])) for name in rows}
     assert kinds == {type(on_meta(name)) for name in FAMILIES}
     assert GAN in kinds
