@@ -44,13 +44,17 @@ def written(text: str) -> str:
 
 def proven(*paths: str) -> Iterator[str]:
     files = " and ".join(f"`tests/{path}`" for path in paths)
-    yield f"Contracts in {files}, which claim this beside what [every contract](../check-your-block.md) promises:\n"
-    yield from ["| contract | equal to | claims |", "| --- | --- | --- |"]
+    rows = []
     for path in paths:
         found = {id(x): (name, x) for name, x in vars(module(path)).items() if isinstance(x, Contract)}
         for name, contract in found.values():
             twins, claims = [twin.name for twin in contract.twins], [claim.name for claim in contract.holds]
-            yield f"| `{name}` | {', '.join(twins)} | {', '.join(map(words, claims))} |"
+            rows.append(f"| `{name}` | {', '.join(twins)} | {', '.join(map(words, claims))} |")
+    if not rows:
+        yield f"Tests in {files}; contracts of what uses it are on other pages."
+        return
+    yield f"Contracts in {files}, which claim this beside what [every contract](../check-your-block.md) promises:\n"
+    yield from ["| contract | equal to | claims |", "| --- | --- | --- |", *rows]
 
 
 def words(name: str) -> str:
@@ -168,12 +172,13 @@ WRITERS = {"proven": proven, "guarded": guarded, "parts": parts, "members": memb
 
 
 def main(check: bool) -> int:
-    old = [page for page in PAGES if written(text := page.read_text(encoding="utf-8")) != text]
-    for page in old:
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    new = {page: found for page, text in texts.items() if (found := written(text)) != text}
+    for page, text in new.items():
         print(f"{page.relative_to(ROOT)} is not up to date" if check else f"{page.relative_to(ROOT)} is written anew")
         if not check:
-            page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
-    return int(check and bool(old))
+            page.write_text(text, encoding="utf-8")
+    return int(check and bool(new))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def test_a_page_has_what_such_a_page_has(page):
     assert headings[1:] == [*own, "Equal to", "Guarded against"]
     assert len(re.findall(r"^```python$", text, re.M)) == 1
     assert page in BLOCKS or "arxiv.org" in text
+    assert not re.search(r"^\| ---.*\|\n(?!\|)", text, re.M)  # a table without rows
     assert text.count("<!-- end -->") == len(re.findall(r"^<!-- (?:proven|guarded|parts|members): ", text, re.M))
 
 
