@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layers.testing import GENERIC, Case, Contract, Property, Twin
+from layers.testing import GENERIC, Case, Contract, Mismatch, Property, Twin
 from layers.testing.examples import shown, without_meaning
 from layers.testing.verdicts import Verdict, missing_in_torch
 
@@ -19,6 +19,7 @@ class Finding:
     options:  under which it does, in words. where: the same of a drawn configuration; all others must be green.
     what:     in a sentence or two.
     shown:    lines of Python that need nothing but the library, and fail once the defect is gone.
+    raises:   what the check raises then; all else is red.
     seen:     upstream threads about it, as "owner/name#number".
     cf:       the threads are about a related defect.
     documented: where the library says so itself: no defect, and told all the same.
@@ -30,6 +31,7 @@ class Finding:
     what: str
     shown: str
     where: Callable[[Case], bool] = lambda case: True
+    raises: type[Exception] | tuple[type[Exception], ...] = Mismatch
     seen: tuple[str, ...] = ()
     cf: bool = False
     documented: str = ""
@@ -73,7 +75,7 @@ def watch(contract: Contract, prop: Property, twin: Twin | None, findings: Seque
                 known = isinstance(error, NotImplementedError | RuntimeError)
                 verdict = missing_in_torch(error, contract.foreign) if known else None
                 if verdict is None:
-                    if not here:
+                    if not any(isinstance(error, finding.raises) for finding in here):
                         error.add_note(f"configuration: {case!r}")
                         raise
                     if alone:  # of several at once one cannot tell which it is

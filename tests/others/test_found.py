@@ -72,6 +72,14 @@ def test_a_defect_that_is_gone_is_told_beside_another():
         watch(test_torch.batch_norm, prop, None, [there, alone(there.where)], 4)
 
 
+def test_an_error_of_another_kind_is_red():
+    def check(case):
+        raise TypeError("of the check itself")
+
+    with pytest.raises(TypeError, match="of the check itself"):
+        watch(test_torch.linear, Property("a", check), None, [alone()], 4)
+
+
 def lacking(case):
     raise RuntimeError("derivative for aten::some is not implemented")
 
