@@ -24,8 +24,9 @@ from torch import nn
 from layers.testing import profiles
 from layers.testing.draft import Draft, draft
 from layers.testing.drawing import part
-from layers.testing.examples import outcomes
+from layers.testing.examples import first_line, outcomes
 from layers.testing.guesses import Unclear
+from layers.testing.properties import GENERIC
 
 WORDS = {"passed": "green", "failed": "red", "skipped": "skipped"}
 COLOURS = {"passed": "\033[32m", "failed": "\033[31m", "skipped": "\033[33m"}
@@ -45,6 +46,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="PROPERTY", help="check this property, and no other")
     parser.add_argument("--draft-only", action="store_true", help="print the contract and check nothing")
     options = parser.parse_args(words)
+    if options.examples < 1:
+        parser.error(f"--examples must be at least 1, got {options.examples}")
+    if unknown := sorted(set(options.only) - {prop.name for prop in GENERIC}):
+        parser.error(f"--only must name properties, got {', '.join(unknown)}")
     try:
         block = found(options.block)
         given = {name: values(text) for name, text in pairs("--set", options.set).items()}
@@ -55,15 +60,12 @@ def main(words: list[str] | None = None) -> int:
     if options.draft_only:
         print(drafted)
         return 0
-    try:
-        return checked(drafted, options)
-    except ValueError as error:  # about --only and --examples
-        parser.error(str(error))
+    return checked(drafted, options)
 
 
 def checked(drafted: Draft, options: argparse.Namespace) -> int:
     contract = drafted.contract()
-    profiles_of(max(1, options.examples))
+    profiles_of(options.examples)
     counts: Counter[str] = Counter()
     print(f"{'property':<22}result   seconds  why")
     for o in outcomes(contract, options.only, options.examples, options.seconds):
@@ -74,7 +76,7 @@ def checked(drafted: Draft, options: argparse.Namespace) -> int:
             print(f"{'':<24}{line}")
     print(", ".join(f"{counts[how]} {word}" for how, word in WORDS.items()))
     print(f"\nA draft of a contract, to be put into a test file and gone on from:\n\n{drafted}")
-    return 1 if counts["failed"] or not counts["passed"] else 0
+    return 1 if counts["failed"] else 0 if counts["passed"] else 2
 
 
 def profiles_of(examples: int) -> None:
@@ -120,8 +122,8 @@ def found(text: str) -> Any:
         sys.path.insert(0, str(Path(place).resolve().parent))
     try:
         target: Any = importlib.import_module(named(text).partition(":")[0])
-    except ImportError as error:
-        raise Unclear(f"{place} cannot be imported: {error}") from error
+    except Exception as error:  # of the file itself
+        raise Unclear(f"{place} cannot be imported: {first_line(error)}") from error
     for step in name.split("."):
         if not hasattr(target, step):
             blocks = [k for k, v in vars(target).items() if inspect.isclass(v) and issubclass(v, nn.Module)]

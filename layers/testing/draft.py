@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import keyword
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ class Draft:
         imports = {f"from {x.__module__} import {x.__name__}" for x in parts if x.__module__ != "builtins"}
         imports |= {f"from {self.module} import {self.expression.partition('.')[0]}"}
         imports |= {"from hypothesis import strategies as st"} if "st." in text else set()
+        named = {"dict", *used, *(line.split()[-1] for line in imports)}
+        name += "_contract" * (keyword.iskeyword(name) or name in named)
         others, ours = sorted(i for i in imports if "from layers" not in i), sorted(i for i in imports if "from layers" in i)
         kit = [*ours, f"from layers.testing import {', '.join(used)}"]
         return "\n".join(
@@ -114,7 +117,7 @@ def draft(
     where: "module:name" of the block, if not its own. Errors: `Unclear` says what cannot be guessed, and how to give it.
     """
     module, _, expression = (where or f"{block.__module__}:{block.__qualname__}").partition(":")
-    problem, names = "", list(forms)
+    problem, names = "", list[str]()
     values: dict[str, list[Any]] = {}
     for sizes in SIZES:
         values, switches = guessed(block, given, sizes)
@@ -122,7 +125,7 @@ def draft(
         problem = problem or why
         if not built:
             continue
-        names = names or required(built[0][1])
+        names = names or required(built[0][1], list(forms))
         for inputs in candidates(names, forms, built, pairs=sizes == SIZES[0]):
             try:
                 outputs = described(observed(built, inputs))
@@ -141,9 +144,10 @@ def draft(
     if not names:
         shown = ", ".join(f"{name}={value[0]!r}" for name, value in values.items())
         raise Unclear(f"it cannot be built with {shown or 'no arguments'} ({problem}): give arguments, such as --set dim=4,8")
+    wanted = [name for name in names if name not in forms] or names
     raise Unclear(
-        f"no guess fits the inputs {', '.join(names)} ({problem}): give their axes, such as --input '{names[0]}=b n dim', or "
-        f"'{names[0]}=b c=3 y x', or whole numbers, '{names[0]}=b n < vocab_size'; arguments by --set"
+        f"no guess fits the inputs {', '.join(wanted)} ({problem}): give their axes, such as --input '{wanted[0]}=b n dim', or "
+        f"'{wanted[0]}=b c=3 y x', or whole numbers, '{wanted[0]}=b n < vocab_size'; arguments by --set"
     )
 
 
@@ -175,22 +179,21 @@ def turned(
 # Inputs and outputs
 
 
-def required(module: nn.Module) -> list[str]:
+def required(module: nn.Module, given: list[str]) -> list[str]:
+    """Names of the inputs that are given, and of those without which it cannot be called."""
     every = [p for p in inspect.signature(module.forward).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    names = [p.name for p in every if p.default is p.empty] or [p.name for p in every[:1]]
+    needed = [p.name for p in every if p.default is p.empty and p.name not in given]
+    names = [*given, *needed] or [p.name for p in every[:1]]
     if not names:
         raise Unclear("forward names no input: give one, such as --input 'x=b n dim'")
     return names
 
 
 def candidates(names: list[str], forms: Mapping[str, str], built: Built, pairs: bool) -> Iterator[dict[str, Given]]:
-    """Inputs to try, most likely first: all of one form, then any two."""
+    """Inputs to try, most likely first: those that are not given all of one form, such as one that is, then any two."""
     arguments, module = built[0]
-    if forms:
-        parsed = {name: Given.parse(text, arguments) for name, text in forms.items()}
-        for least in LEAST:
-            yield {name: Given(g.axes, g.sizes, g.below, least) for name, g in parsed.items()}
-        return
+    given = {name: Given.parse(text, arguments) for name, text in forms.items()}
+    wanted = [name for name in names if name not in given]
     numbers = [name for name, value in arguments.items() if isinstance(value, int) and not isinstance(value, bool)]
     features = [name for name in numbers if not is_count(name)]
     constants = dict.fromkeys(str(n) for p in itertools.islice(module.parameters(), 2) for n in reversed(p.shape) if n <= 64)
@@ -199,19 +202,20 @@ def candidates(names: list[str], forms: Mapping[str, str], built: Built, pairs: 
     def unlike(form: str) -> bool:  # a Conv2d is given images, though it takes one alone too
         return bool(of_name) and len(form.split()) != int(of_name[0]) + 2
 
-    single: list[Given] = []
+    single = list(given.values())
     for form, size in itertools.product(sorted(FORMS, key=unlike), [*features, *constants, ""]):
         axis = size if size in features and size not in ("b", "n", "y", "x") else "d"
         axes = tuple(form.replace("d", axis).split() if axis == "d" else [axis if a == "d" else a for a in form.split()])
         single.append(Given(axes, {axis: size} if size else {}))
     single += [Given(tuple(form.split()), {}) for form in WHOLE]
     single += [Given(tuple(form.split()), {}, below) for form, below in itertools.product(WHOLE, [*numbers, "4"])]
-    rows = [(g,) * len(names) for g in single]
+    rows = [(g,) * len(wanted) for g in single] if wanted else [()]
     tried = list(itertools.product(rows, LEAST))
-    if pairs and len(names) == 2:
+    if pairs and len(wanted) == 2:
         tried += list(itertools.product(itertools.product(single, repeat=2), LEAST[:1]))
     for row, least in tried:
-        yield {name: Given(g.axes, g.sizes, g.below, least) for name, g in zip(names, row, strict=True)}
+        every = given | dict(zip(wanted, row, strict=True))
+        yield {name: Given(g.axes, g.sizes, g.below, least) for name, g in every.items()}
 
 
 def observed(built: Built, inputs: Mapping[str, Given]) -> Seen:

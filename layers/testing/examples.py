@@ -68,9 +68,6 @@ def examples(
     skipped = {Phase.explain} | (set() if shrink else {Phase.shrink})  # explaining traces every line, compilers' too
     phases = [phase for phase in settings().phases if phase not in skipped]
 
-    def shown() -> bool:
-        return any(result is not False and not isinstance(result, (Vacuous, Inapplicable)) for result in results)
-
     def late() -> bool:
         return until is not None and bool(results) and time.monotonic() > until
 
@@ -78,7 +75,7 @@ def examples(
         @settings(max_examples=max(1, count), phases=phases, **profiles.COMMON)
         @given(case=contract.cases())
         def draw(case: Case) -> None:
-            if (count > budget // cost and shown()) or late():
+            if (count > budget // cost and shown(results)) or late():
                 return
             try:
                 results.append(prop.check(case, twin) if prop.each_twin else prop.check(case))
@@ -104,14 +101,14 @@ def examples(
             return
         check(budget // cost)
         for more in (budget, 10 * budget):
-            settled = shown() or bool(blob) or NO_BATCH in results or (without_meaning(results) and len(results) >= 4)
+            settled = shown(results) or bool(blob) or NO_BATCH in results or (without_meaning(results) and len(results) >= 4)
             if not settled and more > budget // cost:
                 check(min(more, 4) if without_meaning(results) else more)
         if without_meaning(results):
             pytest.skip(f"{prop.name} cannot be checked for {contract.name}: {results[0].reason}")
-        if not shown() and late():
+        if not shown(results) and late():
             pytest.skip(f"{prop.name} has shown nothing of {contract.name} in its time")
-        if not shown():
+        if not shown(results):
             why = Counter(r.reason for r in results if isinstance(r, Vacuous)).most_common(1)
             pytest.fail(
                 f"{contract.name} {prop.name} is vacuous: none of {len(results)} configurations could have failed"
@@ -120,6 +117,11 @@ def examples(
             )
 
     return run
+
+
+def shown(results: list[Any]) -> bool:
+    """Whether one of the configurations could have failed."""
+    return any(result is not False and not isinstance(result, (Vacuous, Inapplicable)) for result in results)
 
 
 def without_meaning(results: list[Any]) -> bool:

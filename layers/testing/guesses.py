@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import random
 import re
 import types
@@ -192,4 +193,5 @@ def written(sizes: list[int], known: list[dict[str, int]]) -> str:
 
 
 def quoted(text: str) -> str:
-    return f'"{text}"'
+    """As a string of Python, in double quotes."""
+    return json.dumps(str(text), ensure_ascii=False)

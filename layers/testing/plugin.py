@@ -12,6 +12,7 @@ Every pytest session of the environment loads this file, so it imports neither t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from importlib import import_module
@@ -38,8 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick: shapes, equality with the twins, gradients and weights, on a few examples")
-    if (path := report_path(config)) and path.is_dir():
-        raise pytest.UsageError(f"--contract-report must be a file to write, {path} is a folder")
+    if path := report_path(config):
+        require_writable(path)
     if "hypothesis" in sys.modules or config.getoption("--hypothesis-profile", None):
         import_module("layers.testing.profiles")  # before hypothesis loads the one that was asked for
 
@@ -66,15 +67,30 @@ def report_path(config: pytest.Config) -> Path | None:
     return config.invocation_params.dir / name if name else None
 
 
+def require_writable(path: Path) -> None:
+    """As far as one can tell before the run."""
+    if path.is_dir():
+        raise pytest.UsageError(f"--contract-report must be a file to write, {path} is a folder")
+    there = next(found for found in (path, *path.parents) if found.exists())
+    if there != path and not there.is_dir():
+        raise pytest.UsageError(f"--contract-report {path} cannot be written: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise pytest.UsageError(f"--contract-report {path} cannot be written: there is no permission for {there}")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How many promises were checked, which were not, and where the time went; and the page, if it was asked for."""
     if path := report_path(terminalreporter.config):
         from layers.testing.page import page, told_of
 
         errors = [r for r in terminalreporter.stats.get("error", ()) if isinstance(r, pytest.CollectReport)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(told_of(terminalreporter.stats), {r.nodeid: r.longreprtext for r in errors}), encoding="utf-8")
-        terminalreporter.write_line(f"contracts: {path}")
+        source = page(told_of(terminalreporter.stats), {r.nodeid: r.longreprtext for r in errors})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source, encoding="utf-8")
+            terminalreporter.write_line(f"contracts: {path}")
+        except OSError as error:
+            terminalreporter.write_line(f"contracts: the page was not written: {error}")
     seconds: dict[str, float] = defaultdict(float)
     blocks, tests, without, failing, late = set(), set(), set(), set(), set()
     for report in (r for reports in terminalreporter.stats.values() for r in reports if isinstance(r, pytest.TestReport)):

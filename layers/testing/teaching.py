@@ -142,8 +142,9 @@ def first_difference(case: Case, name: str, twin: Twin | None) -> str:
 
     "" where nothing is known of it.
     """
-    tolerance = case.tolerance(case.block()) if name in ("forward", "backward", "train_eval", "non_contiguous") else 0.0
+    rounded = name in ("forward", "backward", "train_eval", "non_contiguous")
     try:
+        tolerance = case.tolerance(case.block()) if rounded else 0.0
         known = dict(case.block().named_modules())
         both = None if twin else pair(case, name)
         found = zip(*both, strict=True) if both else ()

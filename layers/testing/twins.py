@@ -49,7 +49,7 @@ class Reference:
     takes: tuple[str, ...]
     outputs: Callable[[Any, Any], Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    call: Callable[[nn.Module, dict[str, Any]], Any] = lambda module, inputs: module(*inputs.values())
+    call: Callable[[nn.Module, dict[str, Any]], Any] = lambda module, inputs: module(**inputs)
     trains_differently: Callable[[Any], bool] = lambda arguments: False
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layers.testing import GENERIC, Case, Contract, Property, Twin
-from layers.testing.verdicts import missing_in_torch
+from layers.testing import GENERIC, Case, Contract, Mismatch, Property, Twin
+from layers.testing.examples import shown, without_meaning
+from layers.testing.verdicts import Verdict, missing_in_torch
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Finding:
     options:  under which it does, in words. where: the same of a drawn configuration; all others must be green.
     what:     in a sentence or two.
     shown:    lines of Python that need nothing but the library, and fail once the defect is gone.
+    raises:   what the check raises then; all else is red.
     seen:     upstream threads about it, as "owner/name#number".
     cf:       the threads are about a related defect.
     documented: where the library says so itself: no defect, and told all the same.
@@ -28,6 +31,7 @@ class Finding:
     what: str
     shown: str
     where: Callable[[Case], bool] = lambda case: True
+    raises: type[Exception] | tuple[type[Exception], ...] = Mismatch
     seen: tuple[str, ...] = ()
     cf: bool = False
     documented: str = ""
@@ -45,30 +49,51 @@ LIMITS = (60, 300)
 
 
 def watch(contract: Contract, prop: Property, twin: Twin | None, findings: Sequence[Finding], count: int) -> dict[Finding, int]:
-    """Red in one configuration at least of each finding's, and green in others; gives after how many each was seen.
+    """Red in one configuration at least of each finding's alone, and green in others; gives after how many each was seen.
 
-    count: configurations that are looked at in any case. Errors: `AssertionError` where a finding is not seen, and what the
-    check raises where none was expected.
+    count: configurations that are looked at in any case. Errors: `AssertionError` where a finding is not seen, or where none of
+    the others could have failed, and what the check raises where none was expected.
     """
     seen: dict[Finding, int] = {}
+    verdicts: dict[Finding | None, list[Verdict]] = defaultdict(list)  # None: of configurations without a finding
     number = 0
+
+    def green() -> bool:
+        others = verdicts[None]
+        return shown(others) or (without_meaning(others) and len(others) >= 4)
+
     for limit in LIMITS:
         for case in contract.examples(limit)[number:]:
             number += 1
             here = [finding for finding in findings if finding.where(case)]
-            if number > count and (not here or all(finding in seen for finding in here)):
+            alone = here[0] if len(here) == 1 else None
+            if number > count and (green() if not here else alone is None or alone in seen):
                 continue
             try:
-                prop.check(case, twin) if prop.each_twin else prop.check(case)
+                verdict = prop.check(case, twin) if prop.each_twin else prop.check(case)
             except Exception as error:
-                if isinstance(error, NotImplementedError | RuntimeError) and missing_in_torch(error):
+                known = isinstance(error, NotImplementedError | RuntimeError)
+                verdict = missing_in_torch(error, contract.foreign) if known else None
+                if verdict is None:
+                    if not any(isinstance(error, finding.raises) for finding in here):
+                        error.add_note(f"configuration: {case!r}")
+                        raise
+                    if alone:  # of several at once one cannot tell which it is
+                        seen.setdefault(alone, number)
                     continue
-                if not here:
-                    error.add_note(f"configuration: {case!r}")
-                    raise
-                for finding in here:
-                    seen.setdefault(finding, number)
-        if len(seen) == len(findings):
+            if alone or not here:
+                verdicts[alone].append(verdict)
+        if len(seen) == len(findings) and (green() or not verdicts[None]):
             return seen
-    gone = next(finding for finding in findings if finding not in seen)
-    raise AssertionError(f"{contract.name} no longer breaks {prop.name} ({gone.options}): {gone.what}")
+    for finding in (finding for finding in findings if finding not in seen):
+        results, name = verdicts[finding], f"{prop.name} ({finding.options})"
+        if not results:
+            raise AssertionError(f"{contract.name} {name}: no configuration is of it alone: {finding.what}")
+        if not shown(results):
+            none = f"none of {len(results)} configurations could have failed"
+            raise AssertionError(f"{contract.name} {prop.name} cannot show it ({finding.options}): {none}: {finding.what}")
+        raise AssertionError(f"{contract.name} no longer breaks {name}: {finding.what}")
+    if not without_meaning(others := verdicts[None]):
+        none = f"none of {len(others)} configurations could have failed"
+        raise AssertionError(f"{contract.name} {prop.name} is vacuous without the findings: {none}")
+    return seen

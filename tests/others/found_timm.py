@@ -28,6 +28,7 @@ try:
 except ValueError as error:
     assert "when training" in str(error)
 """,
+        raises=ValueError,
         where=one_weight,
     )
 
@@ -50,6 +51,7 @@ try:
 except TypeError as error:
     assert "multiple values for argument 'act_layer'" in str(error)
 """,
+        raises=TypeError,
         where=lambda case: case.arguments.use_mlp,
     ),
     Finding(
@@ -67,6 +69,7 @@ try:
 except RuntimeError as error:
     assert "cannot reshape tensor of 0 elements" in str(error)
 """,
+        raises=RuntimeError,
     ),
     Finding(
         "WindowAttention",
@@ -83,5 +86,6 @@ try:
 except RuntimeError as error:
     assert "cannot reshape tensor of 0 elements" in str(error)
 """,
+        raises=RuntimeError,
     ),
 ]

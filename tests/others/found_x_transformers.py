@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 from findings import Finding
+
+from layers.testing import Mismatch
 
 BEGUN = """
 import torch
@@ -58,6 +62,7 @@ try:
 except RuntimeError as error:
     assert "must match the size" in str(error)
 """,
+        raises=(RuntimeError, Mismatch),
         where=option("data_dependent_alibi", "data_dependent_alibi_per_row"),
     ),
     Finding(
@@ -131,6 +136,7 @@ try:
 except RuntimeError as error:
     assert "einsum()" in str(error)
 """,
+        raises=RuntimeError,
         where=lambda case: case.arguments.scaled_sinu_pos_emb and "rotary" not in case.arguments.option,
     ),
     Finding(
@@ -149,6 +155,7 @@ try:
 except pickle.PicklingError as error:
     assert "_SDPBackend" in str(error)
 """,
+        raises=pickle.PicklingError,
         where=option("flash"),
     ),
     Finding(
@@ -167,5 +174,6 @@ try:
 except pickle.PicklingError as error:
     assert "_SDPBackend" in str(error)
 """,
+        raises=pickle.PicklingError,
     ),
 ]

@@ -246,5 +246,6 @@ try:
 except RuntimeError as error:
     assert "cannot reshape tensor of 0 elements" in str(error)
 """,
+        raises=RuntimeError,
     ),
 ]

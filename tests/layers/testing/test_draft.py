@@ -110,6 +110,32 @@ def test_the_contract_is_the_source_that_is_printed():
     assert drafted.contract().check(only=["smoke", "shape", "batch_rows", "gradcheck"], examples=2)
 
 
+class Lambda(nn.Linear):
+    """A keyword, once its name is in lower case."""
+
+
+class Tensor(nn.Linear):
+    """A name of the kit's, once it is in lower case."""
+
+
+class Dict(nn.Linear):
+    """A name of Python's that drafts use."""
+
+    def __init__(self, dim: int, form: str = "plain") -> None:
+        super().__init__(dim, dim)
+
+
+@pytest.mark.parametrize(
+    ("block", "given", "name"),
+    [(Lambda, {}, "lambda_contract"), (Tensor, {}, "tensor_contract"), (Dict, {"form": ['a"b\\', "c\n"]}, "dict_contract")],
+)
+def test_the_source_runs_whatever_names_and_words_are_in_it(block, given, name):
+    namespace = {}
+    exec(str(draft(block, given, {})), namespace)
+    case = namespace[name].example()
+    assert not given or case.arguments.form in given["form"]
+
+
 class Both(nn.Module):
     def __init__(self, dim: int, mode: Literal["sum", "product"] = "sum", twice: bool = False) -> None:
         super().__init__()
@@ -135,6 +161,15 @@ def test_inputs_may_be_given():
     assert 'input=tensor("b c y x", c=3)' in str(draft(nn.Conv2d, {"in_channels": [3], "padding": [1]}, {"input": "b c=3 y x"}))
     with pytest.raises(Unclear, match=r"--input: size in 'b n < size' is neither a number nor an argument; there are num_emb"):
         draft(nn.Embedding, {}, {"input": "b n < size"})
+
+
+def test_inputs_that_are_not_given_are_guessed_beside_those_that_are():
+    source = str(draft(Both, {}, {"x": "b tokens dim"}))
+    assert 'x=tensor("b tokens dim", dim=a.dim)' in source
+    assert 'condition=tensor("b dim", dim=a.dim)' in source
+    assert 'input2=tensor("b n in2_features"' in str(draft(nn.Bilinear, {}, {"input1": "b n in1_features"}))
+    with pytest.raises(Unclear, match=r"no guess fits the inputs input2 .*--input 'input2=b n dim'"):
+        draft(nn.Bilinear, {}, {"input1": "b n"})
 
 
 @pytest.mark.parametrize(
@@ -187,15 +222,39 @@ def test_the_program_says_what_is_red_and_prints_a_draft(program):
     assert "    Hides,\n    arguments=dict(\n" in out
 
 
-def test_mistakes_at_the_command_line(program):
+def test_nothing_checked_is_neither_green_nor_red(program):
+    status, out, _ = program("Mixes", "--seconds", "0")
+    assert status == 2
+    assert "0 green, 0 red, " in out
+
+
+@pytest.mark.parametrize(("source", "why"), [("nosuch", "NameError: name 'nosuch'"), ("class", "SyntaxError: invalid syntax")])
+def test_a_file_that_raises_is_told(source, why, tmp_path, monkeypatch, capsys):
+    path = tmp_path / f"raises_{why[:4].lower()}_to_draft.py"
+    path.write_text(source)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main([f"{path}:Block"]) == 2
+    assert f"cannot be imported: {why}" in capsys.readouterr().err
+
+
+def test_an_error_of_a_check_is_no_mistake_in_usage(program, monkeypatch):
+    def raising(*arguments):
+        raise ValueError("of the kit's own")
+
+    monkeypatch.setattr("layers.testing.__main__.outcomes", raising)
+    with pytest.raises(ValueError, match="of the kit's own"):
+        program("Mixes")
+
+
+def test_mistakes_at_the_command_line(program, capsys):
     status, out, err = program("Nothing")
     assert (status, out) == (2, "")
     assert "has no Nothing; its blocks are Mixes, IgnoresMode, WritesOver, Hides" in err
     assert "--set must be NAME=..., got 'dim'" in program("Mixes", "--set", "dim")[2]
-    with pytest.raises(SystemExit, match="2"):
-        program("Mixes", "--only", "backwards")
-    with pytest.raises(SystemExit, match="2"):
-        program("Mixes", "--examples", "0")
+    for mistake in (("--only", "backwards"), ("--examples", "0")):
+        with pytest.raises(SystemExit, match="2"):
+            program("Mixes", *mistake)
+        assert not capsys.readouterr().out
     assert main(["no.such.module:Block"]) == 2
     assert main(["FeedForward"]) == 2
 

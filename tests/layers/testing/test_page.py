@@ -139,9 +139,30 @@ def test_text_is_escaped():
     assert text('a < b & "c" \x1b[1;31mred\x1b[0m\x07\ud800\n') == "a &lt; b &amp; &quot;c&quot; red\ufffd\ufffd\n"
 
 
+def reported(tmp_path, name):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--contract-report", name]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+
 @pytest.mark.processes
-def test_a_folder_is_no_file_to_write(tmp_path):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--contract-report", "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (".", "must be a file to write, "),
+        ("test_block.py/new/report.html", ".*html cannot be written: .*test_block.py is no folder"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_run(name, why, tmp_path):
+    (tmp_path / "test_block.py").write_text("")
+    done = reported(tmp_path, name)
     assert done.returncode == 4
-    assert "--contract-report must be a file to write" in done.stderr
+    assert re.search(f"--contract-report {why}", done.stderr)
+
+
+@pytest.mark.processes
+def test_a_page_that_cannot_be_written_in_the_end_is_a_line(tmp_path):
+    (tmp_path / "test_block.py").write_text("import pathlib\n\ndef test_it():\n    pathlib.Path('report.html').mkdir()\n")
+    done = reported(tmp_path, "report.html")
+    assert done.returncode == 0
+    assert re.search("contracts: the page was not written: .*report.html", done.stdout)
+    assert "1 passed" in done.stdout

@@ -97,6 +97,17 @@ def test_what_cannot_be_told_is_left_out():
     assert not first_difference(contract(Sound).example(), "gradcheck", None)
 
 
+def test_a_block_that_cannot_be_built_is_a_failure_and_no_more():
+    class Unbuilt(Sound):
+        def __init__(self, **arguments):
+            raise RuntimeError("no such width")
+
+    (outcome,) = contract(Unbuilt).check(only=["train_eval"], examples=2)
+    assert outcome.how == "failed"
+    assert outcome.message.startswith("RuntimeError: no such width")
+    assert outcome.lessons == (f"usually: {USUALLY['train_eval']}",)
+
+
 @pytest.mark.processes
 def test_the_failures_that_the_docs_show_are_what_is_printed(tmp_path):
     page = (Path(__file__).parents[3] / "docs" / "check-your-block.md").read_text()

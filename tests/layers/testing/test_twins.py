@@ -173,6 +173,13 @@ def test_what_the_replacement_has_fixed_stays():
     assert list(contract.example().arguments.passed()) == ["width", "out", "seed"]
 
 
+def test_inputs_go_to_the_reference_by_name():
+    parts = like(nn.GRU, inputs=dict(state="hx", x="input"))
+    contract = Contract(partial(nn.GRU, batch_first=True), call=lambda module, i: module(i["x"], i["state"]), **parts, name="GRU")
+    report = contract.check(["smoke", "forward"], examples=3)
+    assert report, report
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
