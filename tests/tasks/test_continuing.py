@@ -115,8 +115,7 @@ def by_hand(asked, model):
         token = int(logits.argmax() if asked["greedy"] else choose(logits, len(found)))
         if token == EOS:
             return TOKENIZER.decode(found), (len(found) + 1, True)
-        found.append(token)
-        window.append(token)
+        found, window = [*found, token], [*window, token]
     return TOKENIZER.decode(found), (len(found), False)
 
 
@@ -157,16 +156,19 @@ def ask(**more):
     return {"prompt": "a", "max_new_tokens": 6, "seed": 0, "greedy": False, "min_new_tokens": 6, **more}
 
 
-def test_calls_are_shared_and_whoever_comes_later_joins(models):
+@pytest.mark.parametrize("doubt", [False, True])
+def test_calls_are_shared_and_whoever_comes_later_joins(models, monkeypatch, doubt):
+    """Whoever has been in doubt, as all are here, goes on alone."""
+    monkeypatch.setattr(continuing, "CLOSE", torch.inf if doubt else 0.0)
     watched = Watched(models["llama_small"])
-    texts = [written(ask(prompt=prompt, seed=n), watched) for n, prompt in enumerate(["a", "abcd", "b"])]
+    texts = [written(ask(prompt=prompt, seed=n, greedy=doubt), watched) for n, prompt in enumerate(["a", "abcd", "b"])]
     pieces = [text.pieces() for text in texts]
     for n in range(7):
         there = texts if n > 1 else texts[:2]
         share_calls(there, 4)
         for one in pieces[: len(there)]:
             next(one)
-    assert watched.rows == [2, 2, 2, 1, 3, 3, 3, 1]
+    assert watched.rows == ([2] + [1] * 17 if doubt else [2, 2, 2, 1, 3, 3, 3, 1])
 
 
 def test_a_text_that_fails_fails_alone(models):
@@ -188,8 +190,8 @@ def test_whoever_has_left_is_computed_no_more(models):
     share_calls(texts, 4)
     for one in pieces:
         next(one)
-    pieces[0].close()
-    pieces[2].close()
+    for one in pieces[::2]:
+        one.close()
     next(pieces[1])
     assert watched.rows == [3, 1]
     assert texts[0].batch is texts[2].batch is None
@@ -201,7 +203,7 @@ def test_a_text_that_is_stopped_leaves_the_others_alone(models):
     whole = ["".join(all_of(written(one, models["llama_small"]))[0]) for one in asked]
     stops = [whole[0][3:5], whole[1][6:8], "\n"]
     texts = [written(one, models["llama_small"]) for one in asked]
-    pieces, found = [until(text.pieces(), [stop]) for text, stop in zip(texts, stops, strict=True)], ["", "", ""]
+    pieces, found = [until(text.pieces(), [stop]) for text, stop in zip(texts, stops, strict=True)], [""] * 3
     for _ in range(14):
         share_calls(texts, 4)
         found = [before + next(one, "") for before, one in zip(found, pieces, strict=True)]
@@ -235,7 +237,6 @@ def test_where_rounding_might_decide_a_greedy_text_is_that_of_the_text_alone(mod
             return torch.where(real < 7, logits, near)
 
     def found(together):
-        """The texts, and how many rows were computed for them."""
         watched, lengths = Watched(models["llama_small"]), zip(prompts, (2, 12), strict=True)
         watched.start = partial(Near, watched)
         asked = [ask(prompt=prompt, greedy=True, max_new_tokens=n, min_new_tokens=n) for prompt, n in lengths]
@@ -294,7 +295,6 @@ def test_who_leaves_while_batches_join_is_computed_no_more(models, monkeypatch):
 
 def test_half_precision_and_positions_that_depend_on_the_room_share_nothing():
     model = zoo.create("llama_small", vocab_size=28, dim=16, layers=1, heads=2)
-    assert may_share(model, "fp32")
-    assert not may_share(model, "bf16")
+    assert [may_share(model, precision) for precision in ("fp32", "bf16")] == [True, False]
     model.rotary.scaling = SimpleNamespace(needs_length=True)
     assert not may_share(model, "fp32")
