@@ -148,20 +148,33 @@ class Cache:
     def join(self, other: Cache, capacity: int) -> None:
         """Take in the rows of another cache of the same attention, after its own, with room for `capacity` slots from now on.
 
-        Both are filled; the rows of the shorter one move up until they end where the longer ones do. The other cache is used up.
+        Both are filled; all rows end in the same slot, and what is padding in every row is dropped. The other cache is used up.
         Errors: `ValueError` for caches that are not filled, kinds that keep more than slots, and too small a capacity.
         """
-        longest = max(int(self.length), int(other.length))
         plain = type(self) is Cache and type(other) is Cache and self.filled and other.filled
         require(plain, "other", f"{type(other).__name__} to a {type(self).__name__}", "a Cache to a Cache, both of them filled")
+        starts = [one.begins() for one in (self, other)]
+        ends = [int(one.length) for one in (self, other)]
+        used = [end - (int(start.min()) if len(start) else end) for start, end in zip(starts, ends, strict=True)]
+        longest = max(used)
         require(capacity >= longest, "capacity", capacity, f"{longest} at least, which are filled")
-        for one in (self, other):
-            one.keys, one.values = (F.pad(x, (0, 0, 0, capacity - x.shape[2])) for x in (one.keys, one.values))
-            one.move(torch.full(one.keys.shape[:1], longest - int(one.length), device=one.keys.device))
-        self.keys, self.values = torch.cat([self.keys, other.keys]), torch.cat([self.values, other.values])
-        self.start = torch.cat([self.start, other.start])  # type: ignore
+
+        def joined(parts: tuple[Tensor, Tensor]) -> Tensor:
+            rows, (_, heads, _, dim) = [len(part) for part in parts], parts[0].shape
+            whole = parts[0].new_zeros(sum(rows), heads, capacity, dim)
+            for into, part, end, n in zip(whole.split(rows), parts, ends, used, strict=True):
+                into[:, :, longest - n : longest] = part[:, :, end - n : end]
+            return whole
+
+        self.keys, self.values = joined((self.keys, other.keys)), joined((self.values, other.values))
+        self.start = torch.cat([start + longest - end for start, end in zip(starts, ends, strict=True)])
         self.length.fill_(longest)
         self.capacity = capacity
+
+    def begins(self) -> Tensor:
+        """(b,): `start` of a filled cache, zeros where there is none."""
+        device = self.keys.device
+        return torch.zeros(len(self.keys), dtype=torch.long, device=device) if self.start is None else self.start.to(device)
 
 
 class GrowingCache(Cache):

@@ -1,13 +1,16 @@
 """How texts go on from their prompts, a token at a time: one by itself, or many that share the calls of the model.
 
-What a text is does not depend on its company. Each has rules, random numbers and an end of its own; prompts of unequal lengths
-are padded on the left, and whoever ends or leaves takes no more room. What is left is rounding, for a batch adds up in another
-order: where `Text.sure` sees that it might decide, the token is taken of logits that are computed without the others.
+This is continuous batching, or iteration-level scheduling (Yu et al., Orca, OSDI 2022): texts come and go between any two tokens.
+Each has rules, random numbers and an end of its own; prompts of unequal lengths are padded on the left, and whoever ends or
+leaves takes no more room. What is left of the company is rounding, for a batch adds up in another order. A greedy text is what it
+is alone: where `sure` sees that rounding might decide, it is computed again without the others, and goes on so. A drawn text is
+another one as rarely as a random number falls between two that differ in their last digits.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -58,6 +61,8 @@ class Text:
 
         self.window = tokens[-(self.context // 2) :] if len(tokens) >= self.context else tokens
         self.first, self.told, self.batch = len(self.window), 0, None
+        self.shared = False
+        """Whether of what the model remembers anything has been computed together with others."""
         least = max(0, self.rules.get("min_new_tokens", 0) - self.done)
         self.constraints = Constraints(**self.rules | {"min_new_tokens": least, "stop": (self.tokenizer.eos,)})
 
@@ -78,10 +83,10 @@ class Text:
                 else:
                     (self.batch or Batch([self])).step()
         finally:  # also where nobody wants more of it
-            self.batch, self.end = None, self.end or False
+            self.end, self.batch = self.end or False, None
 
-    def take(self, logits: Tensor, shared: bool) -> None:
-        """The next token. logits: (1, vocab_size). shared: whether they were computed together with others."""
+    def take(self, logits: Tensor) -> None:
+        """The next token. logits: (1, vocab_size)."""
         import torch
 
         from zoo.generation.decoding import likeliest
@@ -90,7 +95,7 @@ class Text:
             past, self.told = torch.tensor([self.window[self.told :]], device=logits.device), len(self.window)
             before = copy.copy(self.constraints)
             values = self.constraints(logits, past)
-            if shared and self.choose is None and not sure(values):
+            if self.shared and self.choose is None and not sure(values):
                 self.constraints, values = before, before(self.alone(), past)
             token = int((self.choose or likeliest)(values, self.done)[0])
         except Exception as error:
@@ -99,7 +104,10 @@ class Text:
             self.put(token)
 
     def alone(self) -> Tensor:
-        """(1, vocab_size): what follows, computed step by step as it is without company."""
+        """(1, vocab_size): what follows, computed step by step as it is without company.
+
+        From here on the text stays alone until it begins anew, so that no token of it is computed more than twice.
+        """
         import torch
 
         rest, device = self.window[self.first :], next(self.model.parameters()).device
@@ -107,6 +115,8 @@ class Text:
         logits = decoder(torch.tensor([self.window[: self.first]], device=device))
         for token in rest:
             logits = decoder(torch.tensor([[token]], device=device))
+        self.shared = False
+        Batch([self], decoder)
         return logits
 
     def put(self, token: int) -> None:
@@ -133,26 +143,32 @@ def sure(logits: Tensor) -> bool:
     if logits.shape[1] < 2:
         return True
     first, second = logits[0].float().topk(2).values.tolist()
+    if second == -math.inf:
+        return True
     return first - second > CLOSE * max(abs(first), abs(second), 1.0)
 
 
 class Batch:
     """Texts of one model, for all of which one call of it gives the next token. Texts leave by having another `batch`, or none.
 
-    One that fails as a whole falls apart into its texts, so that none suffers from another.
+    One that fails as a whole falls apart into its texts, so that none suffers from another. decoder: of a text that is to stay
+    alone, with all of it but the last token.
     """
 
-    def __init__(self, texts: Sequence[Text]) -> None:
-        self.texts, self.capacity = [*texts], 0
-        self.decoder: Any = None
-        for text in texts:
-            text.batch = self
+    def __init__(self, texts: Sequence[Text], decoder: Any = None) -> None:
+        self.texts, self.decoder, self.open = [*texts], decoder, decoder is None
+        self.capacity = 0 if decoder is None else decoder.capacity
+        self.own()
+
+    def own(self) -> None:
+        for text in self.texts:
+            text.batch, text.shared = self, text.shared or len(self.texts) > 1
 
     def keep(self) -> None:
-        """Those who have left take no more room."""
+        """Those who have left take no more room. They leave at any time: their client's thread is another one."""
         import torch
 
-        kept = [n for n, text in enumerate(self.texts) if text.batch is self]
+        kept = [n for n, text in enumerate(self.texts) if text.batch is self and text.end is None]
         if self.decoder is not None and 0 < len(kept) < len(self.texts):
             self.decoder.select(torch.tensor(kept, device=next(self.texts[0].model.parameters()).device))
         self.texts = [self.texts[n] for n in kept]
@@ -160,6 +176,8 @@ class Batch:
     def step(self) -> None:
         """A token for each text, or what is wrong with it."""
         self.keep()
+        if not self.texts:
+            return
         try:
             logits = self.logits()
         except Exception as error:
@@ -171,7 +189,7 @@ class Batch:
             return
         texts, full = self.texts, self.decoder.length >= self.capacity
         for text, row in zip(texts, logits.split(1), strict=True):
-            text.take(row, shared=len(texts) > 1)
+            text.take(row)
             if full and text.batch is self:
                 text.batch = None
 
@@ -194,26 +212,26 @@ class Batch:
         return logits
 
     def join(self, other: Batch, most: int) -> bool:
-        """Takes in the texts of another batch that has begun too, if together they are `most` at most, and have room."""
+        """Takes in the texts of another batch that has begun too, if together they are `most` at most, and may be joined."""
         self.keep()
         other.keep()
         texts = self.texts + other.texts
-        if not self.texts or not other.texts or len(texts) > most or not (self.decoder.joinable and other.decoder.joinable):
+        if not (self.open and other.open and self.texts and other.texts and len(texts) <= most):
             return False
-        capacity = max(self.decoder.length, other.decoder.length) + max(text.room for text in texts)
-        if capacity > 2 * texts[0].context:  # slots before the first token of a row are room too
+        if not (self.decoder.joinable and other.decoder.joinable):
             return False
+        capacity = max(len(text.window) for text in texts) + max(text.room for text in texts)
         self.decoder.join(other.decoder, capacity)
         self.texts, self.capacity = texts, capacity
-        for text in texts:
-            text.batch = self
+        self.own()
         return True
 
 
-def together(texts: Iterable[Text], most: int) -> None:
+def share_calls(texts: Iterable[Text], most: int) -> None:
     """Texts whose next pieces are about to be asked for share calls of the model from now on, `most` of them at most."""
     waiting = [text for text in texts if not text.ready and text.end is None]
-    batches = dict.fromkeys(text.batch for text in waiting if text.batch is not None and text.batch.decoder is not None)
+    found = dict.fromkeys([text.batch for text in waiting])  # read once: whoever leaves has none, at any time
+    batches = [batch for batch in found if batch is not None and batch.decoder is not None]
     kept: list[Batch] = []
     for batch in batches:
         if not any(one.join(batch, most) for one in kept):

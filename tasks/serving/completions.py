@@ -134,7 +134,7 @@ def renamed(error: BadInput) -> BadInput:
 
 
 async def complete(server: Server, request: Request, form: Form = COMPLETION) -> Response:
-    from tasks.serving.server import answered, together, unless_gone
+    from tasks.serving.server import answered, gather_or_cancel, unless_gone
 
     limits = server.limits
     async with asyncio.timeout(limits.timeout):
@@ -150,7 +150,7 @@ async def complete(server: Server, request: Request, form: Form = COMPLETION) ->
         if stream:
             return await begun(server, name, items[0], head | {"object": form.kind_of_piece}, form)
         with server.places(len(items)):
-            rows = await unless_gone(request, together(server.written(name, item) for item in items))
+            rows = await unless_gone(request, gather_or_cancel(server.written(name, item) for item in items))
     choices = [form.whole(row["text"], row["finish_reason"], n) for n, row in enumerate(rows)]
     return answered(head | {"choices": choices, "usage": usage(server.models[name], items)})
 

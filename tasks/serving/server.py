@@ -273,7 +273,7 @@ class Server:
         if not isinstance(model, Generations):
             return await self.batchers[name].answers(items)
         with self.places(len(items)):
-            return await together(self.written(name, item) for item in items)
+            return await gather_or_cancel(self.written(name, item) for item in items)
 
     async def written(self, name: str, item: Writing) -> dict[str, Any]:
         text = "".join([piece async for piece in self.pieces(name, item)])
@@ -313,7 +313,7 @@ class Events(StreamingResponse):
                 await super().__call__(scope, receive, send)
 
 
-async def together(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+async def gather_or_cancel(calls: Iterable[Awaitable[Any]]) -> list[Any]:
     """What all of them give, or the first error; then the others end too."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
@@ -335,10 +335,12 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
 
     async def leaving() -> None:
         nonlocal left
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        left = True
-        ours.cancel()
+        with contextlib.suppress(Exception):  # who cannot be heard any more has left too
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+        if not watch.cancelling():
+            left = True
+            ours.cancel()
 
     watch = asyncio.create_task(leaving())
     try:

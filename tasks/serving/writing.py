@@ -43,7 +43,7 @@ class Generations(Served):
         from tasks.text_generation_use import GenerateOptions
 
         self.model, self.tokenizer, self.context, self.precise = self.options(GenerateOptions).load()
-        self.together = self.batch if may_share(self.model, self.precision) else 1
+        self.most_together = self.batch if may_share(self.model, self.precision) else 1
 
     def settings(self) -> dict[str, Schema]:
         """The schema of each."""
@@ -81,11 +81,11 @@ class Generations(Served):
 
     def answer(self, items: Sequence[Writing]) -> list[Any]:
         """The next piece of each text, None where it has ended; an error in the place of a piece is of this text alone."""
-        from tasks.continuing import together
+        from tasks.continuing import share_calls
 
         found: list[Any] = []
         with self.precise:
-            together([one.text for one in items if one.text is not None], self.together)
+            share_calls([one.text for one in items if one.text is not None], self.most_together)
             for one in items:
                 try:
                     found.append(next(one.pieces))
@@ -99,8 +99,9 @@ class Generations(Served):
 
 def may_share(model: Any, precision: str) -> bool:
     """Whether a text is the same in a batch: half precision rounds too much, and some positions depend on the room there is."""
-    scalings = [getattr(module, "scaling", None) for module in model.modules()]
-    return precision == "fp32" and not any(getattr(one, "needs_length", False) for one in scalings)
+    from zoo.generation.decoder_only import angles_need_length
+
+    return precision == "fp32" and not angles_need_length(model)
 
 
 def until(pieces: Pieces, stops: Sequence[str]) -> Pieces:

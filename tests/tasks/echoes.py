@@ -17,7 +17,7 @@ class Echo(Generations):
     """Writes the characters of its prompt again and again, up to max_new_tokens; "!" is a fault."""
 
     def load(self):
-        self.precise, self.together = contextlib.nullcontext(), 1
+        self.precise, self.most_together = contextlib.nullcontext(), 1
         self.tokenizer = SimpleNamespace(encode=list)
         self.closed = []
 

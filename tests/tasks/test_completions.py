@@ -249,9 +249,12 @@ def test_who_goes_away_frees_the_place(heard):
             async def receive_none():
                 return {"type": "http.disconnect"}
 
-            forever = asyncio.Event()
-            with pytest.raises(Gone):
-                await unless_gone(SimpleNamespace(receive=receive_none), forever.wait())
+            async def receive_never():
+                raise RuntimeError("the connection is lost")
+
+            for one in (receive_none, receive_never):
+                with pytest.raises(Gone):
+                    await asyncio.wait_for(unless_gone(SimpleNamespace(receive=one), asyncio.Event().wait()), 10)
 
     asyncio.run(play())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import zoo
 from tasks import continuing
-from tasks.continuing import Text, together
+from tasks.continuing import Text, share_calls, sure
 from tasks.serving.writing import may_share, until
 from zoo.generation.decoder_only import Decoding
 from zoo.generation.sampling import Sampler
@@ -48,8 +49,8 @@ def written(asked, model):
     settings = dict(asked)
     seed, greedy = settings.pop("seed"), settings.pop("greedy")
     filters = {name: settings.pop(name) for name in ("temperature", "top_p") if name in settings}
-    choose = None if greedy else Sampler(seed=seed, **filters)
-    return Text(model, TOKENIZER, settings.pop("prompt"), context=CONTEXT, choose=choose, **settings)
+    settings["choose"] = None if greedy else Sampler(seed=seed, **filters)
+    return Text(model, TOKENIZER, settings.pop("prompt"), context=CONTEXT, **settings)
 
 
 def all_of(text):
@@ -84,7 +85,7 @@ def test_a_text_in_company_is_what_it_is_alone(models, name, data):
     while len(ended) < len(some):
         there = min(len(some), there + data.draw(st.integers(0, 2)))
         asking = [n for n in range(there) if n not in ended and data.draw(st.integers(0, 3))]
-        together([texts[n] for n in asking], 3)
+        share_calls([texts[n] for n in asking], 3)
         for n in asking:
             try:
                 found[n].append(next(pieces[n]))
@@ -114,8 +115,7 @@ def by_hand(asked, model):
         token = int(logits.argmax() if asked["greedy"] else choose(logits, len(found)))
         if token == EOS:
             return TOKENIZER.decode(found), (len(found) + 1, True)
-        found.append(token)
-        window.append(token)
+        found, window = [*found, token], [*window, token]
     return TOKENIZER.decode(found), (len(found), False)
 
 
@@ -156,16 +156,19 @@ def ask(**more):
     return {"prompt": "a", "max_new_tokens": 6, "seed": 0, "greedy": False, "min_new_tokens": 6, **more}
 
 
-def test_calls_are_shared_and_whoever_comes_later_joins(models):
+@pytest.mark.parametrize("doubt", [False, True])
+def test_calls_are_shared_and_whoever_comes_later_joins(models, monkeypatch, doubt):
+    """Whoever has been in doubt, as all are here, goes on alone."""
+    monkeypatch.setattr(continuing, "CLOSE", torch.inf if doubt else 0.0)
     watched = Watched(models["llama_small"])
-    texts = [written(ask(prompt=prompt, seed=n), watched) for n, prompt in enumerate(["a", "abcd", "b"])]
+    texts = [written(ask(prompt=prompt, seed=n, greedy=doubt), watched) for n, prompt in enumerate(["a", "abcd", "b"])]
     pieces = [text.pieces() for text in texts]
     for n in range(7):
         there = texts if n > 1 else texts[:2]
-        together(there, 4)
+        share_calls(there, 4)
         for one in pieces[: len(there)]:
             next(one)
-    assert watched.rows == [2, 2, 2, 1, 3, 3, 3, 1]
+    assert watched.rows == ([2] + [1] * 17 if doubt else [2, 2, 2, 1, 3, 3, 3, 1])
 
 
 def test_a_text_that_fails_fails_alone(models):
@@ -173,7 +176,7 @@ def test_a_text_that_fails_fails_alone(models):
     for prompt in ("h", "ah"):
         watched = Watched(models["llama_small"], poison=ord("h") - 95)
         texts = [written(ask(prompt=one, forbidden_sequences=[[ord("h") - 95]]), watched) for one in ("a", prompt, "bc")]
-        together(texts, 4)
+        share_calls(texts, 4)
         with pytest.raises(RuntimeError, match="poison"):
             all_of(texts[1])
         clean = [written(ask(prompt=one, forbidden_sequences=[[ord("h") - 95]]), models["llama_small"]) for one in ("a", "bc")]
@@ -184,11 +187,11 @@ def test_whoever_has_left_is_computed_no_more(models):
     watched = Watched(models["llama_small"])
     texts = [written(ask(prompt=prompt), watched) for prompt in "abc"]
     pieces = [text.pieces() for text in texts]
-    together(texts, 4)
+    share_calls(texts, 4)
     for one in pieces:
         next(one)
-    pieces[0].close()
-    pieces[2].close()
+    for one in pieces[::2]:
+        one.close()
     next(pieces[1])
     assert watched.rows == [3, 1]
     assert texts[0].batch is texts[2].batch is None
@@ -200,9 +203,9 @@ def test_a_text_that_is_stopped_leaves_the_others_alone(models):
     whole = ["".join(all_of(written(one, models["llama_small"]))[0]) for one in asked]
     stops = [whole[0][3:5], whole[1][6:8], "\n"]
     texts = [written(one, models["llama_small"]) for one in asked]
-    pieces, found = [until(text.pieces(), [stop]) for text, stop in zip(texts, stops, strict=True)], ["", "", ""]
+    pieces, found = [until(text.pieces(), [stop]) for text, stop in zip(texts, stops, strict=True)], [""] * 3
     for _ in range(14):
-        together(texts, 4)
+        share_calls(texts, 4)
         found = [before + next(one, "") for before, one in zip(found, pieces, strict=True)]
     assert found == [text.partition(stop)[0] for text, stop in zip(whole, stops, strict=True)]
     assert [text.batch for text in texts] == [None] * 3
@@ -212,38 +215,86 @@ def test_prompts_of_very_unequal_lengths_do_not_wait_for_each_other(models):
     texts = [written(ask(prompt="a" * n), models["llama_small"]) for n in (1, 9, 2)]
     for text in texts:
         text.window = text.window * 5 if len(text.window) == 10 else text.window
-    together(texts, 4)
+    share_calls(texts, 4)
     assert texts[0].batch is texts[2].batch is not texts[1].batch
 
 
-def test_where_rounding_might_decide_a_token_is_that_of_the_text_alone(models, monkeypatch):
-    """With logits that others disturb by less than `CLOSE`, which are all but equal."""
-    model = models["llama_small"]
+@pytest.mark.parametrize("prompts", [("a", "bcd"), ("abcdefg", "a")], ids=["left", "begun anew"])
+def test_where_rounding_might_decide_a_greedy_text_is_that_of_the_text_alone(models, monkeypatch, prompts):
+    """Logits are all but equal from the seventh token on, and disturbed by less than `CLOSE` where others were there before."""
+    begins = {CONTEXT // 2, *(1 + len(prompt) for prompt in prompts)}
 
     class Near(Watching):
+        company = False
+
         def __call__(self, tokens, mask=None):
-            logits = super().__call__(tokens, mask)
+            self.company |= len(tokens) > 1 or not (self.begun or tokens.shape[1] in begins)
+            logits, start = super().__call__(tokens, mask), self.past[0].start
             near = 1 + 1e-5 * torch.tanh(logits)
-            return near if len(tokens) == 1 else near + 5e-5 * torch.linspace(0, 1, near.shape[1]).flip(0)
+            if self.company:
+                near += 5e-5 * torch.linspace(0, 1, near.shape[1]).flip(0)
+            real = torch.full((len(tokens), 1), self.length) - (0 if start is None else start[:, None])
+            return torch.where(real < 7, logits, near)
 
-    class Disturbed(Watched):
-        def start(self, capacity):
-            return Near(self, capacity)
+    def found(together):
+        watched, lengths = Watched(models["llama_small"]), zip(prompts, (2, 12), strict=True)
+        watched.start = partial(Near, watched)
+        asked = [ask(prompt=prompt, greedy=True, max_new_tokens=n, min_new_tokens=n) for prompt, n in lengths]
+        texts = [written(one, watched) for one in asked]
+        if together:
+            share_calls(texts, 2)
+        return [all_of(text) for text in texts], sum(watched.rows)
 
-    asked = [ask(prompt=prompt, greedy=True) for prompt in ("a", "bcd")]
-    alone = [all_of(written(one, Disturbed(model))) for one in asked]
-    texts = [written(one, Disturbed(model)) for one in asked]
-    together(texts, 2)
-    assert [all_of(text) for text in texts] == alone
+    alone, (texts, rows) = found(together=False)[0], found(together=True)
+    assert texts == alone
+    assert rows <= 2 * 14  # what is computed again is so once, not for each token
     monkeypatch.setattr(continuing, "CLOSE", 0.0)
-    texts = [written(one, Disturbed(model)) for one in asked]
-    together(texts, 2)
-    assert [all_of(text) for text in texts] != alone
+    assert found(together=True)[0] != alone
+
+
+def test_a_token_is_sure_unless_another_is_about_as_likely():
+    assert sure(torch.tensor([[1.0, -torch.inf, -torch.inf]]))
+    assert not sure(torch.tensor([[1.0, 1.0 - 1e-6]]))
+
+
+@pytest.mark.parametrize("name", ["llama_small", "lstm_small"])
+def test_slots_of_those_who_have_left_are_given_back(models, name):
+    """A batch has no more slots than its longest text, and two steps."""
+    texts = [written(ask(prompt="ab"[: n % 3], seed=n), models[name]) for n in range(14)]
+    pieces, calls = [text.pieces() for text in texts], 0
+    for turn in range(3 * len(texts)):
+        there = [n for n in range(turn // 3 + 1) if texts[n].end is None]
+        share_calls([texts[n] for n in there], 4)
+        for n in there:
+            next(pieces[n])
+        decoders = {text.batch.decoder for text in texts if text.batch is not None and text.batch.decoder is not None}
+        calls += len(decoders)
+        assert all(decoder.length <= 10 for decoder in decoders)
+    assert calls <= 4 * len(texts)
+
+
+def test_who_leaves_while_batches_join_is_computed_no_more(models, monkeypatch):
+    """The client's thread is another one than that of the model."""
+    watched, keep, seen = Watched(models["llama_small"]), continuing.Batch.keep, []
+    texts = [written(ask(prompt=prompt), watched) for prompt in "ab"]
+    pieces = [text.pieces() for text in texts]
+    for one in pieces:
+        next(one)
+
+    def leaving(batch):
+        keep(batch)
+        seen.append(batch)
+        if len(seen) == 2:
+            pieces[1].close()
+
+    monkeypatch.setattr(continuing.Batch, "keep", leaving)
+    share_calls(texts, 4)
+    next(pieces[0])
+    assert (len(seen), watched.rows) == (3, [1, 1, 1])
 
 
 def test_half_precision_and_positions_that_depend_on_the_room_share_nothing():
     model = zoo.create("llama_small", vocab_size=28, dim=16, layers=1, heads=2)
-    assert may_share(model, "fp32")
-    assert not may_share(model, "bf16")
+    assert [may_share(model, precision) for precision in ("fp32", "bf16")] == [True, False]
     model.rotary.scaling = SimpleNamespace(needs_length=True)
     assert not may_share(model, "fp32")

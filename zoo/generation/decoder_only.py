@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from layers.cache import Cache
+from layers.checks import require
 from zoo.generation.past import Past
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from zoo.gpt import CausalLM
 
 
@@ -43,14 +46,22 @@ class Decoding(Past):
 
     @property
     def joinable(self) -> bool:
-        """Whether it may `join` others: attentions with a window keep less than that takes."""
-        return all(type(cache) is Cache for cache in self.past)
+        """Whether it may `join` others, for which attentions with a window keep too little, and angles must need no length."""
+        return all(type(cache) is Cache for cache in self.past) and not angles_need_length(self.model)
 
     def join(self, other: Decoding, capacity: int) -> None:
         """Take in the rows of another decoder of the same model, after its own, of up to `capacity` tokens from now on.
 
-        Both have begun; the other one is used up. Rotary scalings that depend on the length of a text take the new one.
+        Both have begun; the other one is used up. Errors: `ValueError` where they are not `joinable`.
         """
+        needs = angles_need_length(self.model)
+        require(not needs, "other", "a decoder whose positions depend on its capacity", "one whose positions do not")
         for own, others in zip(self.past, other.past, strict=True):
             own.join(others, capacity)
         self.rows, self.capacity = (self.rows or 0) + (other.rows or 0), capacity
+
+
+def angles_need_length(model: nn.Module) -> bool:
+    """Whether a rotary scaling turns by the length that texts may have: those of another capacity have other angles."""
+    scalings = [getattr(module, "scaling", None) for module in model.modules()]
+    return any(getattr(one, "needs_length", False) for one in scalings)

@@ -26,6 +26,8 @@ class RecurrentDecoding(Past):
     def __init__(self, model: Any, capacity: int, state: State | None = None, rows: int | None = None) -> None:
         super().__init__(model.embedding.table.num_embeddings, (), rows)
         self.model, self.capacity, self.state, self.filled = model, capacity, state, 0
+        self.gaps: Tensor | None = None
+        """(rows,), the padding before each row's first token; None where there is none."""
 
     @property
     def length(self) -> int:
@@ -45,6 +47,7 @@ class RecurrentDecoding(Past):
         """
         self.check(tokens, mask)
         self.begin(tokens, mask)
+        self.gaps = self.gaps if mask is None else (~mask).sum(1)
         logits, self.state = self.next_logits(tokens, mask)
         self.filled += tokens.shape[1]
         return logits
@@ -56,6 +59,7 @@ class RecurrentDecoding(Past):
         """Keep these rows, in this order; a row may be taken several times."""
         super().select(rows)
         self.state = None if self.state is None else tuple(part.index_select(0, rows) for part in self.state)
+        self.gaps = None if self.gaps is None else self.gaps.index_select(0, rows)
 
     def truncate(self, length: int | Tensor) -> None:
         """Errors: `ValueError` for any length but the present one: what a state was before is not kept."""
@@ -68,14 +72,21 @@ class RecurrentDecoding(Past):
     def join(self, other: RecurrentDecoding, capacity: int) -> None:
         """Take in the rows of another decoder of the same model, after its own, of up to `capacity` tokens from now on.
 
-        Both have begun; the other one is used up. Errors: `ValueError`.
+        Both have begun; the other one is used up. Padding before all rows no longer counts. Errors: `ValueError`.
         """
-        filled = max(self.filled, other.filled)
         begun = self.joinable and other.joinable and self.state is not None and other.state is not None
         require(begun, "other", type(other).__name__, "a RecurrentDecoding that has begun, to one that has")
+        lengths = torch.cat([self.lengths(), other.lengths()])
+        filled = int(lengths.max()) if len(lengths) else 0
         require(capacity >= filled, "capacity", capacity, f"{filled} at least, which are filled")
         self.state = tuple(torch.cat(parts) for parts in zip(self.state, other.state, strict=True))  # type: ignore
         self.rows, self.filled, self.capacity = (self.rows or 0) + (other.rows or 0), filled, capacity
+        self.gaps = filled - lengths
+
+    def lengths(self) -> Tensor:
+        """(rows,): tokens of each, once it has begun."""
+        whole = torch.full((self.rows or 0,), self.filled, device=self.state[0].device if self.state else None)
+        return whole if self.gaps is None else whole - self.gaps.to(whole.device)
 
 
 class Seq2SeqDecoding(RecurrentDecoding):
