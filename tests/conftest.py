@@ -6,7 +6,6 @@ compiles; with `--hypothesis-profile=ci` or `few`, as in tox, and where a file o
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import tempfile
@@ -46,20 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Any:
-    """Garbage is not sought in what torch and all tests are made of, which stays: a seventh of this time, 3 % of later."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.enable()
-        gc.collect()
-        gc.freeze()
-
-
 def pytest_unconfigure() -> None:
-    gc.unfreeze()  # or libraries tell of leaks at the end
     if CACHE:
         shutil.rmtree(CACHE, ignore_errors=True)
 

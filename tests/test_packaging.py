@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("layers", "zoo", "tasks")
 MAY_IMPORT = {
     "layers": {"layers", "torch", "einops"},
-    "layers.testing": {"layers", "torch", "einops", "hypothesis", "pytest", "pytest_torch"},
+    "layers.testing": {"layers", "torch", "torchvision", "einops", "hypothesis", "pytest", "pytest_torch"},
     "zoo": {
         "zoo",
         "layers",
@@ -35,7 +35,8 @@ MAY_IMPORT = {
         "onnx",
         "onnxruntime",
         "torchao",
-    },  # the last nine when they are needed
+        "executorch",
+    },  # the last ten when they are needed
 }
 """First names of the modules that a package may import, besides Python's own. `tasks` may import whatever is declared."""
 
