@@ -95,7 +95,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[TextClassification, nn.M
     reader.model.config |= {"classes": data.classes, "texts": len(data.train[0].texts)}
     task = TextClassification(data, reader, options)
     if isinstance(reader.model, FastText) and not options.init:
-        reader.model.weigh(row.tokens for row in task.rows["train"])
+        reader.model.weigh((row.tokens for row in task.rows["train"]), task.labels["train"].tolist())
     return task, reader.model
 
 

@@ -7,14 +7,15 @@ An n-gram is 1 to `grams` neighbouring tokens: with a tokenizer of characters, p
 for a table, so that each takes the row that its hash says; a few share one.
 
 Differs from theirs, a mean: an n-gram counts once a text, and weighs the more the fewer texts have it (inverse document
-frequencies: Sparck Jones, 1972); the weights of a text have length 1. Proven against `nn.EmbeddingBag`, with n-grams listed one
-by one.
+frequencies: Sparck Jones, 1972), and the more it tells of the class (supervised term weighting: Debole and Sebastiani, 2003); the
+weights of a text have length 1. Proven against `nn.EmbeddingBag`, with n-grams listed one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,14 +89,28 @@ class FastText(Model):
         return {name: x for name, x in tensors.items() if name in self.state_dict() or not name.startswith("head.")}
 
     @torch.no_grad()
-    def weigh(self, texts: Iterable[Sequence[int]]) -> None:
-        """Set the weights by texts to train on, of which d of t have an n-gram: 1 + log((1 + t) / (1 + d))."""
-        having, total = torch.zeros_like(self.weights), 0
-        for total, ids in enumerate(texts, 1):  # noqa: B007
+    def weigh(self, texts: Iterable[Sequence[int]], labels: Iterable[int] | None = None) -> None:
+        """Set the weights by texts to train on, of which d of t have an n-gram: 1 + log((1 + t) / (1 + d)).
+
+        labels: the classes of the texts. An n-gram then weighs sqrt(KL(q | p)) times as much, p being the classes of all n-grams
+                and q those of the texts that have it, with two more as p has them. One of no text weighs the mean of the others.
+        """
+        pairs = ((ids, 0) for ids in texts) if labels is None else zip(texts, labels, strict=True)
+        head: Any = self.head
+        classes = 1 if labels is None else head.output.out_features
+        having, total = self.weights.new_zeros(len(self.weights), classes), 0
+        for total, (ids, label) in enumerate(pairs, 1):  # noqa: B007
             tokens = torch.tensor([[*ids]], device=having.device)
             rows, real = self.distinct(tokens, torch.ones_like(tokens, dtype=torch.bool))
-            having[rows[real]] += 1
-        self.weights.copy_(1 + torch.log((1 + total) / (1 + having)))
+            having[rows[real], label] += 1
+        count = having.sum(1)
+        weights = 1 + torch.log((1 + total) / (1 + count))
+        if labels is not None:
+            p = (having.sum(0) / having.sum()).clamp(min=1e-12)
+            q = (having + 2 * p) / (count + 2)[:, None]
+            weights = weights * (q * (q / p).log()).sum(1).clamp(min=0).sqrt()
+            weights = torch.where(count > 0, weights, weights[count > 0].mean())
+        self.weights.copy_(weights)
 
     def hashed(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the table for all n-grams, (b, n), (b, n - 1) ... side by side, and which of them have real tokens only."""

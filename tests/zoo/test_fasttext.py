@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from scipy.stats import entropy
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import nn
 
@@ -101,6 +103,23 @@ def test_weights_are_inverse_document_frequencies():
     counter = TfidfVectorizer(analyzer=lambda text: text).fit(texts)
     expected = [counter.idf_[counter.vocabulary_[token]] for token in (4, 5, 6, 7)]
     assert found == pytest.approx([*expected, 1 + math.log(4)])
+
+
+def test_weights_grow_with_what_is_told_of_the_class():
+    """The divergence as SciPy has it. 6 is of one class and 4 of both; 8 is of no text."""
+    texts, labels = [[4, 5], [4, 4, 6], [7, 6]], [0, 1, 1]
+    model = zoo.create("fasttext", vocab_size=9, grams=1, num_classes=2)
+    model.weigh(texts)
+    plain = model.weights.clone()
+    model.weigh(texts, labels)
+    rows = [row_of([token], 131_072) for token in (4, 5, 6, 7, 8)]
+    p = np.array([2, 4]) / 6
+    having = np.array([[1, 1], [1, 0], [0, 2], [0, 1]])
+    told = [entropy(count + 2 * p, p) ** 0.5 for count in having]
+    expected = [told[n] * plain[rows[n]].item() for n in range(4)]
+    assert model.weights[rows].tolist() == pytest.approx([*expected, np.mean(expected)], rel=1e-5)
+    with pytest.raises(ValueError, match="zip"):
+        model.weigh(texts, labels[:2])
 
 
 def test_what_cannot_be_read_is_named():
