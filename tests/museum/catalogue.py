@@ -28,7 +28,7 @@ BEFORE = """# Museum of bugs
 
 Bugs put back into this project's code, one at a time: `tests/museum/`. {seen} have been seen elsewhere, in the public threads
 that are linked; where it says "cf.", the bug is our own, and the thread is about a related one. Each of all {count} must turn the
-named test red: a property of the block's contract, which knows nothing about the bug, within at most 20 drawn configurations; or,
+named test red: a property of the block's contract, which knows nothing about the bug, within at most 40 drawn configurations; or,
 where no contract says it, a plain test of a law. Without the bug the same test is green.
 
 `pytest tests/museum/test_museum.py` repeats all.

@@ -32,6 +32,7 @@ from layers.testing.examples import examples, promised
 TESTS = Path(__file__).parents[1]
 QUIET = dict(profiles.COMMON, max_examples=20, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
 settings.register_profile("museum", **QUIET)
+settings.register_profile("museum of contracts", **(QUIET | dict(max_examples=1000)))  # `Exhibit.examples` says when to stop
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Exhibit:
     proof: str
     property: str = ""
     arguments: tuple[Any, ...] = ()
-    examples: int = 20
+    examples: int = 40
     cf: bool = False
 
 
@@ -107,10 +108,10 @@ def broken(exhibit: Exhibit) -> Iterator[None]:
 
 
 @contextmanager
-def derandomized() -> Iterator[None]:
+def derandomized(name: str = "museum") -> Iterator[None]:
     """Within, hypothesis draws the same examples every time, and does not look for smaller ones."""
     profile: Any = vars(settings).get("_current_profile") or "default"
-    settings.load_profile("museum")
+    settings.load_profile(name)
     try:
         yield
     finally:
@@ -159,6 +160,7 @@ def check(exhibit: Exhibit, limit: int | None = None) -> int:
             raise Missed(f"{exhibit.name}: nothing seen in {most} examples")
         return prop.check(*given)
 
-    with derandomized():
-        examples(found, replace(prop, check=counted, cost=1), twin, shrink=False, limit=most)()
+    budget = most * (4 if found.model else 1)  # what a model's examples cost
+    with derandomized("museum of contracts"):
+        examples(found, replace(prop, check=counted, cost=1), twin, shrink=False, limit=budget)()
     return seen
