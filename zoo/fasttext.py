@@ -94,6 +94,7 @@ class FastText(Model):
 
         labels: the classes of the texts. An n-gram then weighs sqrt(KL(q | p)) times as much, p being the classes of all n-grams
                 and q those of the texts that have it, with two more as p has them. One of no text weighs the mean of the others.
+        Errors: `ValueError` where there are other classes than the head has, more or fewer than texts, or no texts with labels.
         """
         pairs = ((ids, 0) for ids in texts) if labels is None else zip(texts, labels, strict=True)
         head: Any = self.head
@@ -102,7 +103,9 @@ class FastText(Model):
         for total, (ids, label) in enumerate(pairs, 1):  # noqa: B007
             tokens = torch.tensor([[*ids]], device=having.device)
             rows, real = self.distinct(tokens, torch.ones_like(tokens, dtype=torch.bool))
+            require(labels is None or 0 <= label < classes, "labels", label, f"from 0 to {classes - 1}")
             having[rows[real], label] += 1
+        require(labels is None or total > 0, "texts", "none", "one at least")
         count = having.sum(1)
         weights = 1 + torch.log((1 + total) / (1 + count))
         if labels is not None:

@@ -118,8 +118,10 @@ def test_weights_grow_with_what_is_told_of_the_class():
     told = [entropy(count + 2 * p, p) ** 0.5 for count in having]
     expected = [told[n] * plain[rows[n]].item() for n in range(4)]
     assert model.weights[rows].tolist() == pytest.approx([*expected, np.mean(expected)], rel=1e-5)
-    with pytest.raises(ValueError, match="zip"):
-        model.weigh(texts, labels[:2])
+    too_few, too_large = (texts, labels[:2]), (texts, [0, 1, 2])
+    for given, words in ((too_few, "zip"), (too_large, "labels must be from 0 to 1, got 2"), (([], []), "texts must be one")):
+        with pytest.raises(ValueError, match=words):
+            model.weigh(*given)
 
 
 def test_what_cannot_be_read_is_named():
