@@ -99,7 +99,8 @@ def test_greedy_of_llama_cpp(benchmark, side_by_side, tmp_path, kind, theirs):
 def test_greedy_in_int8(benchmark, side_by_side):
     """Against our own float32, optimized too."""
     benchmark.group = "SmolLM2, greedy, ours in int8, ours in float32"
-    benchmark.extra_info["perplexity"] = perplexity("int8"), perplexity("float32")
+    scores = {kind: perplexity(kind) for kind in ("int8", "float32")}
+    benchmark.extra_info.update(score_int8=f"perplexity {scores['int8']:.2f}", score_float32=f"{scores['float32']:.2f}")
     side_by_side(lambda: greedy("int8"), lambda: greedy("float32"), rounds=5)
 
 

@@ -1,4 +1,4 @@
-"""Writes what the pages of docs/blocks and docs/models tell about the code: `python docs/pages.py`; `--check` names old pages.
+"""Writes what pages tell about the code, and their tables of speed: `python docs/pages.py`; `--check` names old pages.
 
 Lines between a mark and `<!-- end -->` are written, all others by hand:
 
@@ -7,11 +7,13 @@ Lines between a mark and `<!-- end -->` are written, all others by hand:
     <!-- parts: resnet18 depth=2 size=224 -->          the modules of a model as a tree; for images of so many pixels. With
                                                        `part=generator` of this part. All other options are the model's
     <!-- members: resnet -->                           the names of a family, their parameters and weight maps
+    <!-- speed: transformer -->                        a table of bench/tables.toml, or `earlier`: what none of them shows
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Iterator
@@ -31,8 +33,15 @@ from zoo.gan import GAN
 from zoo.model import without_values
 from zoo.summaries import Row, ancestors, count
 
-PAGES = sorted([*ROOT.glob("docs/blocks/*.md"), *ROOT.glob("docs/models/*.md")])
-MARKED = re.compile(r"^(<!-- (proven|guarded|parts|members): ([^>]+) -->\n).*?^(<!-- end -->)$", re.M | re.S)
+_spec = importlib.util.spec_from_file_location("speeds", ROOT / "bench" / "table.py")
+assert _spec is not None
+assert _spec.loader is not None
+speeds = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(speeds)
+
+SPEED = [ROOT / "bench" / "RESULTS.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "quantization.md"]
+PAGES = [*sorted([*ROOT.glob("docs/blocks/*.md"), *ROOT.glob("docs/models/*.md")]), *SPEED]
+MARKED = re.compile(r"^(<!-- (proven|guarded|parts|members|speed): ([^>]+) -->\n).*?^(<!-- end -->)$", re.M | re.S)
 TOKENS = 32_000
 """Of models that have no vocabulary of their own."""
 
@@ -142,6 +151,10 @@ def members(family: str) -> Iterator[str]:
         yield f"\nNames that have no vocabulary of their own were given one of {TOKENS:,} tokens."
 
 
+def speed(name: str) -> Iterator[str]:
+    yield from speeds.earlier() if name == "earlier" else speeds.table(name)
+
+
 def least(name: str) -> dict[str, int]:
     """What cannot be left out."""
     return {"vocab_size": TOKENS} if zoo.arguments(name).get("vocab_size") is zoo.REQUIRED else {}
@@ -168,7 +181,7 @@ def files_of(page: Path) -> set[str]:
     return set(re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.M))
 
 
-WRITERS = {"proven": proven, "guarded": guarded, "parts": parts, "members": members}
+WRITERS = {"proven": proven, "guarded": guarded, "parts": parts, "members": members, "speed": speed}
 
 
 def main(check: bool) -> int:

@@ -1,4 +1,4 @@
-"""The pages of blocks and models: each has what such a page has, and what is written from the code is up to date."""
+"""The pages of blocks and models: each has what such a page has; what is written from code and bench is up to date."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ def pages():
 
 def test_pages_are_up_to_date(pages):
     """Written by `python docs/pages.py`."""
-    assert [*BLOCKS, *MODELS] == pages.PAGES
+    marked = [
+        page
+        for page in (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("docs/*/*.md"))
+        if pages.MARKED.search(page.read_text())
+    ]
+    assert sorted(marked) == sorted(pages.PAGES)
+    assert {*BLOCKS, *MODELS} < {*pages.PAGES}
     assert [page.name for page in pages.PAGES if pages.written(text := page.read_text(encoding="utf-8")) != text] == []
 
 
@@ -34,6 +40,39 @@ def test_a_page_that_is_not_is_seen(pages):
     text = "<!-- guarded: layers.residual -->\nold\n<!-- end -->\n"
     assert "old" not in pages.written(text)
     assert "stride in the first convolution" in pages.written(text)
+
+
+def test_tables_of_speed_name_benchmarks_that_there_are(pages):
+    speeds, found = pages.speeds, set()
+    for table in speeds.tables().values():
+        assert {len(row) for row in table["rows"]} == {len(column) for column in table["columns"]} == {2}
+        found |= {
+            benchmark for _, row in table["rows"] for _, specs in table["columns"] for _, benchmark in speeds.asked(specs, row)
+        }
+    for name in found | {name for run in speeds.runs() for name in run["results"]}:
+        file, _, test = name.partition("::")
+        assert name.startswith("by hand: ") or f"def {test.partition('[')[0]}(" in (ROOT / "bench" / file).read_text(), name
+    assert speeds.text(speeds.runs()) == speeds.RESULTS.read_text(encoding="utf-8")
+
+
+def test_a_run_of_the_bench_is_added_and_shown(pages, tmp_path, monkeypatch):
+    """As pytest-benchmark writes it; what it replaces is an earlier one from then on, and a note about that has gone."""
+    speeds, name = pages.speeds, "test_transformer.py::test_decoding[1]"
+    before, earlier = [*speeds.table("transformer")], [*speeds.earlier()]
+    (old,) = (row for row in before if row.startswith("| greedy, `zoo.optimize`, Hugging Face's"))
+    result = dict(ours=0.0123456, reference=1.234567, ratio=0.01, unit="s")
+    cpu = dict(brand_raw="AMD EPYC", flags=["avx2", "avx512f"])
+    found = dict(datetime="2027-01-02T10:00:00", machine_info=dict(cpu=cpu), benchmarks=[dict(fullname=name, extra_info=result)])
+    run = speeds.kept(found, threads=2, torch="2.15")
+    text = speeds.text([*speeds.runs(), run])
+    monkeypatch.setattr(speeds, "RESULTS", tmp_path / "results.json")
+    speeds.RESULTS.write_text(text, encoding="utf-8")
+    after = [*speeds.table("transformer")]
+    assert after[0].endswith("27 November 2026 to 2 January 2027:\n")
+    assert after[1:] == [row if row != old else row.partition(", in a")[0] + " | 0.01 s | 1.23 s | 0.01 |" for row in before[1:]]
+    (new,) = {*speeds.earlier()} - {*earlier}
+    what = "Transformer, greedy, `zoo.optimize`, Hugging Face's `generate`, in a quieter run"
+    assert new == f"| {what} | AMD EPYC with AVX-512 | 28 November 2026 | 79 ms | 244 ms | 0.32 |"
 
 
 @each
