@@ -138,6 +138,18 @@ def contract(block):
 
 PROPERTIES = ["shape", "forward", "backward", "batch_rows", "causal"]
 
+known, sentence = MultiHeadAttention(8, 2, causal=True), torch.randn(1, 5, 8)
+reaches = torch.zeros(5, 5)
+with torch.no_grad():
+    for n in range(5):
+        other = sentence.clone()
+        other[:, n] += 1.0
+        reaches[:, n] = (known(other) != known(sentence)).any(-1)[0]
+figure, ax = plt.subplots(figsize=(4, 4))
+show(reaches, ax, "blue: a changed key changes this output")
+plt.show()
+assert torch.equal(reaches.bool(), masks.causal(5)), "nothing from later words, something from each earlier one"
+
 # %% [markdown]
 # ## The block
 #
@@ -166,6 +178,16 @@ class SelfAttention(nn.Module):
 
     def attend(self, q, k, v, mask):
         return attention(q, k, v, mask)[0]
+
+
+block, x = SelfAttention(8, 2), torch.randn(1, 5, 8)
+weights = attention(*(block.split(project(x)) for project in (block.query, block.key, block.value)), masks.causal(5))[1]
+figure, axes = plt.subplots(1, 2, figsize=(8, 4))
+for head, ax in enumerate(axes):
+    show(weights[0, head], ax, f"head {head + 1} of a new block")
+plt.show()
+assert weights.shape == (1, 2, 5, 5)
+assert not torch.allclose(weights[0, 0], weights[0, 1], atol=0.01), "each head looks in its own way"
 
 
 class WrongScale(SelfAttention):

@@ -26,12 +26,13 @@ torch.manual_seed(0)
 # ## Two deep networks
 #
 # The body is the same: two linear layers with a ReLU between. One network calls 24 of them in a row. The other is built of this
-# project's `Residual`: body(x) + shortcut(x), where the shortcut is the identity.
+# project's `Residual`: body(x) + shortcut(x), where the shortcut is the identity. On its way through the plain one, a picture is
+# lost: after a few blocks all digits look alike.
 #
 # ## 两个深网络
 #
 # 主体相同：两个线性层，中间一个 ReLU。一个网络把 24 个主体首尾相接；另一个用本项目的 `Residual` 搭成：body(x) + shortcut(x)，
-# 其中捷径是恒等映射。
+# 其中捷径是恒等映射。图像穿过普通网络时会丢失：几个块之后，所有数字看上去都一样。
 
 
 # %%
@@ -48,6 +49,24 @@ digits = load_digits()
 order = torch.randperm(1797)
 x, y = torch.tensor(digits.data, dtype=torch.float32)[order] / 16, torch.tensor(digits.target)[order]
 train, test = slice(0, 1400), slice(1400, 1797)
+
+
+@torch.no_grad()
+def differences(net):
+    """How much the outputs of each block differ from digit to digit, as a part of what the first block's do."""
+    h, found = x[:200], []
+    for block in net[:-1]:
+        h = block(h)
+        found.append(h.std(0).norm())
+    return torch.stack(found) / found[0]
+
+
+figure, ax = plt.subplots(figsize=(6, 3.5))
+for name, net in (("plain", deep(False)), ("with shortcuts", deep(True))):
+    ax.semilogy(differences(net), "o-", label=name)
+ax.set(xlabel="block", ylabel="difference between digits"), ax.legend()
+plt.show()
+assert differences(deep(False))[-1] < 1e-4 < 0.1 < differences(deep(True))[-1]
 
 # %% [markdown]
 # ## Gradients on their way back

@@ -71,11 +71,13 @@ assert kept["GRU, update bias 3"] > 1e-3
 # %% [markdown]
 # ## The cell, written by hand
 #
-# i says how much of the new is let in, f how much of the old is kept, o how much is shown. g is what is new.
+# i says how much of the new is let in, f how much of the old is kept, o how much is shown. g is what is new. With nothing new,
+# the state shrinks by f at each token: how long it lasts is up to the bias of f.
 #
 # ## 手写单元
 #
-# i 决定让多少新内容进来，f 决定保留多少旧内容，o 决定展示多少，g 就是新内容。
+# i 决定让多少新内容进来，f 决定保留多少旧内容，o 决定展示多少，g 就是新内容。没有新内容时，状态每个词元都乘以 f：
+# 它能留存多久，取决于 f 的偏置。
 
 
 # %%
@@ -88,6 +90,20 @@ def lstm_step(cell, x, h, c):
 cell, x, h, c = LSTMCell(8, HIDDEN), torch.randn(4, 8), torch.randn(4, HIDDEN), torch.randn(4, HIDDEN)
 for ours, theirs in zip(lstm_step(cell, x, h, c), cell(x, (h, c)), strict=False):
     assert torch.allclose(ours, theirs)
+
+figure, ax = plt.subplots(figsize=(6, 3.5))
+for bias in (0.0, 1.0, 3.0, 5.0):
+    cell, c, states = LSTMCell(8, 1).requires_grad_(False), torch.ones(1, 1), []
+    for parameter in cell.parameters():
+        parameter.zero_()  # so that g is 0, and the gates are what their biases say
+    remember(cell, 1, bias)
+    for _ in range(40):
+        c = lstm_step(cell, torch.randn(1, 8), torch.zeros(1, 1), c)[1]
+        states.append(c.item())
+    ax.plot(states, label=f"bias {bias:.0f}, f = {torch.tensor(bias).sigmoid():.2f}")
+    assert abs(states[-1] - torch.tensor(bias).sigmoid().item() ** 40) < 1e-4
+ax.set(xlabel="tokens", ylabel="what is left of the state"), ax.legend()
+plt.show()
 
 # %% [markdown]
 # ## A task that needs a long memory

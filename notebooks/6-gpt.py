@@ -52,6 +52,16 @@ def read(tokens):
     return "".join(characters[n] for n in tokens)
 
 
+inputs, targets = batch(train, 1)
+assert torch.equal(inputs[:, 1:], targets[:, :-1])
+figure, ax = plt.subplots(figsize=(11, 1.6))
+ax.imshow(torch.cat([inputs, targets])[:, :30], cmap="Pastel1", aspect="auto")
+for row, tokens in enumerate((inputs[0, :30], targets[0, :30])):
+    for place, character in enumerate(read(tokens)):
+        ax.text(place, row, repr(character)[1:-1], ha="center", va="center", family="monospace")
+ax.set(xticks=[], yticks=[0, 1], yticklabels=["input", "target"], title="each character's target is the next one")
+plt.show()
+
 model = zoo.create("gpt_small", vocab_size=len(characters), dim=64, heads=4, layers=2, max_positions=96, embedding_std=0.02)
 
 # %% [markdown]

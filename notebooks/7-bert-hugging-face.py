@@ -56,6 +56,15 @@ tokens = torch.tensor([sentence(*choice) for choice in every])
 about_animals = torch.tensor([choice[0] in ANIMALS for choice in every]).long()
 print(" ".join(words[n] for n in tokens[300]))
 
+subjects, verbs = [*NOUNS, *(n + "s" for n in NOUNS)], [*VERBS, *(v + "s" for v in VERBS)]
+counts = torch.tensor([[((tokens[:, 2] == number[s]) & (tokens[:, 3] == number[v])).sum() for v in verbs] for s in subjects])
+figure, ax = plt.subplots(figsize=(6, 4.5))
+ax.imshow(counts > 0, cmap="Blues", aspect="auto"), ax.set(title="blue: they stand together", xlabel="verb", ylabel="subject")
+ax.set_xticks(range(8), verbs, fontsize=8), ax.set_yticks(range(16), subjects, fontsize=8)
+plt.show()
+assert (counts[:8, :4] == 0).all() and (counts[8:, 4:] == 0).all(), "one takes the verb with s, many the one without"
+assert (counts[:4, 4:6] > 0).all() and (counts[:4, 6:] == 0).all(), "animals chase and see"
+
 # %% [markdown]
 # ## Filling gaps
 #
@@ -81,7 +90,6 @@ model.eval()
 gaps = torch.tensor([[number[w] for w in ("<start>", "the", noun, "<mask>", "a", "dog")] for noun in ("cat", "cats")])
 with torch.no_grad():
     chances = model(gaps)[:, 3].softmax(-1)
-verbs = [*VERBS, *(v + "s" for v in VERBS)]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3))
 left.plot(losses), left.set(xlabel="step", ylabel="loss")
 for shift, row, name in ((-0.2, 0, "the cat ..."), (0.2, 1, "the cats ...")):
@@ -196,6 +204,10 @@ AutoModel.register(BagConfig, BagModel)
 bag = BagModel(BagConfig(vocab_size=len(words)))
 bag.save_pretrained(folder / "bag")
 loaded = AutoModel.from_pretrained(folder / "bag")
+figure, axes = plt.subplots(1, 2, figsize=(6, 4))
+for ax, one, title in zip(axes, (bag, loaded), ("BagModel, saved", "what AutoModel loads"), strict=True):
+    ax.imshow(one.table.weight.detach(), cmap="RdBu", aspect="auto"), ax.set(title=title, xlabel="feature", ylabel="word")
+plt.show()
 assert type(loaded) is BagModel
 assert torch.equal(loaded(tokens[:4]), bag(tokens[:4]))
 

@@ -94,6 +94,24 @@ def test_it_has_three_exercises_with_solutions_that_are_tested(path):
 
 
 @each
+def test_each_section_shows_a_picture(path):
+    """All that claim something: those between the question at the start and the exercises."""
+    helpers = [
+        name for name, body in re.findall(r"^def (\w+)\(.*?\):\n((?: .*\n|\n)+)", path.read_text(), re.M) if "plt.show()" in body
+    ]
+    shows = re.compile("|".join([r"plt\.show\(\)", *(rf"^{name}\(" for name in helpers)]), re.M)
+    sections = []
+    for text, body in cells(path):
+        if text and body.startswith("## "):
+            sections.append([body.partition("\n")[0], False])
+        elif not text and sections and shows.search(body):
+            sections[-1][1] = True
+    claims = [section for section in sections if not re.match("## (Exercise|What commonly)", section[0])]
+    assert len(claims) >= 3
+    assert [heading for heading, shown in claims if not shown] == []
+
+
+@each
 def test_it_shows_pictures_and_ends_with_what_goes_wrong(path):
     found = cells(path)
     assert sum("plt.show()" in body for text, body in found if not text) >= 3
