@@ -5,9 +5,10 @@
     python bench/table.py out.json --keep   adds it to bench/results.json too; then `python docs/pages.py` renews the pages
 
 A table of tables.toml has a processor, a head, columns and rows. A column says which value of a benchmark is shown ("ours",
-"reference", "ratio" or another one that the benchmark keeps) and then the benchmark's name, in which * stands for what the row says;
-where it has no *, its own words stand for the row's *. The newest run of the processor that has the benchmark counts. Results have
-times in seconds, or words where only a range is known; their `note` goes behind the row's name, until a newer run is shown.
+"reference", "ratio" or another one that the benchmark keeps) and then the benchmark's name, in which * stands for what the
+row says; where it has no *, its own words stand for the row's *. The newest run of the processor that has the benchmark
+counts. Results have times in seconds, or words where only a range is known; their `note` goes behind the row's name, until a
+newer run is shown.
 """
 
 from __future__ import annotations

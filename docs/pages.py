@@ -7,6 +7,7 @@ Lines between a mark and `<!-- end -->` are written, all others by hand:
     <!-- parts: resnet18 depth=2 size=224 -->          the modules of a model as a tree; for images of so many pixels. With
                                                        `part=generator` of this part. All other options are the model's
     <!-- members: resnet -->                           the names of a family, their parameters and weight maps
+    <!-- features: vgg resnet -->                      a row for each family: what its members are and do
     <!-- speed: transformer -->                        a table of bench/tables.toml, or `earlier`: what none of them shows
 """
 
@@ -17,6 +18,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,7 @@ from layers.testing.contract import Contract
 from zoo.autoencoder import VAE
 from zoo.gan import GAN
 from zoo.model import without_values
+from zoo.pretrained.huggingface import class_of
 from zoo.summaries import Row, ancestors, count
 
 _spec = importlib.util.spec_from_file_location("speeds", ROOT / "bench" / "table.py")
@@ -39,9 +42,9 @@ assert _spec.loader is not None
 speeds = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(speeds)
 
-SPEED = [ROOT / "bench" / "RESULTS.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "quantization.md"]
-PAGES = [*sorted([*ROOT.glob("docs/blocks/*.md"), *ROOT.glob("docs/models/*.md")]), *SPEED]
-MARKED = re.compile(r"^(<!-- (proven|guarded|parts|members|speed): ([^>]+) -->\n).*?^(<!-- end -->)$", re.M | re.S)
+TABLES = [ROOT / name for name in ("bench/RESULTS.md", "docs/models.md", "docs/performance.md", "docs/quantization.md")]
+PAGES = [*sorted([*ROOT.glob("docs/blocks/*.md"), *ROOT.glob("docs/models/*.md")]), *TABLES]
+MARKED = re.compile(r"^(<!-- (proven|guarded|parts|members|speed|features): ([^>]+) -->\n).*?^(<!-- end -->)$", re.M | re.S)
 TOKENS = 32_000
 """Of models that have no vocabulary of their own."""
 
@@ -142,13 +145,40 @@ def sizes(shape: str) -> str:
 
 def members(family: str) -> Iterator[str]:
     yield from ["| name | parameters | `model.maps` |", "| --- | --- | --- |"]
-    whole = set()
-    for name in vars(importlib.import_module(f"zoo.{family}"))["VARIANTS"]:
-        model = on_meta(name)
-        whole.add("vocab_size" in least(name))
-        yield f"| `{name}` | {count(model):,} | {', '.join(model.maps)} |"
-    if True in whole:
+    for name in variants(family):
+        parameters, maps, _, _ = facts(name)
+        yield f"| `{name}` | {parameters:,} | {', '.join(maps)} |"
+    if any(least(name) for name in variants(family)):
         yield f"\nNames that have no vocabulary of their own were given one of {TOKENS:,} tokens."
+
+
+def features(*families: str) -> Iterator[str]:
+    """Of all members of each, from the smallest to the largest."""
+    columns = "names", "millions of parameters", "weights, `model.maps`", "`zoo.to_huggingface` gives", "decodes, `start`"
+    yield from [f"| family | {' | '.join(columns)} |", "| --- | --- | --- | --- | --- | --- |"]
+    for family in families:
+        found = [facts(name) for name in variants(family)]
+        sizes = sorted(parameters / 1e6 for parameters, *_ in found)
+        ends = " to ".join(dict.fromkeys(f"{size:,.0f}" if size >= 10 else f"{size:.2g}" for size in (sizes[0], sizes[-1])))
+        maps, classes = (dict.fromkeys(one for row in found for one in row[n]) for n in (1, 2))
+        named = ", ".join(f"`{one}`" for one in classes)
+        decodes = "yes" if all(row[3] for row in found) else "some" if any(row[3] for row in found) else ""
+        yield f"| [{words(family)}](models/{family}.md) | {len(found)} | {ends} | {', '.join(maps)} | {named} | {decodes} |"
+
+
+def variants(family: str) -> list[str]:
+    return list(vars(importlib.import_module(f"zoo.{family}"))["VARIANTS"])
+
+
+@cache
+def facts(name: str) -> tuple[int, tuple[str, ...], tuple[str, ...], bool]:
+    """(parameters, references, their class in transformers if there is one, whether it decodes)"""
+    model = on_meta(name)
+    try:
+        kinds = (class_of(zoo.MODELS[name], zoo.arguments(name) | least(name)),)
+    except ValueError:
+        kinds = ()
+    return count(model), tuple(model.maps), kinds, hasattr(model, "start")
 
 
 def speed(name: str) -> Iterator[str]:
@@ -181,7 +211,7 @@ def files_of(page: Path) -> set[str]:
     return set(re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.M))
 
 
-WRITERS = {"proven": proven, "guarded": guarded, "parts": parts, "members": members, "speed": speed}
+WRITERS = {"proven": proven, "guarded": guarded, "parts": parts, "members": members, "speed": speed, "features": features}
 
 
 def main(check: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -22,6 +23,14 @@ PAGES = {
     for path in (*sorted(ROOT.glob("README*.md")), *sorted(ROOT.glob("docs/**/*.md")))
 }
 BLOCKS = dict.fromkeys(block for page in PAGES.values() for block in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.M | re.S))
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+PRINTED = {
+    block[2]: printed[2]
+    for page in PAGES.values()
+    for block, printed in itertools.pairwise(FENCED.finditer(page))
+    if (block[1], printed[1]) == ("python", "text") and not page[block.end() : printed.start()].strip()
+}
+"""Of blocks that are followed by what they print."""
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 TESTS = {found[1]: code for code in PYTHON if (found := re.match(r"# (test_\w+\.py)\n", code))}
 """Files of tests, which begin with their names."""
@@ -37,12 +46,14 @@ def title(code):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("code", [code for code in PYTHON if code not in TESTS.values()], ids=title)
-def test_python_blocks_run(code, tmp_path, monkeypatch):
-    """Each by itself in an empty folder."""
+def test_python_blocks_run(code, tmp_path, monkeypatch, capsys):
+    """Each by itself in an empty folder; what stands below a block is what it prints."""
     monkeypatch.chdir(tmp_path)
     module = ModuleType(f"readme{PYTHON.index(code)}")  # torch 2.6 looks there for its classes, and remembers it
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(code, "README.md", "exec"), vars(module))
+    if code in PRINTED:
+        assert capsys.readouterr().out.rstrip() == PRINTED[code].rstrip()
 
 
 @pytest.mark.processes
@@ -62,6 +73,21 @@ def test_commands_know_the_options_that_are_shown(line):
     """And the values that they are given, as far as one can tell without the files."""
     program, *words = shlex.split(line.partition("-m ")[2], comments=True)
     commands.parse(program, importlib.import_module(program).COMMANDS, words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tasks.image_classification --epochs 10 --batch_size 64",
+        "tasks.translation --dataset_path corpora --epochs 20 --batch-size 32",
+    ],
+)
+def test_lines_that_one_types_by_habit_are_trainings(line):
+    program, *words = line.split()
+    module = importlib.import_module(program)
+    command, given = commands.parse(program, module.COMMANDS, words)
+    assert command is module.COMMANDS["train"]
+    assert (given["epochs"], given["batch_size"]) == (int(words[-3]), int(words[-1]))
 
 
 def test_the_two_commands_are_there():
