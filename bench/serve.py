@@ -5,7 +5,8 @@
 
 Each client asks for the same input again and again, and holds each answer against the first. With --faults others send malformed
 bodies and heads, and leave before their answer. A number of clients that do not keep the server busy is `--clients 2`.
-What is wrong is printed, and the exit code is 1. Memory is the server's resident set, before the load and after it.
+What is wrong is printed, and the exit code is 1. Memory is the server's resident set: before the load, after a minute of it if it
+lasts that long, and at its end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from time import perf_counter
@@ -152,8 +154,11 @@ def main() -> None:
             body = json.dumps(told["requestBody"]["content"]["application/json"]["example"]).encode()
             ask = f"/v1/models/{name}/predict"
             asyncio.run(load(argparse.Namespace(**{**vars(given), "requests": 1000, "seconds": 0}), port, ask, body))
-            before, start = resident(server.pid), perf_counter()
+            before, start, minute = resident(server.pid), perf_counter(), []
+            timer = threading.Timer(60, lambda: minute.append(resident(server.pid)))
+            timer.start()
             times, wrong = asyncio.run(load(given, port, ask, body))
+            timer.cancel()
             seconds, after = perf_counter() - start, resident(server.pid)
             computed, batches, items = own(port)
             each, size = computed / batches, items / batches
@@ -163,7 +168,8 @@ def main() -> None:
     print(f"{len(times):,} requests of {given.clients} clients in {seconds:.0f} s: {len(times) / seconds:.0f} a second")
     half, late = times[len(times) // 2], times[int(0.99 * len(times))]
     print(f"p50 {1000 * half:.1f} ms, p99 {1000 * late:.1f} ms; a batch of {size:.1f} takes the model {1000 * each:.1f} ms")
-    print(f"memory {before:.0f} MB, then {after:.0f} MB ({100 * (after / before - 1):+.1f} %)")
+    told = "".join(f"{one:.0f} MB after a minute, " for one in minute)
+    print(f"memory {before:.0f} MB, {told}{after:.0f} MB at the end ({100 * (after / before - 1):+.1f} %)")
     print(f"wrong: {dict(wrong) or 'none'}")
     sys.exit(bool(wrong) or after > 1.05 * before or server.returncode != 0)
 

@@ -5,8 +5,9 @@
 
 runs/NAME is a run of text classification. Each server computes up to 16 inputs at a time, in one process of the model and with as
 many threads of torch as OMP_NUM_THREADS says; in those of the others the first input of a batch waits up to 5 ms. First 32
-clients ask without a pause. Then requests come at random times at half of the rate that was reached, whether others are answered
-or not, and a latency counts from when its request was due. "Own" is what our model takes for a batch then.
+clients ask without a pause. Then the server is half loaded: requests come at random times at half of the rate that was reached,
+whether others are answered or not, and a latency counts from when its request was due. "Own" is what our model takes for a batch
+then, and "clients" the processor's time that a request takes of those who ask.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 
+from clients import Seen, measure
 from serve import ROOT, Client, own, same
 
 sys.path.insert(0, str(ROOT))
@@ -97,50 +98,13 @@ async def ready(port: int, path: str) -> dict:
     raise SystemExit(f"{path} does not answer")
 
 
-async def measure(port: int, path: str, wanted: object, number: int, clients: int, rate: float) -> tuple[list[float], int, float]:
-    """Seconds of each request, how many failed, and requests a second; without a rate, each client asks again when answered."""
-    times: list[float] = []
-    failed, asked, draw = 0, 0, random.Random(0)
-    free: list[Client] = []
-
-    async def ask(one: Client, due: float) -> None:
-        nonlocal failed
-        status, answer = await one.ask(BODY)
-        times.append(perf_counter() - due)
-        failed += status != 200 or not same(json.loads(answer)["outputs"], wanted)
-
-    async def client() -> None:
-        nonlocal asked
-        async with Client(port, path) as one:
-            while asked < number:
-                asked += 1
-                await ask(one, perf_counter())
-
-    async def due(when: float) -> None:
-        await asyncio.sleep(when - perf_counter())
-        while free and free[-1].reader.at_eof():  # the server has closed what nobody used for some seconds
-            free.pop()
-        one = free.pop() if free else await Client(port, path).__aenter__()
-        await ask(one, when)
-        free.append(one)
-
-    start = perf_counter()
-    if rate:
-        when = [start]
-        while len(when) < number:
-            when.append(when[-1] + draw.expovariate(rate))
-        await asyncio.gather(*map(due, when))
-    else:
-        await asyncio.gather(*(client() for _ in range(clients)))
-    seconds = perf_counter() - start
-    for one in free:
-        one.writer.close()
-    return sorted(times), failed, len(times) / seconds
+def right(wanted: object, text: bytes) -> bool:
+    return same(json.loads(text)["outputs"], wanted)
 
 
-def show(name: str, what: str, times: list[float], failed: int, rate: float, more: str = "") -> None:
-    late = [1000 * times[int(part * len(times))] for part in (0.5, 0.99)]
-    print(f"{name:9} {what:10} {rate:6.0f}/s  failed {failed}  p50 {late[0]:6.1f} ms  p99 {late[1]:6.1f} ms{more}", flush=True)
+def show(name: str, what: str, seen: Seen, more: str = "") -> None:
+    late = f"p50 {seen.late(0.5):6.1f} ms  p99 {seen.late(0.99):6.1f} ms  clients {1000 * seen.spent:.2f} ms"
+    print(f"{name:9} {what:10} {seen.rate:6.0f}/s  failed {seen.failed}  {late}{more}", flush=True)
 
 
 def main() -> None:
@@ -167,18 +131,20 @@ def main() -> None:
         try:
             wanted = asyncio.run(ready(port, path))["outputs"]
             number = given.requests if name != "litserve" else given.requests // 5  # or it takes minutes
-            asyncio.run(measure(port, path, wanted, number // 10, given.clients, 0))  # its first ones are slower
-            times, failed, rates[name] = asyncio.run(measure(port, path, wanted, number, given.clients, 0))
-            show(name, f"{given.clients} clients", times, failed, rates[name])
+            ask = partial(measure, port, path, BODY, partial(right, wanted))
+            ask(number // 10, given.clients)  # its first ones are slower
+            seen = ask(number, given.clients)
+            rates[name] = seen.rate
+            show(name, f"{given.clients} clients", seen)
             before = own(port) if name == "zooproof" else None
-            times, failed, rate = asyncio.run(measure(port, path, wanted, number // 2, given.clients, rates[name] / 2))
+            seen = ask(number // 2, given.clients, seen.rate / 2)
             more = ""
             if before:
                 (seconds, batches, items), after = before, own(port)
                 count = after[1] - batches
                 each, size = (after[0] - seconds) / count, (after[2] - items) / count
                 more = f"  own {1000 * each:.1f} ms for a batch of {size:.1f}"
-            show(name, "half load", times, failed, rate, more)
+            show(name, "half load", seen, more)
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             try:

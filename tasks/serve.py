@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -59,6 +60,7 @@ class ServeOptions(Options):
 
 
 def serve(given: dict[str, Any]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # of a few short texts, threads wait for each other
     with checking_input():
         options = ServeOptions(**given)
         server = server_of(options)
@@ -81,10 +83,22 @@ def serve(given: dict[str, Any]) -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: None)  # once all requests are answered, the exit code is 0
     running = Announced(config)
-    with contextlib.suppress(SystemExit):  # uvicorn has told why
+    with contextlib.suppress(SystemExit), settled():  # uvicorn has told why
         running.run()
     if not running.started:
         raise UserError(f"--port {options.port}: cannot listen at {options.host}:{options.port}")
+
+
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """Garbage is not looked for among what is there before the first request, which takes a tenth of a second and more, in which
+    nobody is answered."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def server_of(options: ServeOptions) -> Any:

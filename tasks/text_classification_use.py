@@ -103,8 +103,8 @@ def parts(line: str, texts: int, number: int) -> tuple[str, ...]:
 
 def answers(texts: Sequence[Any], probabilities: Tensor, classes: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
     """A row a text: the likeliest class, and the probabilities of the `top` likeliest by name."""
-    for text, values, order in zip(texts, *probabilities.topk(top), strict=True):
-        scores = {classes[i]: round(p, 6) for i, p in zip(order.tolist(), values.tolist(), strict=True)}
+    for text, values, order in zip(texts, *(found.tolist() for found in probabilities.topk(top)), strict=True):
+        scores = {classes[i]: round(p, 6) for i, p in zip(order, values, strict=True)}
         yield {"text": text, "label": next(iter(scores)), "scores": scores}
 
 

@@ -126,14 +126,14 @@ def log_probabilities(reader: Reader, model: nn.Module, texts: Sequence[Sequence
     found = rows(reader.tokenizer, texts, reader.model.config["context"])
     device = next(model.parameters()).device
     order = sorted(range(len(found)), key=lambda n: len(found[n].tokens))
-    logs: dict[int, Tensor] = {}
+    logs = []
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         tokens = padded([found[n].tokens for n in part], reader.tokenizer.pad).to(device)
         types = padded([found[n].types for n in part], 0).to(device)
         with torch.inference_mode():
-            logs |= zip(part, called(reader, model, tokens, types).float().log_softmax(-1).cpu(), strict=True)
-    return torch.stack([logs[n] for n in range(len(found))])
+            logs.append(called(reader, model, tokens, types).float().log_softmax(-1).cpu())
+    return torch.cat(logs)[torch.tensor(order).argsort()]
 
 
 def measure(

@@ -15,6 +15,11 @@ from itertools import islice
 from time import perf_counter
 from typing import Any
 
+STEADY = 100
+"""Batches in a row that must be quick before one is computed where it holds up everything else."""
+TURNS = 3
+"""Of the event loop between two of these: answers are written, requests read, and what they ask comes to wait."""
+
 
 class Busy(Exception):
     """The queue has no room, or nothing is taken any more."""
@@ -27,6 +32,8 @@ class Batcher:
                failed. An answer that is an `Exception` is raised for its own item, and nothing is repeated.
     max_batch: items at a time. max_wait: seconds that the first item of a batch waits for others.
     queue:     items that wait at most.
+    inline:    seconds. Once `STEADY` batches in a row took so long at most, the next ones are computed in the event loop's own
+               thread, until one takes longer: two threads that both want Python's lock cost more than such a batch.
     seen:      told of each batch: how many items, and how many seconds.
     """
 
@@ -37,11 +44,13 @@ class Batcher:
         max_batch: int = 16,
         max_wait: float = 0.0,
         queue: int = 128,
+        inline: float = 0.0,
         seen: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be 1 or more, got {max_batch}")
         self.call, self.max_batch, self.max_wait, self.queue, self.seen = call, max_batch, max_wait, queue, seen
+        self.inline, self.quick = inline, 0
         self.waiting: dict[asyncio.Future[Any], tuple[Any, float]] = {}  # items and when they came, the oldest first
         self.more = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -79,13 +88,13 @@ class Batcher:
         futures = [loop.create_future() for _ in items]
         for future, item in zip(futures, items, strict=True):
             self.waiting[future] = item, loop.time()
-            future.add_done_callback(lambda one: self.waiting.pop(one, None))
         if nobody or len(self.waiting) >= self.max_batch:
             self.more.set()
         try:
             return [await futures[0]] if len(futures) == 1 else [*await asyncio.gather(*futures)]
         finally:
             for future in futures:
+                self.waiting.pop(future, None)
                 future.cancel()
 
     async def work(self) -> None:
@@ -94,11 +103,17 @@ class Batcher:
             batch = dict(islice(self.waiting.items(), self.max_batch))
             for future in batch:
                 del self.waiting[future]
+            batch = {future: value for future, value in batch.items() if not future.done()}  # of who has gone this very moment
             if not batch:
                 continue
+            here = self.quick >= STEADY
             try:
                 items = [item for item, _ in batch.values()]
-                found, seconds = await asyncio.get_running_loop().run_in_executor(self.thread, self.timed, items)
+                if here:
+                    found, seconds = self.timed(items)
+                else:
+                    found, seconds = await asyncio.get_running_loop().run_in_executor(self.thread, self.timed, items)
+                self.quick = self.quick + 1 if seconds <= self.inline else 0
                 self.seen(len(batch), seconds)
             except asyncio.CancelledError:
                 for future in batch:
@@ -108,6 +123,8 @@ class Batcher:
                 found = [error] * len(batch)
             for future, answer in zip(batch, found, strict=True):
                 give(future, answer)
+            for _ in range(TURNS if here else 0):
+                await asyncio.sleep(0)
 
     async def full(self) -> None:
         """Returns when there is a batch to start: it is full, or its first item has waited long enough."""

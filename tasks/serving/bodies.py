@@ -23,7 +23,7 @@ class Refused(Exception):
 async def body_of(request: Request, most: int) -> bytes:
     """Errors: `Refused` with 413 for more than `most` bytes, which are not read any further."""
     why = f"the body must have {most:,} bytes at most"
-    length = request.headers.get("content-length", "0")
+    length = header(request, b"content-length") or "0"
     if length.isdecimal() and int(length[:20]) > most:
         raise Refused(413, why)
     found = bytearray()
@@ -34,10 +34,18 @@ async def body_of(request: Request, most: int) -> bytes:
     return bytes(found)
 
 
+def header(request: Request, name: bytes) -> str | None:
+    """The first one of that name, in small letters; as `request.headers` finds it, which reads all of them each time."""
+    for key, value in request.scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
 def json_of(body: bytes) -> dict[str, Any]:
     """An object. Errors: `BadInput`, also for NaN, infinities, and strings that are no Unicode text."""
     try:
-        found = json.loads(body.decode(), parse_constant=refuse_constant, parse_float=finite)
+        found = DECODER.decode(body.decode())
         if b"\\u" in body:  # which alone makes lone surrogates
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeError:
@@ -60,10 +68,13 @@ def finite(text: str) -> float:
     return value
 
 
+DECODER = json.JSONDecoder(parse_constant=refuse_constant, parse_float=finite)
+
+
 async def inputs_of(request: Request, most: int, files: bool) -> list[Any]:
     """The inputs of a request, whose body has `most` bytes at most. files: whether it may be an upload, each file an input."""
     body = await body_of(request, most)
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if (header(request, b"content-type") or "").startswith("multipart/form-data"):
         if not files:
             raise BadInput('only pictures are uploaded: the body must be JSON, {"inputs": [...]}')
         return await uploads(request, body)

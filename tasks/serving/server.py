@@ -9,7 +9,7 @@ import json
 import sys
 import traceback
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,13 +25,19 @@ from starlette.routing import Route
 from tasks.options import UserError
 from tasks.serving import page
 from tasks.serving.batcher import Batcher, Busy
-from tasks.serving.bodies import Refused, inputs_of
+from tasks.serving.bodies import Refused, header, inputs_of
 from tasks.serving.metrics import Metrics
 from tasks.serving.models import BadInput, Served
 from tasks.serving.pictures import Pictures
 from tasks.serving.writing import Generations, Writing
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+WATCH = 0.05
+"""Seconds that a request is in work before somebody looks whether its client is still there: most are answered by then."""
+INLINE = 0.02
+"""Seconds that a batch of a model may take so that it may hold up the event loop."""
+PREDICT = "/v1/models/", "/predict"
+"""What stands before and after the name in the path that is asked most."""
 GONE = 499
 """The status, in metrics, of a request whose client went away."""
 
@@ -69,10 +75,10 @@ class Server:
     writing: int = 0
     """Texts that are being written, each of which has an item in a queue, or an answer on its way."""
 
-    def app(self) -> Starlette:
+    def app(self) -> App:
+        predict = self.guarded(self.predict)
         routes = [
-            # they are tried in turn: the one that is asked most is the first
-            Route("/v1/models/{model}/predict", self.guarded(self.predict), methods=["POST"]),
+            Route("{model}".join(PREDICT), predict, methods=["POST"]),
             *page.ROUTES,
             Route("/health/live", self.live),
             Route("/health/ready", self.ready),
@@ -89,7 +95,7 @@ class Server:
             Route("/v2/models/{model}/ready", self.guarded(self.open_ready)),
             Route("/v2/models/{model}/infer", self.guarded(self.open_infer), methods=["POST"]),
         ]
-        return Starlette(routes=routes, lifespan=self.lifespan, exception_handlers={HTTPException: refused, Exception: failed})
+        return App(predict, routes, self.lifespan)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -98,7 +104,8 @@ class Server:
             for name, model in self.models.items():
                 wait = 0 if isinstance(model, Generations) else limits.wait
                 seen = partial(self.metrics.batch, name)
-                made = Batcher(model.answer, max_batch=limits.batch, max_wait=wait, queue=limits.queue, seen=seen)
+                inline = INLINE if model.quick else 0
+                made = Batcher(model.answer, max_batch=limits.batch, max_wait=wait, queue=limits.queue, inline=inline, seen=seen)
                 self.batchers[name] = await stack.enter_async_context(made)
             yield
 
@@ -108,14 +115,14 @@ class Server:
         """With the token checked (unless `free`), what is wrong told in one sentence, and requests counted."""
 
         async def handle(request: Request) -> Response:
-            start, turn = perf_counter(), contextlib.ExitStack()
+            start, leave = perf_counter(), nothing
             try:
                 self.require_host(request)
                 if not free:
                     self.require_token(request)
                 if request.method == "POST":
                     self.require_origin(request)
-                    turn.enter_context(self.turn(request))
+                    leave = self.turn(request)
                 response = await call(request)
             except Refused as error:
                 response = told(error.status, str(error), error.headers)
@@ -131,12 +138,12 @@ class Server:
                 traceback.print_exception(error, file=sys.stderr)
                 response = told(500, "the model failed on this input: the server's log says how")
             except BaseException:
-                turn.close()
+                leave()
                 raise
             if isinstance(response, Events):  # which goes on after this
-                response.turn = turn
+                response.leave = leave
             else:
-                turn.close()
+                leave()
             name = request.path_params.get("model", "")
             if name in self.models:
                 self.metrics.request(name, response.status_code, perf_counter() - start)
@@ -146,38 +153,41 @@ class Server:
 
     def require_host(self, request: Request) -> None:
         """A page of somebody else's, whose name was made to mean this machine, gets no answer (DNS rebinding)."""
-        if self.limits.hosts and name_of(request.headers.get("host", "")) not in self.limits.hosts:
+        if self.limits.hosts and name_of(header(request, b"host") or "") not in self.limits.hosts:
             raise Refused(421, f"the server is not called so, but {self.limits.hosts[0]}: --hosts gives it further names")
 
     def require_origin(self, request: Request) -> None:
         """A page of somebody else's may not make a browser send requests. Programs give no origin; a token is proof enough."""
-        origin = request.headers.get("origin")
+        origin = header(request, b"origin")
         if origin is None or self.limits.token:
             return
         host = origin.lower().partition("://")[2]
-        if not host or (host != request.headers.get("host", "").lower() and name_of(host) not in self.limits.origins):
+        if not host or (host != (header(request, b"host") or "").lower() and name_of(host) not in self.limits.origins):
             raise Refused(
                 403, "a page of another origin may not ask the server: --hosts names those that may, or give it a token"
             )
 
-    @contextlib.contextmanager
-    def turn(self, request: Request) -> Iterator[None]:
-        """One of the requests that an address may have in work. Errors: `Refused`."""
+    def turn(self, request: Request) -> Callable[[], None]:
+        """Takes one of the requests that an address may have in work, and tells how to give it back. Errors: `Refused`."""
+        if not self.limits.per_client:
+            return nothing
         who = request.client.host if request.client else ""
-        if 0 < self.limits.per_client <= self.clients[who]:
+        if self.limits.per_client <= self.clients[who]:
             raise Refused(429, f"{self.clients[who]} requests of yours are in work: wait for one", {"Retry-After": "1"})
         self.clients[who] += 1
-        try:
-            yield
-        finally:
+
+        def leave() -> None:
             self.clients[who] -= 1
             if not self.clients[who]:
                 del self.clients[who]
 
+        return leave
+
     def require_token(self, request: Request) -> None:
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        right = kind.lower() == "bearer" and hmac.compare_digest(given.encode(), self.limits.token.encode())
-        if self.limits.token and not right:
+        if not self.limits.token:
+            return
+        kind, _, given = (header(request, b"authorization") or "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.limits.token.encode()):
             raise Refused(401, "a bearer token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
     async def live(self, request: Request) -> Response:
@@ -301,16 +311,50 @@ def name_of(host: str) -> str:
     return (host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]).lower()
 
 
+class App(Starlette):
+    """Starlette, but `predict` is called without its layers, which cost as much as all that a request needs of ours: it tells
+    whatever is wrong by itself."""
+
+    def __init__(self, predict: Callable[[Request], Awaitable[Response]], routes: list[Route], lifespan: Any) -> None:
+        super().__init__(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: refused, Exception: failed})
+        self.predict = predict
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        name = asked_most(scope)
+        if not name:
+            return await super().__call__(scope, receive, send)
+        scope["path_params"] = {"model": name}
+        response = await self.predict(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+def asked_most(scope: Any) -> str:
+    """The model that a request to predict asks, "" for other requests."""
+    if scope["type"] != "http" or scope["method"] != "POST" or scope.get("root_path"):
+        return ""
+    path, (before, after) = scope["path"], PREDICT
+    if not path.startswith(before) or not path.endswith(after):
+        return ""
+    name = path[len(before) : -len(after)]
+    return "" if "/" in name else name
+
+
+def nothing() -> None:
+    pass
+
+
 class Events(StreamingResponse):
     """Whose iterator is closed as soon as the client has gone, and then what it took is freed, also where it never began."""
 
-    turn: contextlib.ExitStack
+    leave: Callable[[], None]
     held: contextlib.AsyncExitStack
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        with self.turn:
+        try:
             async with self.held, aclosing(self.body_iterator):  # type: ignore
                 await super().__call__(scope, receive, send)
+        finally:
+            self.leave()
 
 
 async def gather_or_cancel(calls: Iterable[Awaitable[Any]]) -> list[Any]:
@@ -329,20 +373,24 @@ class Gone(Exception):
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
-    """What `work` gives; it is cancelled, which frees its places, when the client goes away. Errors: `Gone`."""
+    """What `work` gives; it is cancelled, which frees its places, when the client has gone and after `WATCH`. Errors: `Gone`."""
     ours: Any = asyncio.current_task()
-    left = False
+    left, watch = False, None
 
     async def leaving() -> None:
         nonlocal left
         with contextlib.suppress(Exception):  # who cannot be heard any more has left too
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-        if not watch.cancelling():
+        if watch and not watch.cancelling():
             left = True
             ours.cancel()
 
-    watch = asyncio.create_task(leaving())
+    def begin() -> None:
+        nonlocal watch
+        watch = asyncio.create_task(leaving())
+
+    timer = asyncio.get_running_loop().call_later(WATCH, begin)
     try:
         return await work
     except asyncio.CancelledError:
@@ -350,7 +398,9 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
             raise Gone from None
         raise
     finally:
-        watch.cancel()
+        timer.cancel()
+        if watch:
+            watch.cancel()
 
 
 def answered(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.serving.batcher import Batcher, Busy
+from tasks.serving.batcher import STEADY, Batcher, Busy
 
 FOREVER = 1e6
 
@@ -191,6 +191,53 @@ def test_batches_are_told():
         return seen
 
     assert run(play, max_batch=2, max_wait=0) == [(2, True), (1, True)]
+
+
+def test_quick_batches_are_computed_in_the_loop_until_one_is_slow():
+    took = [1.0, *[0.5] * STEADY, 1.0, 0.6, *[0.5] * STEADY, 0.5]
+
+    async def play(batcher, _):
+        threads, times = [], iter(took)
+        batcher.call = lambda items: threads.append(threading.get_ident()) or items
+        batcher.timed = lambda items: (batcher.attempt(items), next(times))
+        for _ in took:
+            await batcher.answers([1])
+        return [thread == threading.get_ident() for thread in threads]
+
+    assert not any(run(play))
+    other = [False] * (STEADY + 1)
+    assert run(play, inline=0.5) == [*other, True, *other, True]
+
+
+def test_batches_in_the_loop_leave_others_their_turn():
+    """Who was answered goes on, and what they ask is in the next batch."""
+
+    async def play(batcher, double):
+        batcher.quick = STEADY
+
+        async def client(n):
+            (twice,) = await batcher.answers([n])
+            await asyncio.create_task(batcher.answers([twice + 1]))
+
+        await asyncio.gather(*map(client, range(0, 8, 2)))
+        return double.batches
+
+    assert run(play, max_batch=2, inline=FOREVER) == [[0, 2], [4, 6], [1, 5], [9, 13]]
+    assert run(play, max_batch=3, inline=FOREVER) == [[0, 2, 4], [6, 1, 5], [9, 13]]
+
+
+def test_who_has_gone_this_very_moment_is_not_computed():
+    async def play(batcher, double):
+        first = await held(batcher, double)
+        gone, _ = await tasks(batcher, 1, 2)
+        future = next(iter(batcher.waiting))
+        batcher.seen = lambda size, seconds: future.cancel()  # as a task does that is cancelled, before it goes on
+        double.go.set()
+        await asyncio.wait([first, gone])
+        await batcher.answers([3])
+        return double.batches
+
+    assert run(play, max_wait=0) == [[0], [2], [3]]
 
 
 @given(st.lists(st.lists(st.integers() | st.text(max_size=1), max_size=3), max_size=5), st.integers(1, 4))
