@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def train(given: dict[str, Any]) -> None:
     from tasks import runs
 
     def named(o: TrainOptions) -> str:
-        data = Path(o.data.removeprefix("folder:").removeprefix("shards:"))
+        data = Path(re.sub("^(folder|shards|hf):", "", o.data))
         return f"{o.model}-{(data.parent if '{' in data.name else data).name or 'folder'}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     runs.train(TrainOptions, given, named, begin)
@@ -91,15 +92,15 @@ def begin(options: TrainOptions, folder: Path) -> tuple[Classification, nn.Modul
     if options.quantize != "none":
         require_tools(options.quantize)
     split_names(options.augment or "none")
-    if options.fit not in (None, "cut") and not options.data.startswith(("folder:", "shards:")):
+    if options.fit not in (None, "cut") and not options.data.startswith(("folder:", "shards:", "hf:")):
         raise UserError(
-            f"--fit {options.fit} is for --data folder:PATH and shards:PATH: the images of {options.data} are squares"
+            f"--fit {options.fit} is for --data folder:PATH, shards:PATH and hf:NAME: the images of {options.data} are squares"
         )
     weights = find_weights(options.model, options.init, folder)
     known = weights.about.get("preprocess") if weights else None
     size = options.image_size or (known and known["image_size"])
     fit = options.fit or (known or {}).get("fit", "cut")
-    data = load_images(options.data, Path(options.data_root), size, options.skip_bad, fit)
+    data = load_images(options.data, Path(options.data_root), size, options.skip_bad, fit, columns=options.columns)
     if known:
         data.suit(zoo.Preprocess.of(known))
     arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.channels}

@@ -18,9 +18,10 @@ class ImageDataOptions(Options):
     title = "data"
     data: str = option(
         "digits",
-        "digits, fashion_mnist, cifar10, cifar100, folder:PATH with PATH/train/CLASS/images, or shards:PATH with .tar files, "
-        "such as shards:PATH/train-{000..009}.tar",
+        "digits, fashion_mnist, cifar10, cifar100, folder:PATH with PATH/train/CLASS/images, shards:PATH with .tar or .parquet "
+        "files, such as shards:PATH/train-{000..009}.tar, or hf:NAME of the Hugging Face hub, of which nothing is kept on disk",
     )
+    columns: str = option("", "of Parquet files and the hub, the columns of pictures and classes, such as image,label")
     data_root: str = option(
         "data", "folder with the files of fashion_mnist and cifar, which are fetched there if there is a network", path=True
     )
@@ -60,7 +61,8 @@ def evaluate(given: dict[str, Any]) -> None:
     root = given.get("data_root") or trained.data_root
     own = bool(kept) and same_source(source, trained.data)
     skip_bad = options.skip_bad or (own and trained.skip_bad)
-    images, found, told = load_test(source, Path(root), preprocess, classes, skip_bad, own)
+    columns = options.columns or (trained.columns if own else "")
+    images, found, told = load_test(source, Path(root), preprocess, classes, skip_bad, own, columns=columns)
     then = (data_of(kept) or {}).get("test", {}).get("fingerprint")
     if own and then is not None and then != images.fingerprint:
         told.append("the test images are not what they were in training: the folder has changed")

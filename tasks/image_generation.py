@@ -95,8 +95,8 @@ def begin(options: TrainOptions, folder: Path) -> tuple[ImageGeneration, nn.Modu
     if options.model not in GENERATORS:
         near = did_you_mean(options.model, GENERATORS)
         raise UserError(f"--model {options.model} is unknown{near}; there are {', '.join(GENERATORS)}")
-    if options.data.startswith("shards:"):
-        raise UserError("--data shards:PATH is for image classification: give folder:PATH")
+    if (kind := options.data.partition(":")[0]) in ("shards", "hf"):
+        raise UserError(f"--data {kind}: is for image classification: give folder:PATH")
     generator = GENERATORS[options.model].given(options)
     data = load_images(options.data, Path(options.data_root), options.size, options.skip_bad)
     if len(data.train) <= NEIGHBOURS:

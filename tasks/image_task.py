@@ -17,10 +17,11 @@ import zoo
 from layers.fake_quantize import FakeQuantized
 from tasks import plots
 from tasks.classes import hits, scores
-from tasks.data import epoch_order, shards, spread
+from tasks.data import epoch_order, spread
 from tasks.data.augment import Augmented
 from tasks.data.images import ImageData, Images
 from tasks.data.pictures import OnDisk
+from tasks.data.shards import Packed
 from tasks.image_scores import measure
 from tasks.saved import INTEGERS, placed
 from tasks.task import Metric, Split, Task
@@ -56,11 +57,12 @@ class Classification(Task):
         draws = Augmented(data.train, augment, options.erasing, options.mixup, options.cutmix, options.seed)
         size = len(data.train)
         ordered = partial(shuffled, size, options.seed, options.batch_size)
-        if isinstance(data.train.pixels, shards.InShards):
-            ordered = partial(streamed, data.train.pixels.where[:, 0], options.seed, options.batch_size)
+        if isinstance(data.train.pixels, Packed):
+            ordered = partial(data.train.pixels.batches, options.batch_size, options.seed)
         self.train = Split(size, ordered, draws)
         size = len(data.valid)
-        self.valid = Split(size, partial(in_order, size, max(options.batch_size, 64)), partial(unaugmented, data.valid))
+        passed = partial(in_order, data.valid.pixels, size, max(options.batch_size, 64))
+        self.valid = Split(size, passed, partial(unaugmented, data.valid))
         self.identity = data.identity()
         if isinstance(data.train.pixels, OnDisk):
             self.workers = min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -136,12 +138,8 @@ def shuffled(size: int, seed: int, batch_size: int, epoch: int) -> Sequence[Tens
     return epoch_order(size, seed, epoch).split(batch_size)
 
 
-def streamed(shard: Tensor, seed: int, batch_size: int, epoch: int) -> Sequence[Tensor]:
-    return shards.order(shard, seed, epoch).split(batch_size)
-
-
-def in_order(size: int, batch_size: int, epoch: int) -> Sequence[Tensor]:
-    return torch.arange(size).split(batch_size)
+def in_order(pixels: Any, size: int, batch_size: int, epoch: int) -> Sequence[Tensor]:
+    return pixels.passed(batch_size) if isinstance(pixels, Packed) else torch.arange(size).split(batch_size)
 
 
 def unaugmented(images: Images, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:

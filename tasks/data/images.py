@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.data import DataError, fingerprint, shards
+from tasks.data import DataError, fingerprint, packed
 from tasks.data.folders import list_classes
 from tasks.data.image_sets import SETS, ImageSet
 from tasks.data.picture_files import sums_of
@@ -100,23 +100,26 @@ def load_images(
     skip_bad: bool = False,
     fit: str = "cut",
     room: int | None = None,
+    columns: str = "",
 ) -> ImageData:
-    """`source` is digits, fashion_mnist, cifar10, cifar100, folder:PATH or shards:PATH; every image becomes `image_size` squared.
+    """`source` is digits, fashion_mnist, cifar10, cifar100, folder:PATH, shards:PATH or hf:NAME; every image becomes a square.
 
-    Default sizes: 32, and 224 for a folder and for shards, which are read batch by batch. Splits are those that the sets come
-    with; what has none is split 80 to 10 to 10.
+    Default sizes: 32, and 224 for a folder, and for shards and the hub, which are read batch by batch. Splits are those that the
+    sets come with; what has none is split 80 to 10 to 10.
     fit:  how a picture in a folder becomes a square, as `Preprocess` says.
     room: bytes of pixels that may be kept in memory, by default half of what the machine has; more stay on disk.
+    columns: those of pictures and classes, "image,label", where Parquet files leave it open.
     Errors: `DataError` that names the file or folder and what is expected.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be a positive number of pixels, got {image_size}")
+    require_columns(source, columns)
     skipped: list[str] = []
     reader = Preprocess(image_size or 224, (0.0,) * 3, (1.0,) * 3, fit=fit)
     if (folder := folder_of(source)) is not None:
         classes, found, told = load_splits(list_classes(folder), reader, skip_bad, skipped, room)
-    elif place := shards_of(source):
-        classes, found, told = shards.load(place, reader, skip_bad, skipped)
+    elif packed.is_packed(source):
+        classes, found, told = packed.load(source, reader, skip_bad, skipped, columns)
     else:
         return load_set(source, data_root, image_size or 32)
     mean, std = moments(found["train"].sums.sum(0), len(found["train"].sums) * reader.image_size**2)
@@ -145,6 +148,7 @@ def load_test(
     skip_bad: bool = False,
     own: bool = False,
     room: int | None = None,
+    columns: str = "",
 ) -> tuple[Images, list[str], list[str]]:
     """What a model is measured on, with the labels that it has for `classes`, those of them that occur, and lines to print.
 
@@ -153,13 +157,14 @@ def load_test(
          it has changed. Other splits are not decoded, nor looked through for copies, of which training has told.
     Errors: `DataError` as `load_images` has them, and with both lists for classes that the model does not know.
     """
-    if place := shards_of(source):
+    require_columns(source, columns)
+    if packed.is_packed(source):
         skipped: list[str] = []
         if own:
-            names, parts, told = shards.load(place, preprocess, skip_bad, skipped)
+            names, parts, told = packed.load(source, preprocess, skip_bad, skipped, columns)
             decoded = parts["test"]
         else:
-            names, decoded, told = shards.load_one(place, preprocess, skip_bad, skipped)
+            names, decoded, told = packed.load_one(source, preprocess, skip_bad, skipped, columns)
         return tested(decoded, numbers_of(names, classes, source), preprocess), names, [*told, *told_of(skipped)]
     if (folder := folder_of(source)) is None:
         found = find_set(source, data_root)
@@ -207,16 +212,16 @@ def folder_of(source: str) -> Path | None:
     return Path(source[7:]) if source.startswith("folder:") and source != "folder:" else None
 
 
-def shards_of(source: str) -> str:
-    """The folder or the pattern of shards; "" if it is something else."""
-    return source.removeprefix("shards:") if source.startswith("shards:") else ""
+def require_columns(source: str, columns: str) -> None:
+    if columns and not packed.is_packed(source):
+        raise DataError(f"--columns {columns} is for hf:NAME and for Parquet files of shards:PATH, not for {source}")
 
 
 def find_set(source: str, data_root: Path) -> ImageSet:
     if source not in SETS:
         near = [f"folder:{source}"] if source and Path(source).is_dir() else difflib.get_close_matches(source, SETS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"data must be {', '.join(SETS)}, shards:PATH or folder:PATH, got {source!r}{hint}")
+        raise DataError(f"data must be {', '.join(SETS)}, hf:NAME, shards:PATH or folder:PATH, got {source!r}{hint}")
     found = SETS[source](data_root)
     for role, (_, labels) in found.splits.items():
         if not len(labels):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import signal
-import tarfile
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import command
 import pytest
 import torch
 from command import rows, small
-from PIL import Image
+from packing import pack, png, write
 
 from tasks.data import DataError, shards
 from tasks.data.images import load_images, load_test
@@ -22,33 +20,6 @@ from zoo.pretrained.preprocess import Preprocess
 
 NOWHERE = Path("nowhere")
 complaint = partial(command.complaint, load_images)
-
-
-def png(shade: int = 0, size: int = 8) -> bytes:
-    Image.new("RGB", (size, size), (shade, shade, shade)).save(file := io.BytesIO(), "png")
-    return file.getvalue()
-
-
-def write(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def pack(pictures: Path, folder: Path, each: int = 4) -> Path:
-    """The pictures of a folder in shards of `each`, classes taking turns."""
-    for split in ("train", "test"):
-        found = sorted((pictures / split).rglob("*.png"), key=lambda path: (path.name, path.parent.name))
-        for n in range(0, len(found), each):
-            members: dict[str, bytes] = {}
-            for m, path in enumerate(found[n : n + each]):
-                members |= {f"{n + m:05}.png": path.read_bytes(), f"{n + m:05}.cls": path.parent.name.encode()}
-            write(folder / f"{split}-{n // each:03}.tar", members)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -143,16 +114,16 @@ def test_bad_shards(name, tmp_path):
 def test_bad_places(packed, tmp_path):
     assert "shard nowhere/a-1.tar is missing, and 1 more of 2" in complaint("shards:nowhere/a-{1..2}.tar", NOWHERE, 8)
     assert "{3..1} counts down" in complaint("shards:nowhere/a-{3..1}.tar", NOWHERE, 8)
-    assert "has no .tar files: expected a folder of .tar files" in complaint(f"shards:{tmp_path}", NOWHERE, 8)
+    assert "has no shards: expected a folder of .tar or .parquet files" in complaint(f"shards:{tmp_path}", NOWHERE, 8)
     (tmp_path / "train-0.tar.gz").touch()
     assert complaint(f"shards:{tmp_path}", NOWHERE, 8).endswith("train-0.tar.gz must be unpacked to .tar")
-    assert "is no .tar" in complaint(f"shards:{tmp_path}/train-0.tar.gz", NOWHERE, 8)
+    assert "is no .tar and no .parquet" in complaint(f"shards:{tmp_path}/train-0.tar.gz", NOWHERE, 8)
     for n in (0, 2):
         write(tmp_path / f"train-{n:02}.tar", GOOD)
     assert "train-01.tar is missing, there are 2 of 3" in complaint(f"shards:{tmp_path}", NOWHERE, 8)
     write(tmp_path / "of" / "val-00000-of-00002.tar", GOOD)
     assert "val-00001-of-00002.tar is missing, there are 1 of 2" in complaint(f"shards:{tmp_path / 'of'}", NOWHERE, 8)
-    assert "shards of valid but none of train" in complaint(f"shards:{tmp_path / 'of'}/val-00000-of-00002.tar", NOWHERE, 8)
+    assert "has valid but none of train" in complaint(f"shards:{tmp_path / 'of'}/val-00000-of-00002.tar", NOWHERE, 8)
     write(tmp_path / "mixed" / "more.tar", GOOD)
     write(tmp_path / "mixed" / "train.tar", GOOD)
     assert "more.tar has no split in its name, unlike other shards" in complaint(f"shards:{tmp_path / 'mixed'}", NOWHERE, 8)
