@@ -1,14 +1,14 @@
 """The score of the tests: of small bugs put into `layers/` and `zoo/`, the share that a test notices. `tox -e mutation`.
 
-Bugs come in a random order, one at a time, each into a process of its own, which runs the tests that execute its line, quickest
-first, up to the first that fails. What no test notices survives, unless `equivalent.toml` says why it changes nothing. A process
-forks from one that has imported torch and all other libraries, so that most bugs take about as long as one small test.
+Bugs come in a random order, one at a time, each into a process of its own, which runs the files of tests that are nearest to the
+module, what is about the changed class first, up to the first failure. What no test notices survives, unless `equivalent.toml`
+says why it changes nothing. A process forks from one that has imported torch and all other libraries, so that most bugs take
+about as long as a few small tests.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import resource
@@ -16,26 +16,33 @@ import signal
 import sys
 import time
 import tomllib
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import baseline
 import mutants
 import pytest
-from baseline import OPTIONS, ROOT
 from mutants import Mutant
+from nearest import ROOT, libraries, nearest
 
-FOLDERS = {"layers": "tests/layers", "zoo": "tests/zoo"}
-"""The tests of a package; those of the other one come after them."""
+PACKAGES = ("layers", "zoo")
+KEPT = ROOT / ".cache" / "mutation"
+OPTIONS = (
+    "-q", "-n0", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=few", "--durations=0", "-m", "not slow and not processes",
+)  # fmt: skip
+"""What compiles or starts processes would take hours: the score is a lower bound."""
 LISTED = Path(__file__).with_name("equivalent.toml")
 OUTCOMES = {0: "survived", 1: "killed", 2: "killed", 3: "killed", 4: "killed"}
 """Of pytest's exit codes: a module that cannot be imported (2 to 4) is noticed too."""
+GRACE = 60
+"""Seconds of the processor that one test may take beyond those of a mutant, which is then killed, by timeout."""
 MEMORY = 8 << 30
 """Bytes that a process may take: a wrong size may ask for any number."""
 
@@ -65,70 +72,60 @@ class Finder:
         return spec_from_file_location(name, self.file, loader=loader)
 
 
-class Chosen:
-    """A pytest plugin: these tests alone, in this order."""
+FIRST = ("smoke", "shape", "forward", "backward", "weights", "bad_argument", "bad_input")
+"""Properties that notice most, in this order; then other tests, then the other properties."""
+LAST = ("gradcheck", "second_derivatives", "forward_derivatives", "per_sample_gradients", "export", "trace")
+"""Properties that take longest."""
 
-    def __init__(self, tests: list[str]) -> None:
-        self.order, self.failed = {name: i for i, name in enumerate(tests)}, ""
+
+class Chosen:
+    """A pytest plugin: tests in the order in which they are likely to notice; none begins after so many seconds."""
+
+    def __init__(self, mutant: Mutant | None, seconds: float) -> None:
+        self.name = mutant.function.partition(".")[0] if mutant else ""
+        self.seconds, self.over, self.failed = seconds, False, ""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda item: self.order[item.nodeid])
+        items.sort(key=self.rank)  # which keeps the order of equals
+
+    def rank(self, item: pytest.Item) -> tuple[int, bool]:
+        contract = getattr(item, "contract", None)
+        name = item.name.partition("[")[0]
+        if contract is not None:
+            about = self.name in (getattr(contract.block, "__name__", ""), contract.name)
+            step = FIRST.index(name) if name in FIRST else 30 if name in LAST else 20
+        else:
+            about = bool(self.name) and self.name in item.function.__code__.co_names
+            step = 10
+        return step + (0 if about else 5), not about
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if time.process_time() > self.seconds:
+            item.session.shouldstop = self.over = True
+            pytest.skip("the time for this mutant is over")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.failed = report.nodeid
 
 
-class Tests:
-    """Which tests may notice a mutant, in what order."""
-
-    def __init__(self, old: bool, packages: Iterable[str] = FOLDERS) -> None:
-        self.kept = {package: baseline.load(FOLDERS[package], old) for package in packages}
-
-    def stages(self, mutant: Mutant, most: float) -> list[dict[str, float]]:
-        """Tests with their seconds: of the file that is named after the module, of its package, of the other package.
-
-        All together take at most `most` seconds without a mutant, and what would take longer is left out.
-        """
-        home, stem = mutant.path.partition("/")[0], Path(mutant.path).stem
-        result: list[dict[str, float]] = [{}, {}, {}]
-        for package, kept in self.kept.items():
-            for number in self.near(kept["lines"].get(mutant.path, {}), mutant):
-                name = kept["names"][number]
-                own = Path(name.partition("::")[0]).stem == f"test_{stem}"
-                result[2 if package != home else 0 if own else 1][name] = kept["tests"][name]
-        for i, tests in enumerate(result):
-            result[i] = {}
-            for name in sorted(tests, key=lambda n: tests[n]):
-                if tests[name] <= most:
-                    most -= tests[name]
-                    result[i][name] = tests[name]
-        return [tests for tests in result if tests]
-
-    @staticmethod
-    def near(lines: dict[str, list[int]], mutant: Mutant) -> set[int]:
-        """Numbers of the tests that run its lines, or any line of the module if it is at work from the import on."""
-        first, last = mutant.lines
-        found = {n for line, numbers in lines.items() if first <= int(line) <= last for n in numbers}
-        return found if found and not mutant.early else {n for numbers in lines.values() for n in numbers}
-
-
-def judge(mutant: Mutant | None, stages: list[dict[str, float]], log: Path | None = None) -> tuple[str, str]:
-    """Killed, survived or timeout, and by which test."""
-    for tests in stages:
+def judge(mutant: Mutant | None, stages: list[list[str]], seconds: float = 60, log: Path | None = None) -> tuple[str, str]:
+    """Killed, timeout or survived, and by which test."""
+    for files in stages:
         read, write = os.pipe()
         pid = os.fork()
         if not pid:
             os.close(read)
+            code = 99
             try:
-                code, failed = run(mutant, list(tests), 60 + 5 * sum(tests.values()), log)
+                code, failed = run(mutant, files, seconds, log)
                 os.write(write, failed.encode()[:1000])
-                os._exit(code)
             finally:
-                os._exit(99)
+                os._exit(code)
         os.close(write)
-        status = waited(pid, 1200)
+        status = waited(pid, 60 * (seconds + GRACE))
         with os.fdopen(read) as pipe:
             failed = pipe.read()
         if status is None or os.WIFSIGNALED(status):
@@ -136,7 +133,7 @@ def judge(mutant: Mutant | None, stages: list[dict[str, float]], log: Path | Non
         outcome = OUTCOMES.get(os.WEXITSTATUS(status))
         if outcome is None:
             raise RuntimeError(f"pytest ended with {os.WEXITSTATUS(status)} for {mutant}")
-        if outcome != "survived":
+        if outcome == "killed":
             return outcome, failed
     return "survived", ""
 
@@ -154,33 +151,19 @@ def waited(pid: int, seconds: float) -> int | None:
     return None
 
 
-def run(mutant: Mutant | None, tests: list[str], seconds: float, log: Path | None) -> tuple[int, str]:
+def run(mutant: Mutant | None, files: list[str], seconds: float, log: Path | None) -> tuple[int, str]:
     """In a process of its own: pytest's exit code, and the test that failed."""
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
+    seconds += time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + GRACE, int(seconds) + GRACE + 5))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     target = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)
     if mutant is not None:
         sys.meta_path.insert(0, Finder(mutant))
-    chosen = Chosen(tests)
-    files = dict.fromkeys(name.partition("::")[0] for name in tests)
+    chosen = Chosen(mutant, seconds)
     code = int(pytest.main([*(str(ROOT / file) for file in files), *OPTIONS], plugins=[chosen]))
-    return code, chosen.failed
-
-
-def prepare(names: Iterable[str]) -> None:
-    """Import what every process needs, and nothing of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            try:
-                importlib.import_module(name)
-            except Exception:  # some are found only in a certain order, and the process that needs them imports them itself
-                continue
-    ours = [n for n in sys.modules if n.partition(".")[0] in FOLDERS]
-    if ours:
-        raise RuntimeError(f"a library imports what is to be changed: {ours}")
+    return 0 if chosen.over else code, chosen.failed
 
 
 def listed(sources: Iterable[tuple[str, bytes]]) -> dict[tuple[str, str, str, str], str]:
@@ -195,15 +178,23 @@ def listed(sources: Iterable[tuple[str, bytes]]) -> dict[tuple[str, str, str, st
     return reasons
 
 
+def prepare(files: list[str]) -> None:
+    """Import what these tests need from elsewhere, and nothing of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for statement in libraries(files):
+            with suppress(Exception):  # what is not installed is met by the test that needs it
+                exec(statement, {})
+    ours = [name for name in sys.modules if name.partition(".")[0] in PACKAGES]
+    if ours:
+        raise RuntimeError(f"a library imports what is to be changed: {ours}")
+
+
 def judged(options: argparse.Namespace, file: Path) -> None:
     """Judge mutants of the sample, by several processes, and append each to the file."""
-    tests = Tests(options.old, options.tests)
-    prepare(dict.fromkeys(n for kept in tests.kept.values() for n in kept["modules"]))
-    os.chdir(ROOT)
     drawn = list(islice(of_sample(options), options.skip, options.skip + options.mutants))
-    for mutant in drawn[:3]:  # tests must pass where nothing is changed
-        if judge(None, tests.stages(mutant, options.seconds)[:1])[0] != "survived":
-            raise SystemExit(f"tests of {mutant.path} fail without any mutant")
+    prepare(sorted({test for mutant in drawn for stage in nearest(mutant.path) for test in stage}))
+    os.chdir(ROOT)
     end = time.monotonic() + 60 * options.minutes
     children = []
     for worker in range(options.workers):
@@ -216,14 +207,24 @@ def judged(options: argparse.Namespace, file: Path) -> None:
                 if time.monotonic() > end:
                     break
                 start = time.monotonic()
-                outcome, by = judge(drawn[i], tests.stages(drawn[i], options.seconds))
+                outcome, by = judge(drawn[i], nearest(drawn[i].path), options.seconds)
                 row = dict(number=i, outcome=outcome, by=by, seconds=round(time.monotonic() - start, 1), **vars(drawn[i]))
                 with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(row) + "\n")
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     for pid in children:
         os.waitpid(pid, 0)
+
+
+def confirm(rows: list[dict[str, Any]]) -> None:
+    """Each test that has killed a mutant passes without any."""
+    killers = sorted({row["by"] for row in rows if "::" in row["by"]})
+    outcome, by = judge(None, [killers] if killers else [], 3600)
+    if outcome != "survived":
+        raise SystemExit(f"a test fails without any mutant: {by}")
 
 
 def of_sample(options: argparse.Namespace) -> Iterator[Mutant]:
@@ -240,7 +241,7 @@ def table(rows: list[dict[str, Any]], reasons: dict[tuple[str, str, str, str], s
     for row in rows:
         for group in (row["path"].partition("/")[0], row["kind"], "all"):
             groups.setdefault(group, []).append(row["outcome"])
-    for group in sorted(groups, key=lambda g: (g == "all", g not in FOLDERS, g)):
+    for group in sorted(groups, key=lambda g: (g == "all", g not in PACKAGES, g)):
         n = Counter(groups[group])
         caught, real = n["killed"] + n["timeout"], n.total() - n["equivalent"]
         score = f"{100 * caught / real:.1f} %" if real else ""
@@ -254,15 +255,13 @@ def table(rows: list[dict[str, Any]], reasons: dict[tuple[str, str, str, str], s
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("packages", nargs="*", default=list(FOLDERS), help="folders or files, by default layers and zoo")
-    parser.add_argument("--tests", nargs="*", default=list(FOLDERS), choices=list(FOLDERS), help="packages whose tests run")
+    parser.add_argument("packages", nargs="*", default=list(PACKAGES), help="folders or files, by default layers and zoo")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--mutants", type=int, default=10_000, help="at most")
     parser.add_argument("--skip", type=int, default=0, help="leave out the first ones of the sample")
     parser.add_argument("--minutes", type=float, default=50, help="begin no mutant later than that")
-    parser.add_argument("--seconds", type=float, default=60, help="of tests for one mutant, at most")
+    parser.add_argument("--seconds", type=float, default=60, help="of tests in each of two stages, of the processor")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--old", action="store_true", help="trust what is kept of which test runs which line")
     parser.add_argument("--again", metavar="FILE", help="no run: the table of an earlier one, with the list as it is now")
     return parser.parse_args(arguments)
 
@@ -270,11 +269,14 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parsed()
     sys.path.insert(0, str(ROOT))
-    reasons = listed(mutants.sources(ROOT, FOLDERS))
-    file = Path(options.again) if options.again else baseline.KEPT / f"seed-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+    reasons = listed(mutants.sources(ROOT, PACKAGES))
+    file = Path(options.again) if options.again else KEPT / f"seed-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
     if not options.again:
+        KEPT.mkdir(parents=True, exist_ok=True)
         judged(options, file)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    if not options.again:
+        confirm(rows)
     print(table(rows, reasons))
     print(f"\nseed {options.seed}, {file}")
 

@@ -11,6 +11,7 @@ from itertools import islice
 import mutants
 import pytest
 import score
+from nearest import nearest
 
 TOY = b'''"""A docstring: 1 + 1."""
 from typing import Any
@@ -85,7 +86,7 @@ def test_a_sample_compiles_differs_and_is_the_same_for_a_seed():
 
 
 def test_every_listed_equivalent_is_still_in_the_source():
-    assert all(score.listed(mutants.sources(score.ROOT, score.FOLDERS)).values())
+    assert all(score.listed(mutants.sources(score.ROOT, score.PACKAGES)).values())
 
 
 def test_what_is_no_longer_in_the_source_may_not_be_listed(monkeypatch, tmp_path):
@@ -115,9 +116,17 @@ score.ROOT = Path.cwd()
 sys.path.insert(0, os.getcwd())
 mutant = next(m for m in sample([("toymodule.py", b"SIZE = 3\\n")], 0))
 assert mutant.text in ("2", "4", "6"), mutant  # 0 would be seen by both
-loose, tight = {"test_toy.py::test_loose": 0.1}, {"test_toy.py::test_tight": 0.1}
+loose, tight = ["test_toy.py::test_loose"], ["test_toy.py::test_tight"]
 print(score.judge(None, [loose, tight]), score.judge(mutant, [loose]), score.judge(mutant, [loose, tight]))
 """
+
+
+def test_the_tests_that_import_a_module_are_near():
+    own, others = nearest("layers/positions.py")
+    assert own == ["tests/layers/test_positions.py"]
+    assert "tests/layers/test_rotary.py" in others
+    assert nearest("layers/recurrent_kernels.py")[0] == ["tests/layers/test_recurrent.py"]  # by way of layers.recurrent
+    assert all(nearest(path) for path, _ in mutants.sources(score.ROOT, score.PACKAGES))
 
 
 @pytest.mark.processes
