@@ -35,8 +35,19 @@ from nearest import ROOT, libraries, nearest
 PACKAGES = ("layers", "zoo")
 KEPT = ROOT / ".cache" / "mutation"
 OPTIONS = (
-    "-q", "-n0", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=few", "--durations=0", "-m", "not slow and not processes",
-)  # fmt: skip
+    *(
+        "-q",
+        "-n0",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--hypothesis-profile=few",
+        "--durations=0",
+        "-m",
+        "not slow and not processes",
+    ),
+    "--assert=plain",  # else pytest itself loads what its plugins are distributed with, which is the module with the bug
+)
 """What compiles or starts processes would take hours: the score is a lower bound."""
 LISTED = Path(__file__).with_name("equivalent.toml")
 OUTCOMES = {0: "survived", 1: "killed", 2: "killed", 3: "killed", 4: "killed"}
@@ -122,6 +133,8 @@ def judge(mutant: Mutant | None, stages: list[list[str]], seconds: float = 60, l
             try:
                 code, failed = run(mutant, files, seconds, log)
                 os.write(write, failed.encode()[:1000])
+            except BaseException:
+                os.write(write, traceback.format_exc().encode()[-4000:])
             finally:
                 os._exit(code)
         os.close(write)
@@ -132,7 +145,7 @@ def judge(mutant: Mutant | None, stages: list[list[str]], seconds: float = 60, l
             return ("timeout" if status is None or os.WTERMSIG(status) == signal.SIGXCPU else "killed"), failed
         outcome = OUTCOMES.get(os.WEXITSTATUS(status))
         if outcome is None:
-            raise RuntimeError(f"pytest ended with {os.WEXITSTATUS(status)} for {mutant}")
+            raise RuntimeError(f"pytest ended with {os.WEXITSTATUS(status)} for {mutant}: {failed}")
         if outcome == "killed":
             return outcome, failed
     return "survived", ""
@@ -159,10 +172,14 @@ def run(mutant: Mutant | None, files: list[str], seconds: float, log: Path | Non
     target = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)
-    if mutant is not None:
-        sys.meta_path.insert(0, Finder(mutant))
+    finder = Finder(mutant) if mutant else None
+    if finder:
+        sys.meta_path.insert(0, finder)
     chosen = Chosen(mutant, seconds)
     code = int(pytest.main([*(str(ROOT / file) for file in files), *OPTIONS], plugins=[chosen]))
+    loaded = sys.modules.get(finder.name) if finder else None
+    if loaded is not None and not isinstance(loaded.__loader__, Replaced):
+        raise RuntimeError(f"{loaded.__name__} was loaded without its bug")
     return 0 if chosen.over else code, chosen.failed
 
 
