@@ -32,7 +32,7 @@ embedding = Contract(
     outputs=lambda a, s: ("batch", "n", a.dim),
     twins=[Twin("torch", build=Scaled, weights=WeightMap(("", "")))],
     holds=[permutation_equivariant("tokens", "n", 1)],
-    invalid=[(dict(vocab_size=0), "vocab_size"), (dict(dim=0), "dim"), (dict(padding=99), "padding")],
+    invalid=[(dict(vocab_size=0), "vocab_size"), (dict(dim=0), "dim"), (dict(vocab_size=20, padding=20), "padding")],
     without={"bad_input": "any number of axes will do"},
 )
 
