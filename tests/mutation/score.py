@@ -19,7 +19,7 @@ import tomllib
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
@@ -50,8 +50,8 @@ OPTIONS = (
 )
 """What compiles or starts processes would take hours: the score is a lower bound."""
 LISTED = Path(__file__).with_name("equivalent.toml")
-OUTCOMES = {0: "survived", 1: "killed", 2: "killed", 3: "killed", 4: "killed"}
-"""Of pytest's exit codes: a module that cannot be imported (2 to 4) is noticed too."""
+OUTCOMES = {0: "survived", 1: "killed", 2: "killed", 3: "killed", 4: "killed", 5: "survived"}
+"""Of pytest's exit codes: a module that cannot be imported (2 to 4) is noticed too; 5 is of files with no test to run."""
 GRACE = 60
 """Seconds of the processor that one test may take beyond those of a mutant, which is then killed, by timeout."""
 MEMORY = 8 << 30
@@ -207,41 +207,65 @@ def prepare(files: list[str]) -> None:
         raise RuntimeError(f"a library imports what is to be changed: {ours}")
 
 
-def judged(options: argparse.Namespace, file: Path) -> None:
-    """Judge mutants of the sample, by several processes, and append each to the file."""
-    drawn = list(islice(of_sample(options), options.skip, options.skip + options.mutants))
-    prepare(sorted({test for mutant in drawn for stage in nearest(mutant.path) for test in stage}))
-    os.chdir(ROOT)
-    end = time.monotonic() + 60 * options.minutes
+def in_parallel(work: Callable[[int], None], workers: int) -> None:
+    """``work(0)``, ``work(1)``, ... in processes of their own."""
     children = []
-    for worker in range(options.workers):
+    for worker in range(workers):
         pid = os.fork()
         if pid:
             children.append(pid)
             continue
+        code = 1
         try:
-            for i in range(worker, len(drawn), options.workers):
-                if time.monotonic() > end:
-                    break
-                start = time.monotonic()
-                outcome, by = judge(drawn[i], nearest(drawn[i].path), options.seconds)
-                row = dict(number=i, outcome=outcome, by=by, seconds=round(time.monotonic() - start, 1), **vars(drawn[i]))
-                with file.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(row) + "\n")
+            work(worker)
+            code = 0
         except BaseException:
             traceback.print_exc()
         finally:
-            os._exit(0)
-    for pid in children:
-        os.waitpid(pid, 0)
+            os._exit(code)
+    ended = [os.waitpid(pid, 0)[1] for pid in children]  # all of them, also where the first has failed
+    if any(ended):
+        raise SystemExit("the run has failed")
 
 
-def confirm(rows: list[dict[str, Any]]) -> None:
+def judged(options: argparse.Namespace, file: Path) -> list[dict[str, Any]]:
+    """Judge mutants of the sample, and append each to the file."""
+    drawn = list(islice(of_sample(options), options.skip, options.skip + options.mutants))
+    prepare(sorted({test for mutant in drawn for stage in nearest(mutant.path) for test in stage}))
+    os.chdir(ROOT)
+    end = time.monotonic() + 60 * options.minutes
+
+    def work(worker: int) -> None:
+        for i in range(worker, len(drawn), options.workers):
+            if time.monotonic() > end:
+                break
+            start = time.monotonic()
+            outcome, by = judge(drawn[i], nearest(drawn[i].path), options.seconds)
+            row = dict(number=i, outcome=outcome, by=by, seconds=round(time.monotonic() - start, 1), **vars(drawn[i]))
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(row) + "\n")
+
+    in_parallel(work, options.workers)
+    rows = read(file)
+    confirm(rows, options.workers)
+    return rows
+
+
+def confirm(rows: list[dict[str, Any]], workers: int) -> None:
     """Each test that has killed a mutant passes without any."""
     killers = sorted({row["by"] for row in rows if "::" in row["by"]})
-    outcome, by = judge(None, [killers] if killers else [], 3600)
-    if outcome != "survived":
-        raise SystemExit(f"a test fails without any mutant: {by}")
+
+    def work(worker: int) -> None:
+        part = killers[worker::workers]
+        outcome, by = judge(None, [part] if part else [], 3600)
+        if outcome != "survived":
+            raise RuntimeError(f"a test fails without any mutant: {by}")
+
+    in_parallel(work, workers)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def of_sample(options: argparse.Namespace) -> Iterator[Mutant]:
@@ -287,13 +311,13 @@ def main() -> None:
     options = parsed()
     sys.path.insert(0, str(ROOT))
     reasons = listed(mutants.sources(ROOT, PACKAGES))
-    file = Path(options.again) if options.again else KEPT / f"seed-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
-    if not options.again:
+    if options.again:
+        file = Path(options.again)
+        rows = read(file)
+    else:
         KEPT.mkdir(parents=True, exist_ok=True)
-        judged(options, file)
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    if not options.again:
-        confirm(rows)
+        file = KEPT / f"seed-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+        rows = judged(options, file)
     print(table(rows, reasons))
     print(f"\nseed {options.seed}, {file}")
 
