@@ -71,7 +71,7 @@ OWN = {
 
 
 def nearest(module: str, others: int = 4) -> list[list[str]]:
-    """Files of tests in two stages: the one that is named after the module, then others, those that import it most directly.
+    """Files of tests in two stages: the one that is named after the module, and of defaults; others that import it directly.
 
     Tests of the module's own package come first, and files that import little.
     """
@@ -80,6 +80,7 @@ def nearest(module: str, others: int = 4) -> list[list[str]]:
     slow = lambda file: "/deployment/" in file and "/deployment/" not in module  # noqa: E731
     files.sort(key=lambda f: (slow(f), steps(f)[module], not f.startswith(f"tests/{home}/"), len(steps(f)), f))
     own = [file for file in files if file.startswith(f"tests/{home}/") and Path(file).stem == f"test_{stem}"] or files[:1]
+    own += [file for file in files if file == f"tests/{home}/test_defaults.py" and module in imports(file)]
     return [stage for stage in (own, [file for file in files if file not in own][:others]) if stage]
 
 
