@@ -24,7 +24,7 @@ collect_ignore = ["others"]
 TOGETHER = (
     "tests/tasks/", "tests/layers/testing/test_draft.py", "tests/layers/testing/test_page.py",
     "tests/layers/testing/test_plugin.py", "tests/test_readme.py", "tests/test_packaging.py", "tests/test_notebooks.py",
-    "tests/zoo/pretrained/test_memory.py",
+    "tests/zoo/pretrained/test_memory.py", "tests/mutation/",
 )  # fmt: skip
 """Where tests start processes: one after another, by one worker."""
 COMPILED = ("tests/zoo/deployment/test_compiled_", "tests/zoo/deployment/test_optimize.py")

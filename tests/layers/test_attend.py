@@ -192,6 +192,15 @@ def test_values_may_have_another_number_of_features(explicit):
     torch.testing.assert_close((*first, *second), (*theirs, *those))
 
 
+def test_a_softcap_bounds_the_scores_before_the_bias():
+    q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 6, 6))
+    bias = torch.randn(3, 5, 6, dtype=torch.float64)
+    expected = (1.5 * torch.tanh(q / 2 @ k.mT / 1.5) + bias).softmax(-1) @ v
+    torch.testing.assert_close(attend(q, k, v, bias=bias, softcap=1.5)[0], expected)
+    with pytest.raises(ValueError, match="softcap must be positive, got 0"):
+        attend(q, k, v, softcap=0.0)
+
+
 def test_attend_refuses_masks_and_biases_of_another_dtype():
     x = torch.randn(1, 2, 3, 4)
     with pytest.raises(ValueError, match="mask must be boolean, True where a query may attend, got torch"):

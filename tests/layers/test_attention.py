@@ -35,6 +35,8 @@ INVALID = [
     (dict(head_dim=0), "head_dim"),
     (dict(window=0), "window"),
     (dict(dropout=1.0), "dropout"),
+    (dict(dropout=-0.1), "dropout"),
+    (dict(softcap=0.0), "softcap"),
 ]
 
 

@@ -125,7 +125,12 @@ classes = Contract(
     twins=[Twin("diffusers", build=their_labels, weights=WeightMap(("table", "embedding_table")))],
     trains_differently=lambda a: a.dropout > 0,
     stochastic=lambda a: a.dropout > 0,
-    invalid=[(dict(num_classes=0), "num_classes"), (dict(dim=0), "dim"), (dict(dropout=1.0), "dropout")],
+    invalid=[
+        (dict(num_classes=0), "num_classes"),
+        (dict(dim=0), "dim"),
+        (dict(dropout=1.0), "dropout"),
+        (dict(dropout=-0.1), "dropout"),
+    ],
     without=ANY_NUMBER,
 )
 
@@ -236,7 +241,12 @@ patches = Contract(
     ),
     outputs=lambda a, s: ("batch", a._rows * a._columns, a.dim),
     twins=[Twin("diffusers", build=TheirPatches, weights=WeightMap(("projection", "embed.proj")))],
-    invalid=[(dict(in_channels=0), "in_channels"), (dict(dim=6), "dim"), (dict(patch_size=0), "patch_size")],
+    invalid=[
+        (dict(in_channels=0), "in_channels"),
+        (dict(dim=0), "dim"),
+        (dict(dim=6), "dim"),
+        (dict(patch_size=0), "patch_size"),
+    ],
 )
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from layers.embedding import TokenEmbedding
+from layers.embedding import TokenEmbedding, require_known
 from layers.testing import Contract, Twin, initial_distribution, permutation_equivariant, tokens
 from layers.weights import WeightMap
 
@@ -32,7 +32,7 @@ embedding = Contract(
     outputs=lambda a, s: ("batch", "n", a.dim),
     twins=[Twin("torch", build=Scaled, weights=WeightMap(("", "")))],
     holds=[permutation_equivariant("tokens", "n", 1)],
-    invalid=[(dict(vocab_size=0), "vocab_size"), (dict(dim=0), "dim"), (dict(padding=99), "padding")],
+    invalid=[(dict(vocab_size=0), "vocab_size"), (dict(dim=0), "dim"), (dict(vocab_size=20, padding=20), "padding")],
     without={"bad_input": "any number of axes will do"},
 )
 
@@ -93,6 +93,14 @@ def test_tokens_outside_of_the_vocabulary_are_refused(dtype):
     for token in (10, -1):
         with pytest.raises(ValueError, match=f"tokens must be tokens from 0 to 9, got {token}"):
             embedding(torch.tensor([[3, token]], dtype=dtype))
+
+
+def test_the_first_and_the_last_token_are_known():
+    require_known(torch.tensor([9, 0]), "tokens", 10)
+    require_known(torch.zeros(2, 0, dtype=torch.long), "tokens", 10)
+    for known, got in (([0, 10], 10), ([-1, 9], -1), ([-1, 10], -1)):
+        with pytest.raises(ValueError, match=f"words must be tokens from 0 to 9, got {got}"):
+            require_known(torch.tensor(known), "words", 10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])

@@ -12,7 +12,7 @@ from layers.testing import Contract, Twin, part, permutation_equivariant, tensor
 from layers.weights import WeightMap
 
 sizes = dict(dim=st.integers(2, 4), hidden_dim=st.integers(5, 8))
-INVALID = [(dict(hidden_dim=0), "hidden_dim"), (dict(dropout=1.5), "dropout")]
+INVALID = [(dict(hidden_dim=0), "hidden_dim"), (dict(dropout=1.0), "dropout"), (dict(dropout=-0.1), "dropout must")]
 shapes = dict(
     inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim)),
     outputs=lambda a, s: ("batch", "n", a.dim),

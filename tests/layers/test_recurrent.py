@@ -93,7 +93,8 @@ def contract(kind, **more):
         twins=[TORCH],
         holds=[padding_invariant("x", "tokens", 1)],
         invalid=[
-            (dict(layers=0), "layers"), (dict(dropout=1.0), "dropout"), (dict(layers=1, dropout=0.5), "dropout"),
+            (dict(layers=0), "layers"), (dict(layers=2, dropout=1.0), "dropout"), (dict(layers=2, dropout=-0.1), "dropout"),
+            (dict(layers=1, dropout=0.5), "dropout"),
             (dict(hidden_dim=0), "hidden_dim"), (dict(dim=0), "dim"),
         ],
         without={"compile": "torch.compile leaves the kernel out of its graphs: see below, for both ways"},

@@ -113,9 +113,11 @@ def test_the_attention_factor_multiplies_scores_by_its_square():
         (lambda: YarnScaling(0.5, 8), "factor"),
         (lambda: YarnScaling(2.0, 0), "original_length"),
         (lambda: YarnScaling(2.0, 8, fast=1.0), "slow"),
+        (lambda: YarnScaling(2.0, 8, slow=0.0), "slow"),
         (lambda: LongRopeScaling((1.0,), (1.0, 2.0), 8, 2.0), "long"),
         (lambda: LongRopeScaling((0.0,), (1.0,), 8, 2.0), "short and long"),
         (lambda: LongRopeScaling((1.0,), (1.0,), 1, 2.0), "original_length"),
+        (lambda: LongRopeScaling((1.0,), (1.0,), 8, 0.5), "factor"),
         (lambda: Rotary(8, scaling=LongRopeScaling((1.0,), (1.0,), 8, 2.0)).angles(torch.arange(2), torch.float32), "short"),
     ],
 )

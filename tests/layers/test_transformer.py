@@ -225,6 +225,15 @@ def test_sizes_that_do_not_agree_are_named(changed, words):
         block(**(dict(x=torch.randn(2, 4, 12), memory=torch.randn(2, 5, 12)) | changed))
 
 
+def test_a_memory_mask_may_have_two_axes():
+    block, x, memory = decoder(12, 3, 20, "pre").double(), torch.randn(2, 4, 12).double(), torch.randn(2, 5, 12).double()
+    allowed = torch.arange(20).reshape(4, 5) % 3 > 0
+    torch.testing.assert_close(block(x, memory, memory_mask=allowed), block(x, memory, memory_mask=allowed[None, None]))
+    for wrong in (allowed[0], allowed[None, None, None]):
+        with pytest.raises(ValueError, match="memory_mask must be of 2 to 4 axes"):
+            block(x, memory, memory_mask=wrong)
+
+
 @pytest.mark.parametrize("wiring", WIRING)
 def test_positions_reach_the_self_attention(wiring):
     """And blocks whose attention takes none are called without, unless there are some."""

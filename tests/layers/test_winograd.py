@@ -24,7 +24,7 @@ winograd = Contract(
             weights=WeightMap(("", "")),
         )
     ],
-    invalid=[(dict(in_channels=0), "in_channels"), (dict(out_channels=-1), "out_channels")],
+    invalid=[(dict(in_channels=0), "in_channels"), (dict(out_channels=0), "out_channels")],
 )
 
 

@@ -292,6 +292,7 @@ def test_rows_go_back_to_lengths_of_their_own():
     ("call", "words"),
     [
         (lambda m: m.start(capacity=0), "capacity"),
+        (lambda m: m.start(capacity=5, spare=-1), "spare"),
         (lambda m: m.start(capacity=25), "capacity must be 24 at most"),
         (lambda m: m.start(capacity=3)(torch.zeros(1, 4, dtype=torch.long)), "capacity of 3"),
         (lambda m: m.start(capacity=3)(torch.full((1, 2), 19)), "tokens"),

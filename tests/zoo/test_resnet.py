@@ -293,7 +293,7 @@ def test_frozen_parts_stay_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"), [(dict(stem="x"), "stem"), (dict(num_classes=0), "num_classes"), (dict(dropout=1.5), "dropout")]
+    ("arguments", "word"), [(dict(stem="x"), "stem"), (dict(num_classes=0), "num_classes"), (dict(dropout=1.0), "dropout")]
 )
 def test_bad_arguments_are_named(arguments, word):
     with pytest.raises(ValueError, match=f"{word} must be"):

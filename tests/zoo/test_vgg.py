@@ -125,7 +125,7 @@ def test_initial_values():
     [
         (dict(head="large"), "head"),
         (dict(num_classes=0), "num_classes"),
-        (dict(dropout=1.5), "dropout"),
+        (dict(dropout=1.0), "dropout"),
         (dict(init="x"), "init"),
     ],
 )

@@ -140,6 +140,6 @@ def test_a_batch_obeys_as_its_rows_alone():
 def test_bad_rules_are_refused(rules, words):
     with pytest.raises(ValueError, match=words):
         decoding.greedy(Counting(0, 1), torch.tensor([[1]]), max_new_tokens=2, **rules)
-    for name, value in (("typical", 0.0), ("top_n_sigma", 0.0), ("top_n_sigma", INF)):
+    for name, value in (("typical", 0.0), ("typical", 1.1), ("top_n_sigma", 0.0), ("top_n_sigma", INF)):
         with pytest.raises(ValueError, match=name):
             Sampler(**{name: value})
