@@ -20,12 +20,14 @@ from layers.testing import (
     Contract,
     Twin,
     cache_consistent,
+    exercised,
     influence,
     mask,
     padding_invariant,
     part,
     permutation_equivariant,
     tensor,
+    tokens,
 )
 from layers.weights import WeightMap
 
@@ -103,6 +105,7 @@ torch_attention = Contract(
             for name in ("torch", "torch_additive")
         ),
     ],
+    holds=[exercised(real="it makes rows of another number: tests/layers/test_padding.py")],
     invalid=[*INVALID, (dict(heads=99), "heads")],
     trains_differently=lambda a: a.dropout > 0,
     stochastic=lambda a: a.dropout > 0,
@@ -216,6 +219,8 @@ positioned = dict(
     positions=lambda a: st.sampled_from([None, part(Rotary, dim=a.head_dim), part(Rotary, dim=a.head_dim, interleaved=True)]),
     query_norm=lambda a: st.sampled_from([None, part(RMSNorm, dim=a.head_dim)]),
     key_norm=lambda a: st.sampled_from([None, part(RMSNorm, dim=a.head_dim)]),
+    softcap=st.sampled_from([None, 2.0]),
+    output_bias=st.sampled_from([None, False]),
     position_bias=lambda a: st.sampled_from(
         [None, part(ALiBi, heads=a.heads), part(RelativeBias, heads=a.heads, buckets=4, max_distance=9)]
     ),
@@ -245,6 +250,26 @@ rolling_positions = Contract(
     invalid=INVALID,
     name="RollingPositions",
     without={"parameters_used": "a table of relative biases has rows for distances that short sentences have not"},
+)
+
+
+def call_placed(module, inputs):
+    output, weights = module(**inputs | {"return_weights": True})
+    return [output, weights] if inputs["return_weights"] else output
+
+
+placed_attention = Contract(
+    MultiHeadAttention,
+    arguments=grouped | dict(causal=True, positions=lambda a: part(Rotary, dim=a.head_dim), _weights=st.booleans()),
+    inputs=lambda a: dict(
+        query=tensor("batch queries dim", dim=a.dim), positions=tokens("batch queries", 20), return_weights=a._weights
+    ),
+    outputs=lambda a, s: (
+        [("batch", "queries", a.dim), ("batch", a.heads, "queries", "queries")] if a._weights else ("batch", "queries", a.dim)
+    ),
+    twins=[Twin("explicit", build=explicit.build, weights=explicit.weights, call=call_placed)],
+    invalid=INVALID,
+    name="PlacedAttention",
 )
 
 

@@ -19,7 +19,7 @@ from layers.conditioning import (
     TimeEmbedding,
 )
 from layers.feedforward import FeedForward
-from layers.testing import Contract, Input, Twin, initial_distribution, part, tensor, tokens
+from layers.testing import Contract, Input, Twin, exercised, initial_distribution, part, tensor, tokens
 from layers.weights import WeightMap
 
 TIMES = Input(("batch",), {}, lambda shape, g: 1000 * torch.rand(shape, generator=g, dtype=torch.float64))
@@ -38,6 +38,7 @@ SINES = dict(
 sines = Contract(
     SinusoidalTime,
     arguments=dict(dim=st.integers(4, 11), **SINES),
+    holds=[exercised(dtype="of the output: below", max_period="diffusers' has 10000 alone: below")],
     inputs=lambda a: dict(times=TIMES),
     outputs=lambda a, s: ("batch", a.dim),
     twins=[Twin("diffusers", build=lambda a: Timesteps(SinusoidalTime(**a.passed())))],

@@ -11,7 +11,7 @@ from torchvision.models.googlenet import BasicConv2d, Inception
 
 from layers import inception
 from layers.convolution import ConvNormAct
-from layers.testing import Contract, Twin, tensor
+from layers.testing import Contract, Twin, exercised, tensor
 from layers.weights import WeightMap
 from zoo.inception import V1, V3
 
@@ -95,6 +95,7 @@ v1 = Contract(
             weights=lambda a: rows(inception.inception_v1(**a.passed()), V1),
         )
     ],
+    holds=[exercised(conv="others' units: the contracts above")],
     invalid=[(dict(in_channels=0), "in_channels"), (dict(kernel_size=4), "kernel_size")],
     trains_differently=lambda a: True,
 )
