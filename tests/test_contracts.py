@@ -19,6 +19,7 @@ from torch import nn
 import layers
 import zoo
 from layers.testing import Contract
+from layers.testing.fresh import unpromised
 
 TESTS = Path(__file__).resolve().parent
 
@@ -97,6 +98,18 @@ def test_every_public_block_stands_in_a_contract(name, code, block):
         assert any(contract.block is block for contract in contracts("layers")), name
     else:
         assert code in called("layers"), f"layers.{name} is built by no contract in tests/layers"
+
+
+PROMISED_ELSEWHERE = {
+    "positions.RelativeBias": "tests/layers/test_defaults.py: its contract wraps it",
+}
+"""Blocks with numbers as defaults that no contract names."""
+
+
+@pytest.mark.parametrize(("name", "block"), [(name, block) for name, _, block in BLOCKS], ids=[name for name, _, _ in BLOCKS])
+def test_numbers_that_are_defaults_are_promised_with_their_source(name, block):
+    missing = unpromised(block, contracts("layers"))
+    assert bool(missing) == (name in PROMISED_ELSEWHERE), missing
 
 
 def held_at_full_size():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from layers.testing.contract import Case, Contract, Twin, cast
 from layers.testing.drawing import Part, seeded
 from layers.testing.equality import Mismatch
+from layers.testing.exercise import home_of
 from layers.testing.randomness import differ
 from layers.testing.verdicts import NO_PARAMETERS, Verdict
 
@@ -111,10 +112,8 @@ def defaults(contract: Contract) -> None:
             raise Mismatch(f"{name} is {parameters[name].default!r} by default, promised is {value!r} ({source})")
 
 
-def unpromised(contracts: list[Contract], numbers: Callable[[Any], bool] | None = None) -> Iterator[str]:
-    """Arguments of the first contract's block whose default is a number that decides results, and that none of them promises."""
-    known = {name for contract in contracts for name in contract.defaults}
-    wanted = numbers or (lambda x: isinstance(x, float) and x != 0)
-    for name, parameter in inspect.signature(contracts[0].block).parameters.items():
-        if wanted(parameter.default) and name not in known:
-            yield f"{name}={parameter.default!r}"
+def unpromised(block: Callable[..., Any], contracts: Sequence[Contract]) -> list[str]:
+    """Arguments of the block whose default is a number other than 0 and 1, which somebody chose, and that no contract names."""
+    named = {name for contract in contracts if home_of(contract.block) is block for name in contract.defaults}
+    parameters = inspect.signature(block).parameters.values()
+    return [p.name for p in parameters if type(p.default) in (int, float) and p.default not in (0, 1) and p.name not in named]

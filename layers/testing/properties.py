@@ -54,7 +54,7 @@ GENERIC = (
     Property("random_law", randomness.random_law, cost=4, applies=lambda c: randomness.draws(c) and bool(c.twins)),
     Property("random_rows", randomness.random_rows, cost=8, applies=randomness.draws),
     Property("batch_rows", behaviour.batch_rows, cost=2),
-    Property("beyond_drawn_sizes", beyond.beyond_drawn_sizes, whole=True),
+    Property("beyond_drawn_sizes", beyond.beyond_drawn_sizes, whole=True, applies=beyond.compares),
     Property("heads_masked", beyond.heads_masked, cost=4, applies=lambda c: "heads" in c.arguments),
     Property("initial_values", fresh.initial_values, whole=True, applies=lambda c: not c.foreign),
     Property("defaults", fresh.defaults, whole=True, applies=lambda c: bool(c.defaults)),

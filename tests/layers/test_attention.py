@@ -5,11 +5,12 @@ from attentions import torch_weights
 from einops import repeat
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, GPT2Config, LlamaConfig, MarianConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig, MarianConfig, Qwen3Config
 from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.marian.modeling_marian import MarianAttention
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from layers import masks
 from layers.attention import MultiHeadAttention
@@ -306,6 +307,44 @@ llama_attention = Contract(
     invalid=INVALID,
     name="LlamaAttention",
 )
+
+
+class Qwen3(nn.Module):
+    """With norms of queries and keys that differ from each other."""
+
+    def __init__(self, a):
+        super().__init__()
+        config = Qwen3Config(
+            hidden_size=a.dim, num_attention_heads=a.heads, num_key_value_heads=a.kv_heads, head_dim=a.head_dim,
+            attention_bias=a.bias, attn_implementation="sdpa",
+        )  # fmt: skip
+        self.attention = Qwen3Attention(config, layer_idx=0)
+
+    def forward(self, query):
+        return call_llama(self.attention, {"query": query})
+
+
+qwen3_attention = Contract(
+    MultiHeadAttention,
+    arguments=grouped
+    | dict(causal=True)
+    | dict.fromkeys(("query_norm", "key_norm"), lambda a: part(RMSNorm, dim=a.head_dim)),
+    inputs=lambda a: dict(query=tensor("batch queries dim", dim=a.dim)),
+    outputs=lambda a, s: ("batch", "queries", a.dim),
+    twins=[
+        Twin(
+            "qwen3",
+            build=Qwen3,
+            weights=WeightMap(
+                *((n, f"attention.{n[0]}_proj") for n in ("query", "key", "value")), ("output", "attention.o_proj"),
+                ("query_norm", "attention.q_norm"), ("key_norm", "attention.k_norm"),
+            ),
+            single_precision="models/qwen3/modeling_qwen3.py, Qwen3RMSNorm.forward: hidden_states.to(torch.float32)",
+        )
+    ],
+    invalid=INVALID,
+    name="Qwen3Attention",
+)  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------- BERT's, GPT-2's, Marian's

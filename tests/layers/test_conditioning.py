@@ -37,6 +37,11 @@ SINES = dict(
 
 sines = Contract(
     SinusoidalTime,
+    defaults=dict(
+        max_period=(10000.0, "arXiv 1706.03762, 3.5"),
+        frequency_shift=(1.0, "diffusers' get_timestep_embedding"),
+        scale=(1.0, "diffusers' get_timestep_embedding"),
+    ),
     arguments=dict(dim=st.integers(4, 11), **SINES),
     holds=[exercised(dtype="of the output: below", max_period="diffusers' has 10000 alone: below")],
     inputs=lambda a: dict(times=TIMES),
@@ -184,6 +189,7 @@ class TheirGated(nn.Module):
 
 modulated = Contract(
     ModulatedNorm,
+    defaults=dict(eps=(1e-6, "diffusers' AdaLayerNormZeroSingle")),
     arguments=NORM | dict(sublayer=lambda a: part(FeedForward, dim=a.dim, hidden_dim=7)),
     inputs=conditioned,
     outputs=lambda a, s: ("batch", "n", a.dim),

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 from layers.feedforward import GEGLU, FeedForward, SwiGLU
-from layers.testing import Contract, Twin, part, permutation_equivariant, tensor
+from layers.testing import Contract, Twin, exercised, part, permutation_equivariant, tensor
 from layers.weights import WeightMap
 
 sizes = dict(dim=st.integers(2, 4), hidden_dim=st.integers(5, 8))
@@ -102,6 +102,7 @@ swiglu = Contract(
 
 geglu = Contract(
     GEGLU,
+    **shapes | dict(holds=[*shapes["holds"], exercised(bias="T5 has none: in the contract of SwiGLU")]),
     arguments=sizes | dict(approximate=st.sampled_from(["tanh", "none"]), dropout=st.sampled_from([0.0, 0.4])),
     trains_differently=lambda a: a.dropout > 0,
     stochastic=lambda a: a.dropout > 0,
@@ -112,5 +113,4 @@ geglu = Contract(
             weights=WeightMap(("gate", "wi_0"), ("up", "wi_1"), ("down", "wo")),
         )
     ],
-    **shapes,
 )

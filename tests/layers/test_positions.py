@@ -156,6 +156,7 @@ def llama_rotary(a):
 
 rotary = Contract(
     Rotary,
+    defaults=dict(base=(10000.0, "Su et al., 2021, arXiv 2104.09864, 3.2.2")),
     arguments=dict(
         dim=st.sampled_from([8, 10, 16, 32]),
         base=st.sampled_from([100.0, 10000.0, 500000.0]),

@@ -190,6 +190,7 @@ deep_of_timm = Contract(
 
 blur_pool = Contract(
     BlurPool,
+    defaults=dict(stride=(2, "timm's BlurPool2d")),
     arguments=dict(channels=st.integers(1, 4), stride=st.sampled_from([1, 2, 3])),
     inputs=lambda a: dict(
         images=tensor(
@@ -296,6 +297,7 @@ inverted_v2 = Contract(
 
 inverted_of_timm = Contract(
     InvertedResidual,
+    defaults=dict(kernel_size=(3, "Sandler et al., 2018, arXiv 1801.04381, table 1")),
     arguments=dict(
         in_channels=st.sampled_from([8, 16]), out_channels=st.sampled_from([8, 16]), stride=st.sampled_from([1, 2]),
         kernel_size=st.sampled_from([3, 5]), hidden_dim=lambda a: 2 * a.in_channels,
