@@ -20,6 +20,8 @@ LONG = (131, 136, 67, 40)
 """Positions along an axis that is otherwise short, the first that is taken: beyond 128, 64 and 32, and multiples of 8."""
 WIDE = 37
 """An argument that is otherwise a small number."""
+ROOM = 140
+"""An argument that is called `max_...` bounds what may be long: so that it may."""
 SLACK = 100
 """How much more than of small sizes is allowed: recurrent networks round once for each position, and amplify it."""
 OF_POSITIONS = ("causal", "window")
@@ -32,12 +34,14 @@ def compares(contract: Contract) -> bool:
 
 
 def bases(contract: Contract) -> Iterator[tuple[str, Case]]:
-    """A case, and one with each argument large in turn that the contract draws with `st.integers`."""
+    """A case, and one with each argument large in turn that the contract draws with `st.integers`; of models, those of bounds."""
     yield "", contract.example()
     for name, strategy in contract.arguments.items():
-        if isinstance(strategy, st.SearchStrategy) and repr(strategy).startswith("integers(") and not contract.model:
+        bounds = name.startswith("max_")
+        if isinstance(strategy, st.SearchStrategy) and repr(strategy).startswith("integers(") and (bounds or not contract.model):
+            value = ROOM if bounds else WIDE
             try:
-                yield f"{name}={WIDE}", replace(contract, arguments={**contract.arguments, name: WIDE}).example()
+                yield f"{name}={value}", replace(contract, arguments={**contract.arguments, name: value}).example()
             except Exception:  # other arguments or the inputs cannot follow
                 continue
 

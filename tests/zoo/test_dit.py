@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import zoo
 from layers.conditioning import SinusoidalTime
-from layers.testing import Contract, Input, Twin, fill, initial_distribution, require_equal, tensor, tokens
+from layers.testing import Contract, Input, Twin, exercised, fill, initial_distribution, require_equal, tensor, tokens
 from zoo.dit import DiT, build
 
 TIMES = Input(("batch",), {}, lambda shape, g: 1000 * torch.rand(shape, generator=g, dtype=torch.float64))
@@ -93,6 +93,7 @@ dits = Contract(
         )
     ],
     holds=[
+        exercised(hidden_dim="diffusers' is four times dim", sines="with those of published weights below"),
         initial_distribution(
             {
                 "*modulation.linear.*": zero,
@@ -103,7 +104,7 @@ dits = Contract(
                 "class_embedding.*": small,
                 "*.weight": glorot,
             }
-        )
+        ),
     ],
     trains_differently=lambda a: a.class_dropout > 0,
     stochastic=lambda a: a.class_dropout > 0,
