@@ -89,6 +89,8 @@ def takes(case: Case, name: str, value: Any) -> bool:
         case.new({name: value})
     except TypeError:
         return False
+    except Exception:  # the value does not fit
+        return True
     return True
 
 

@@ -106,6 +106,7 @@ dits = Contract(
             }
         ),
     ],
+    without={"random_law": "diffusers drops classes anew in each block; how often is tested with ClassEmbedding"},
     trains_differently=lambda a: a.class_dropout > 0,
     stochastic=lambda a: a.class_dropout > 0,
     invalid=[
