@@ -95,6 +95,13 @@ def takes(case: Case, name: str, value: Any) -> bool:
 
 
 def of_constructor(contract: Contract, cases: list[Case]) -> Iterator[tuple[str, str]]:
+    kept: dict[int, Any] = {}
+
+    def of_case(case: Case) -> Any:
+        if id(case) not in kept:
+            kept[id(case)] = results(case)
+        return kept[id(case)]
+
     for name in [*names_of(contract.block), *passed_on(contract, cases[0])]:
         values = {repr(getattr(case.arguments, name)) for case in cases if hasattr(case.arguments, name)}
         if isinstance(contract.block, partial) and name in contract.block.keywords:
@@ -103,7 +110,7 @@ def of_constructor(contract: Contract, cases: list[Case]) -> Iterator[tuple[str,
             yield name, UNGIVEN
         elif len(values) == 1:
             yield name, f"{ALWAYS}{values.pop()}"
-        elif not any(changes(partial(results, other), results(case)) for case, other in exchanged(cases, name)):
+        elif not any(changes(partial(results, other), of_case(case)) for case, other in exchanged(cases, name)):
             yield name, "no value of it changes the output or the state"
 
 
@@ -158,6 +165,8 @@ def of_forward(cases: list[Case], given: set[str]) -> Iterator[tuple[str, str]]:
         for name, other in others(case, cases):
             if not moves.setdefault(name, False):
                 moves[name] = changes(partial(output, case, block, {**inputs, name: other}), expected)
+        if given.issuperset(takes) and all(moves.values()):
+            break
     yield from ((name, NEVER) for name in takes if name not in given)
     yield from ((name, "no value of it changes the output") for name, moved in moves.items() if not moved)
 

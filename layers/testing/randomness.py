@@ -21,7 +21,7 @@ from layers.testing.verdicts import NO_BATCH, NO_ROWS, Vacuous, Verdict
 
 ALPHA = 1e-8
 """Probability at most with which one comparison of samples of the same law fails: below 1e-6 for a property's whole test."""
-ROWS, ROWS_OF_MODEL = 4096, 512
+ROWS, ROWS_OF_MODEL = 16384, 512
 """Samples of each side."""
 NOTHING_DRAWN = Vacuous("the contract says that nothing is drawn here: `stochastic`")
 
@@ -80,6 +80,11 @@ def drawn(case: Case, call: Callable[[dict[str, Any]], Any], rows: int, calls: i
     return found
 
 
+def all_alike(x: Tensor, other: Tensor) -> bool:
+    """Whether all rows are the first one of the other, but for rounding."""
+    return bool((x - other[:1]).abs().max() <= 1e-9 * other.abs().max())
+
+
 def count(case: Case) -> int:
     return ROWS_OF_MODEL if case.contract.model else ROWS
 
@@ -98,7 +103,7 @@ def random_rows(case: Case) -> Verdict:
     first, second, third, fourth, fifth = drawn(case, lambda i: case.call(block, i), rows, 5, 5)
     if not first.numel():
         return NO_ROWS
-    if all(torch.equal(first[:1].expand_as(x), x) for x in (first, second, third)):
+    if all(all_alike(x, first) for x in (first, second, third)):
         return Vacuous("nothing is drawn, though the contract says `stochastic`, or what is drawn has no effect")
     half = rows // 2
     for weights in directions(case, first, 2):
@@ -186,7 +191,7 @@ def by_another_law(case: Case, twin: Twin) -> str:
     block = training(case.block(train=True))
     reference = training(case.twin(twin, block))
     theirs = torch.cat(drawn(case, lambda i: case.call_twin(twin, reference, i), rows, 2, 6))
-    if theirs.numel() and torch.equal(theirs[:1].expand_as(theirs), theirs):
+    if theirs.numel() and all_alike(theirs, theirs):
         return IDLE
     ours = torch.cat(drawn(case, lambda i: case.call(block, i), rows, 2, 7))
     if ours.shape != theirs.shape:

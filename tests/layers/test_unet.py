@@ -112,6 +112,7 @@ cross = Contract(
             call=lambda m, i: m(i["images"], encoder_hidden_states=i["context"]),
         )
     ],
+    holds=[initial_distribution(attention__output__weight=zero, attention__output__bias=zero)],
     invalid=REFUSED,
     name="PixelAttention to a context",
 )
