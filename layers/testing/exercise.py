@@ -41,7 +41,7 @@ def unexercised_by_any(contracts: Sequence[Contract], given: Callable[[Contract]
     """The same of contracts of one block: what all of them miss. One that is constant in each may take several values in all."""
     found = [unexercised(contract, given(contract)) for contract in contracts]
     missed = {}
-    for name in sorted(set.intersection(*(set(each) for each in found))):
+    for name in [name for name in found[0] if all(name in each for each in found)]:
         whys = [each[name] for each in found]
         values = {why for why in whys if why.startswith(ALWAYS)}
         if UNGIVEN in whys and values:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layers.testing.behaviour import batched
 from layers.testing.contract import Case, Twin, is_float
 from layers.testing.drawing import seeded
 from layers.testing.equality import Mismatch, leaves, real, require_equal
@@ -68,8 +69,6 @@ def alike(case: Case, rows: int) -> dict[str, Any]:
 
 def drawn(case: Case, call: Callable[[dict[str, Any]], Any], rows: int, calls: int, seed: int) -> list[Tensor]:
     """(rows, values) of each call, of the outputs that have rows, with the global random numbers that follow one another."""
-    from layers.testing.behaviour import batched
-
     positions, inputs = batched(case), alike(case, rows)
     with seeded(case.seed * 16 + seed), torch.no_grad():
         outputs = [dict(leaves(call(dict(inputs)))) for _ in range(calls)]
@@ -135,6 +134,8 @@ def random_law(case: Case) -> Verdict:
         return NOTHING_DRAWN
     if not case.batches():
         return NO_BATCH
+    if not batched(case):
+        return NO_ROWS
     idle = []
     for twin in case.contract.twins:
         if draws_the_same(case, twin):
@@ -156,21 +157,21 @@ IDLE = "it draws nothing"
 
 def draws_the_same(case: Case, twin: Twin) -> bool:
     """Whether block and twin give the same outputs and gradients when the global random state is the same."""
-    results = []
-    block = case.block(train=True)
-    reference = case.twin(twin, block)
-    with seeded(case.seed), torch.no_grad():
-        output = case.call_twin(twin, reference, case.inputs())
-    reference = case.twin(twin, block)
-    with seeded(case.seed + 1), torch.no_grad():
-        if alike_to_rounding(case, block, case.call_twin(twin, reference, case.inputs()), output):
-            return False  # it may draw nothing
-    for module, run in (
-        (block, lambda i: case.call(block, i)),
-        (reference := case.twin(twin, case.block(train=True)), lambda i: case.call_twin(twin, reference, i)),
-    ):
+
+    def reference() -> nn.Module:
+        return training(case.twin(twin, case.block(train=True)))
+
+    block, outputs = training(case.block(train=True)), []
+    for seed in (0, 1):
+        module = reference()
+        with seeded(case.seed + seed), torch.no_grad():
+            outputs.append(case.call_twin(twin, module, case.inputs()))
+    if alike_to_rounding(case, block, *outputs):
+        return False  # it may draw nothing
+    results, module = [], reference()
+    for each, run in ((block, lambda i: case.call(block, i)), (module, lambda i: case.call_twin(twin, module, i))):
         with seeded(case.seed):
-            results.append(case.gradients(run, case.inputs(), module))
+            results.append(case.gradients(run, case.inputs(), each))
     if not alike_to_rounding(case, block, results[0][0], results[1][0]):
         return False
     require_equal(results[0][1], results[1][1], 10 * case.tolerance(block), "gradient for the same random numbers", 1.0)

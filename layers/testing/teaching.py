@@ -35,6 +35,7 @@ USUALLY = {
     "random_rows": "numbers that are drawn without the batch axis, or from a generator with a seed of its own",
     "beyond_drawn_sizes": "a table or a buffer of a fixed length, a path of its own for long inputs, or a bound of an argument",
     "heads_masked": "a mask that is reduced over heads, or of which the first head's counts for all",
+    "defaults": "a number that was changed for one model, and with it for all",
     "initial_values": "an initialisation that was left out, or of another scale than the module's own",
     "batch_rows": "a mean or softmax over the batch, a reshape that mixes it with other axes, or batch statistics in evaluation",
     "inputs_unchanged": "`+=`, `relu_`, `x[...] =` or the like on what the caller gave",

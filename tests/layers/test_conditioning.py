@@ -125,6 +125,7 @@ def their_labels(a):
 
 classes = Contract(
     ClassEmbedding,
+    defaults=dict(dropout=(0.1, "Peebles and Xie, 2022, arXiv 2212.09748, code")),
     arguments=dict(num_classes=st.integers(2, 5), dim=st.integers(3, 6), dropout=st.sampled_from([0.0, 0.6])),
     inputs=lambda a: dict(classes=tokens("batch", a.num_classes + 1)),
     outputs=lambda a, s: ("batch", a.dim),

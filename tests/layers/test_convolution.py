@@ -50,6 +50,7 @@ def border(a):
 
 conv_norm_act = Contract(
     ConvNormAct,
+    defaults=dict(kernel_size=(3, "torchvision's Conv2dNormActivation")),
     arguments=dict(
         groups=st.sampled_from([1, 1, 2, 3]),
         _per_group=st.permutations([1, 2, 3]),

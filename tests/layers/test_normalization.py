@@ -19,6 +19,7 @@ from layers.weights import WeightMap
 
 synced = Contract(
     SyncedBatchNorm2d,
+    defaults=dict(eps=(1e-5, "nn.BatchNorm2d"), momentum=(0.1, "nn.BatchNorm2d")),
     arguments=dict(num_features=st.integers(1, 5), eps=st.sampled_from([1e-5, 1e-3]), momentum=st.sampled_from([0.1, 0.3, None])),
     inputs=lambda a: dict(input=tensor("batch channels height width", height=st.integers(2, 6), channels=a.num_features)),
     outputs=lambda a, s: ("batch", a.num_features, s.height, s.width),

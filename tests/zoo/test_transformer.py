@@ -159,7 +159,11 @@ torch_model = Contract(
     with_final_norms,
     arguments=sizes,
     twins=[Twin("torch", build=TorchTransformer, weights=lambda a: names_of_torch(with_final_norms(**a.passed())))],
-    holds=[CAUSAL, exercised(target_mask=HIDDEN)],
+    holds=[
+        CAUSAL,
+        initial_distribution(embedding__table__weight=lambda a, p: (0, a.dim**-0.5)),
+        exercised(target_mask=HIDDEN),
+    ],
     invalid=[(dict(heads=0), "heads")],
     name="TorchTransformer",
     backend="inductor",  # one member of the family
