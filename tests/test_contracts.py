@@ -19,6 +19,7 @@ from torch import nn
 import layers
 import zoo
 from layers.testing import Contract
+from layers.testing.fresh import unpromised
 
 TESTS = Path(__file__).resolve().parent
 
@@ -117,6 +118,19 @@ def test_where_0_is_refused_1_will_do():
                 tried.append(name)
                 assert words not in refusal(contract.example(), {name: 1}), f"{contract.name}: {name}=1"
     assert {"dim", "heads", "hidden_dim", "time_dim", "window"} <= set(tried)
+
+
+PROMISED_ELSEWHERE = {
+    "conditioning.Modulation": "the contract of ModulatedNorm, which passes its own on",
+    "positions.RelativeBias": "tests/layers/test_defaults.py: its contract wraps it",
+}
+"""Blocks with numbers as defaults that no contract names."""
+
+
+@pytest.mark.parametrize(("name", "block"), [(name, block) for name, _, block in BLOCKS], ids=[name for name, _, _ in BLOCKS])
+def test_numbers_that_are_defaults_are_promised_with_their_source(name, block):
+    missing = unpromised(block, contracts("layers"))
+    assert bool(missing) == (name in PROMISED_ELSEWHERE), missing
 
 
 def held_at_full_size():

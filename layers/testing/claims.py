@@ -9,7 +9,8 @@ caches and states are in `layers.testing.sequences`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from layers.testing.contract import Case, Contract, is_float
 from layers.testing.drawing import Input
 from layers.testing.equality import Mismatch, leaves, require_equal
-from layers.testing.exercise import unexercised
+from layers.testing.exercise import unexercised_by_any
 from layers.testing.nesting import regrouped
 from layers.testing.properties import Property
 
@@ -71,7 +72,7 @@ def permutation_equivariant(source: str, axis: str, output_axis: int) -> Propert
         require_equal(first(permuted), expected, case.tolerance(block), f"output for {source} permuted along {axis}", 1.0)
         return not torch.equal(order, order.sort().values)
 
-    return Property("permutation_equivariant", check)
+    return Property("permutation_equivariant", check, long=True)
 
 
 def shift_equivariant(
@@ -98,35 +99,51 @@ def shift_equivariant(
         require_equal(found, expected, case.tolerance(block), f"output for {source} moved along {axis}", 1.0)
         return bool((found != moved.narrow(output_axis, edge, length)).any())
 
-    return Property(f"shift_equivariant_{axis}", check)
+    return Property(f"shift_equivariant_{axis}", check, long=True)
 
 
-def initial_distribution(**expected: Callable[[Any, Tensor], tuple[float, float]]) -> Property:
+Law = Callable[[Any, Tensor], tuple[float, float]]
+
+
+def initial_distribution(laws: Mapping[str, Law | str] | None = None, **expected: Law) -> Property:
     """A fresh parameter has the mean and standard deviation that ``expected[name](arguments, parameter)`` gives.
 
     Names are written with `__` for dots. The bound is five standard errors; parameters of fewer than 64 values show nothing.
+    laws: the same by names with dots and `*`, of which the first that fits counts; in place of a law a sentence says why there is
+          none to check.
     """
+    given: dict[str, Law | str] = {**(laws or {}), **{name.replace("__", "."): law for name, law in expected.items()}}
+    for name, law in given.items():
+        if isinstance(law, str) and not law.strip():
+            raise ValueError(f"{name} must have a law or a reason why not, got {law!r}")
 
     def check(case: Case) -> bool:
+        """A fresh parameter has the mean and the standard deviation that the contract states."""
         parameters, shown = dict(case.new().named_parameters()), False
-        for name, law in expected.items():
-            parameter = parameters[name.replace("__", ".")].detach().double()
-            mean, std = law(case.arguments, parameter)
-            n = parameter.numel()
-            if std == 0 and not torch.equal(parameter, torch.full_like(parameter, mean)):
-                raise Mismatch(f"{name} must be {mean} everywhere when fresh")
-            if std == 0 or n < 64:
-                shown |= std == 0
-                continue
-            if abs(parameter.mean().item() - mean) > 5 * std / n**0.5 or abs(parameter.std().item() / std - 1) > 5 / n**0.5:
-                raise Mismatch(
-                    f"{name} has mean {parameter.mean():.4g} and standard deviation {parameter.std():.4g} when fresh; "
-                    f"expected {mean:.4g} and {std:.4g}"
-                )
-            shown = True
-        return shown
+        if missing := [pattern for pattern in given if "*" not in pattern and pattern not in parameters]:
+            raise Mismatch(f"there is no parameter {', '.join(missing)}; there are {', '.join(parameters)}")
+        for name, parameter in parameters.items():
+            law = next((law for pattern, law in given.items() if fnmatchcase(name, pattern)), "")
+            if callable(law):
+                shown |= has_law(name, parameter.detach().double(), *law(case.arguments, parameter))
+        return shown or all(isinstance(law, str) for law in given.values())
 
-    return Property("initial_distribution", check)
+    return Property("initial_distribution", check, laws=tuple(given))
+
+
+def has_law(name: str, parameter: Tensor, mean: float, std: float) -> bool:
+    """Whether something could be seen of it."""
+    n = parameter.numel()
+    if std == 0 and not torch.equal(parameter, torch.full_like(parameter, mean)):
+        raise Mismatch(f"{name} must be {mean} everywhere when fresh")
+    if std == 0 or n < 64:
+        return std == 0
+    if abs(parameter.mean().item() - mean) > 5 * std / n**0.5 or abs(parameter.std().item() / std - 1) > 5 / n**0.5:
+        raise Mismatch(
+            f"{name} has mean {parameter.mean():.4g} and standard deviation {parameter.std():.4g} when fresh; "
+            f"expected {mean:.4g} and {std:.4g}"
+        )
+    return True
 
 
 def seeded(source: str = "generator") -> Property:
@@ -164,7 +181,9 @@ def seeded(source: str = "generator") -> Property:
 def exercised(**excused: str) -> Property:
     """Every argument of the constructor and of `forward` is given, takes several values, and changes something.
 
-    excused: argument -> reason why it need not be. ``pytest --contract-arguments`` asks this of all contracts.
+    By the contract or another one of the same block in its file. pytest asks this of all blocks that are not `foreign`, and with
+    ``--contract-arguments`` of those too.
+    excused: argument -> reason why it need not be.
     """
     for name, reason in excused.items():
         if not reason.strip():
@@ -172,7 +191,7 @@ def exercised(**excused: str) -> Property:
 
     def check(contract: Contract) -> None:
         """Every argument of the constructor and of `forward` is given, takes several values, and changes something."""
-        missed = unexercised(contract, [name for claim in contract.holds for name in claim.gives])
+        missed = unexercised_by_any([contract, *contract.beside], lambda c: [name for claim in c.holds for name in claim.gives])
         if idle := sorted(excused.keys() - missed.keys()):
             raise Mismatch(f"excused, and exercised all the same: {', '.join(idle)}")
         if found := [f"{name}: {what}" for name, what in missed.items() if name not in excused]:

@@ -76,6 +76,7 @@ class Contract:
     trains_differently: arguments -> does training mode differ from evaluation (batch statistics, dropout)?
     stochastic: arguments -> does training mode draw random numbers?
     call:      (block, inputs) -> output, by keyword unless told otherwise.
+    defaults:  argument -> (its default, the paper or reference that it is from).
     without:   property -> reason for not checking it; such tests are reported as skipped and counted.
     failing:   property -> `KnownFailure`.
     model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, fewer examples.
@@ -96,6 +97,7 @@ class Contract:
     trains_differently: Callable[[Any], bool] = lambda arguments: False
     stochastic: Callable[[Any], bool] = lambda arguments: False
     call: Callable[[Any, dict[str, Any]], Any] = lambda module, inputs: module(**inputs)
+    defaults: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     without: Mapping[str, str] = field(default_factory=dict)
     failing: Mapping[str, KnownFailure] = field(default_factory=dict)
     model: bool = False
@@ -104,6 +106,8 @@ class Contract:
     keeps: Sequence[str] = ()
     backend: str = ""
     name: str = ""
+    beside: Sequence[Contract] = field(default=(), init=False, repr=False, compare=False)
+    """Other contracts of the same block in the same file, once pytest has found them."""
 
     def __post_init__(self) -> None:
         self.name = self.name or getattr(self.block, "__name__", type(self.block).__name__)

@@ -20,6 +20,10 @@ CASES = 12
 ATTEMPTS = 8
 """Times that an argument gets another value before it counts as one that changes nothing."""
 
+ALWAYS = "it is always "
+UNGIVEN = "the constructor is never given it"
+NEVER = "`forward` is never given it"
+
 
 def unexercised(contract: Contract, given_by_claims: Sequence[str] = ()) -> dict[str, str]:
     """Argument of the constructor or of `forward` -> what its contract misses of it.
@@ -27,7 +31,36 @@ def unexercised(contract: Contract, given_by_claims: Sequence[str] = ()) -> dict
     given_by_claims: inputs that claimed properties add, such as `mask` and `cache`.
     """
     cases = contract.examples(CASES)
-    return dict(of_constructor(contract, cases)) | dict(of_forward(cases, set(given_by_claims)))
+    missed = dict(of_constructor(contract, cases))
+    if any(why.startswith(ALWAYS) for why in missed.values()):  # by chance, maybe
+        missed = dict(of_constructor(contract, contract.examples(4 * CASES)))
+    return missed | dict(of_forward(cases, set(given_by_claims)))
+
+
+def unexercised_by_any(contracts: Sequence[Contract], given: Callable[[Contract], Sequence[str]]) -> dict[str, str]:
+    """The same of contracts of one block: what all of them miss. One that is constant in each may take several values in all."""
+    found = [unexercised(contract, given(contract)) for contract in contracts]
+    missed = {}
+    for name in [name for name in found[0] if all(name in each for each in found)]:
+        whys = [each[name] for each in found]
+        values = {why for why in whys if why.startswith(ALWAYS)}
+        if UNGIVEN in whys and values:
+            values.add(f"{ALWAYS}{default_of(contracts[0].block, name)}")
+        if len(values) < 2:
+            missed[name] = min(whys, key=lambda why: (why in (UNGIVEN, NEVER), why))
+    return missed
+
+
+def default_of(block: Any, name: str) -> str:
+    parameter = inspect.signature(home_of(block)).parameters.get(name)
+    return "" if parameter is None else repr(parameter.default)
+
+
+def home_of(block: Any) -> Any:
+    """That which builds it, without arguments that are given beforehand."""
+    while isinstance(block, partial):
+        block = block.func
+    return block
 
 
 def names_of(call: Callable[..., Any]) -> list[str]:
@@ -39,22 +72,54 @@ def names_of(call: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
+def passed_on(contract: Contract, case: Case) -> list[str]:
+    """Names that the constructor does not know itself and hands to the class that it builds, by `**options`."""
+    try:
+        parameters = inspect.signature(contract.block).parameters
+    except (TypeError, ValueError):
+        return []
+    if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
+        return []
+    options = inspect.signature(type(case.new())).parameters.values()
+    return [p.name for p in options if p.name not in parameters and p.default is not p.empty and takes(case, p.name, p.default)]
+
+
+def takes(case: Case, name: str, value: Any) -> bool:
+    try:
+        case.new({name: value})
+    except TypeError:
+        return False
+    except Exception:  # the value does not fit
+        return True
+    return True
+
+
 def of_constructor(contract: Contract, cases: list[Case]) -> Iterator[tuple[str, str]]:
-    for name in names_of(contract.block):
+    kept: dict[int, Any] = {}
+
+    def of_case(case: Case) -> Any:
+        if id(case) not in kept:
+            kept[id(case)] = results(case)
+        return kept[id(case)]
+
+    for name in [*names_of(contract.block), *passed_on(contract, cases[0])]:
         values = {repr(getattr(case.arguments, name)) for case in cases if hasattr(case.arguments, name)}
+        if isinstance(contract.block, partial) and name in contract.block.keywords:
+            values.add(repr(contract.block.keywords[name]))
         if not values:
-            yield name, "the constructor is never given it"
+            yield name, UNGIVEN
         elif len(values) == 1:
-            yield name, f"it is always {values.pop()}"
-        elif not any(changes(partial(results, other), results(case)) for case, other in exchanged(cases, name)):
+            yield name, f"{ALWAYS}{values.pop()}"
+        elif not any(changes(partial(results, other), of_case(case)) for case, other in exchanged(cases, name)):
             yield name, "no value of it changes the output or the state"
 
 
 def exchanged(cases: list[Case], name: str) -> Iterator[tuple[Case, Case]]:
     """Cases, and the same with that argument of another case, up to the number of attempts."""
     found = 0
-    for case in cases:
-        for other in cases:
+    for step in range(1, len(cases)):  # of each case one before the second of any
+        for i, case in enumerate(cases):
+            other = cases[(i + step) % len(cases)]
             if found < ATTEMPTS and repr(getattr(case.arguments, name)) != repr(getattr(other.arguments, name)):
                 found += 1
                 yield case, replace(case, arguments=Arguments(**{**vars(case.arguments), name: getattr(other.arguments, name)}))
@@ -100,7 +165,9 @@ def of_forward(cases: list[Case], given: set[str]) -> Iterator[tuple[str, str]]:
         for name, other in others(case, cases):
             if not moves.setdefault(name, False):
                 moves[name] = changes(partial(output, case, block, {**inputs, name: other}), expected)
-    yield from ((name, "`forward` is never given it") for name in takes if name not in given)
+        if given.issuperset(takes) and all(moves.values()):
+            break
+    yield from ((name, NEVER) for name in takes if name not in given)
     yield from ((name, "no value of it changes the output") for name, moved in moves.items() if not moved)
 
 

@@ -13,8 +13,10 @@ import pytest
 
 from layers.testing import profiles
 from layers.testing.contract import Contract, Twin
+from layers.testing.drawing import Function
 from layers.testing.equality import Mismatch
 from layers.testing.examples import cause, configuration, examples, promised
+from layers.testing.exercise import home_of
 from layers.testing.properties import Property
 from layers.testing.teaching import lessons
 
@@ -39,12 +41,23 @@ class ContractCollector(pytest.Collector):
 
     def collect(self) -> Iterator[pytest.Item]:
         contract = self.contract
+        group = self.of_one_block()
+        contract.beside = [other for other in group if other is not contract]
+        claimed = any(claim.name == "exercised" for other in group for claim in other.holds)
+        asked = self.config.getoption("--contract-arguments") or not (contract.foreign or contract.block is Function)
         try:
-            promises = list(promised(contract, arguments=self.config.getoption("--contract-arguments")))
+            promises = list(promised(contract, arguments=asked and not claimed and contract is group[0]))
         except ValueError as error:
             raise self.CollectError(str(error)) from error
         for name, prop, twin in promises:
             yield PropertyItem.from_parent(self, name=name, contract=contract, prop=prop, twin=twin)
+
+    def of_one_block(self) -> list[Contract]:
+        """The contracts of the module that are of this block."""
+        module = getattr(self.parent, "obj", None)
+        found = {id(c): c for c in vars(module).values() if isinstance(c, Contract)} if module is not None else {}
+        home = home_of(self.contract.block)
+        return [c for c in found.values() if home_of(c.block) is home] or [self.contract]
 
 
 QUICK = ("smoke", "shape", "forward", "backward", "weights")

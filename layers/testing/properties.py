@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from layers.testing import behaviour, deployment, errors, gradients, reference
+from layers.testing import behaviour, beyond, deployment, errors, fresh, gradients, randomness, reference
 from layers.testing.contract import Contract
 from layers.testing.verdicts import Verdict
 
@@ -20,6 +20,7 @@ class Property:
     """One thing to check. `cost` divides the number of examples; `each_twin` makes one test a twin, passing it to `check`.
 
     whole: `check` takes the contract in place of a case. gives: inputs that the check adds to those of the contract.
+    laws: parameters for which it states the law of fresh values. long: it needs few calls for a long sequence too.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Property:
     applies: Callable[[Contract], bool] = lambda contract: True
     whole: bool = False
     gives: tuple[str, ...] = ()
+    laws: tuple[str, ...] = ()
+    long: bool = False
 
 
 GENERIC = (
@@ -48,7 +51,13 @@ GENERIC = (
     Property("deterministic", behaviour.deterministic, cost=2),
     Property("no_global_random", behaviour.no_global_random, cost=2),
     Property("train_eval", behaviour.train_eval, cost=2),
+    Property("random_law", randomness.random_law, cost=4, applies=lambda c: randomness.draws(c) and bool(c.twins)),
+    Property("random_rows", randomness.random_rows, cost=8, applies=randomness.draws),
     Property("batch_rows", behaviour.batch_rows, cost=2),
+    Property("beyond_drawn_sizes", beyond.beyond_drawn_sizes, whole=True, applies=beyond.compares),
+    Property("heads_masked", beyond.heads_masked, cost=4, applies=lambda c: "heads" in c.arguments),
+    Property("initial_values", fresh.initial_values, whole=True, applies=lambda c: not c.foreign),
+    Property("defaults", fresh.defaults, whole=True, applies=lambda c: bool(c.defaults)),
     Property("inputs_unchanged", behaviour.inputs_unchanged, cost=2),
     Property("non_contiguous", behaviour.non_contiguous, cost=2),
     Property("history_independent", behaviour.history_independent, cost=2),

@@ -5,11 +5,12 @@ from attentions import torch_weights
 from einops import repeat
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, GPT2Config, LlamaConfig, MarianConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig, MarianConfig, Qwen3Config
 from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.marian.modeling_marian import MarianAttention
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from layers import masks
 from layers.attention import MultiHeadAttention
@@ -20,12 +21,14 @@ from layers.testing import (
     Contract,
     Twin,
     cache_consistent,
+    exercised,
     influence,
     mask,
     padding_invariant,
     part,
     permutation_equivariant,
     tensor,
+    tokens,
 )
 from layers.weights import WeightMap
 
@@ -105,6 +108,7 @@ torch_attention = Contract(
             for name in ("torch", "torch_additive")
         ),
     ],
+    holds=[exercised(real="it makes rows of another number: tests/layers/test_padding.py")],
     invalid=[*INVALID, (dict(heads=99), "heads")],
     trains_differently=lambda a: a.dropout > 0,
     stochastic=lambda a: a.dropout > 0,
@@ -218,6 +222,8 @@ positioned = dict(
     positions=lambda a: st.sampled_from([None, part(Rotary, dim=a.head_dim), part(Rotary, dim=a.head_dim, interleaved=True)]),
     query_norm=lambda a: st.sampled_from([None, part(RMSNorm, dim=a.head_dim)]),
     key_norm=lambda a: st.sampled_from([None, part(RMSNorm, dim=a.head_dim)]),
+    softcap=st.sampled_from([None, 2.0]),
+    output_bias=st.sampled_from([None, False]),
     position_bias=lambda a: st.sampled_from(
         [None, part(ALiBi, heads=a.heads), part(RelativeBias, heads=a.heads, buckets=4, max_distance=9)]
     ),
@@ -247,6 +253,26 @@ rolling_positions = Contract(
     invalid=INVALID,
     name="RollingPositions",
     without={"parameters_used": "a table of relative biases has rows for distances that short sentences have not"},
+)
+
+
+def call_placed(module, inputs):
+    output, weights = module(**inputs | {"return_weights": True})
+    return [output, weights] if inputs["return_weights"] else output
+
+
+placed_attention = Contract(
+    MultiHeadAttention,
+    arguments=grouped | dict(causal=True, positions=lambda a: part(Rotary, dim=a.head_dim), _weights=st.booleans()),
+    inputs=lambda a: dict(
+        query=tensor("batch queries dim", dim=a.dim), positions=tokens("batch queries", 20), return_weights=a._weights
+    ),
+    outputs=lambda a, s: (
+        [("batch", "queries", a.dim), ("batch", a.heads, "queries", "queries")] if a._weights else ("batch", "queries", a.dim)
+    ),
+    twins=[Twin("explicit", build=explicit.build, weights=explicit.weights, call=call_placed)],
+    invalid=INVALID,
+    name="PlacedAttention",
 )
 
 
@@ -283,6 +309,44 @@ llama_attention = Contract(
     invalid=INVALID,
     name="LlamaAttention",
 )
+
+
+class Qwen3(nn.Module):
+    """With norms of queries and keys that differ from each other."""
+
+    def __init__(self, a):
+        super().__init__()
+        config = Qwen3Config(
+            hidden_size=a.dim, num_attention_heads=a.heads, num_key_value_heads=a.kv_heads, head_dim=a.head_dim,
+            attention_bias=a.bias, attn_implementation="sdpa",
+        )  # fmt: skip
+        self.attention = Qwen3Attention(config, layer_idx=0)
+
+    def forward(self, query):
+        return call_llama(self.attention, {"query": query})
+
+
+qwen3_attention = Contract(
+    MultiHeadAttention,
+    arguments=grouped
+    | dict(causal=True)
+    | dict.fromkeys(("query_norm", "key_norm"), lambda a: part(RMSNorm, dim=a.head_dim)),
+    inputs=lambda a: dict(query=tensor("batch queries dim", dim=a.dim)),
+    outputs=lambda a, s: ("batch", "queries", a.dim),
+    twins=[
+        Twin(
+            "qwen3",
+            build=Qwen3,
+            weights=WeightMap(
+                *((n, f"attention.{n[0]}_proj") for n in ("query", "key", "value")), ("output", "attention.o_proj"),
+                ("query_norm", "attention.q_norm"), ("key_norm", "attention.k_norm"),
+            ),
+            single_precision="models/qwen3/modeling_qwen3.py, Qwen3RMSNorm.forward: hidden_states.to(torch.float32)",
+        )
+    ],
+    invalid=INVALID,
+    name="Qwen3Attention",
+)  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------- BERT's, GPT-2's, Marian's

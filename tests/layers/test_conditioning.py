@@ -19,7 +19,7 @@ from layers.conditioning import (
     TimeEmbedding,
 )
 from layers.feedforward import FeedForward
-from layers.testing import Contract, Input, Twin, initial_distribution, part, tensor, tokens
+from layers.testing import Contract, Input, Twin, exercised, initial_distribution, part, tensor, tokens
 from layers.weights import WeightMap
 
 TIMES = Input(("batch",), {}, lambda shape, g: 1000 * torch.rand(shape, generator=g, dtype=torch.float64))
@@ -37,7 +37,13 @@ SINES = dict(
 
 sines = Contract(
     SinusoidalTime,
+    defaults=dict(
+        max_period=(10000.0, "arXiv 1706.03762, 3.5"),
+        frequency_shift=(1.0, "diffusers' get_timestep_embedding"),
+        scale=(1.0, "diffusers' get_timestep_embedding"),
+    ),
     arguments=dict(dim=st.integers(4, 11), **SINES),
+    holds=[exercised(dtype="of the output: below", max_period="diffusers' has 10000 alone: below")],
     inputs=lambda a: dict(times=TIMES),
     outputs=lambda a, s: ("batch", a.dim),
     twins=[Twin("diffusers", build=lambda a: Timesteps(SinusoidalTime(**a.passed())))],
@@ -119,6 +125,7 @@ def their_labels(a):
 
 classes = Contract(
     ClassEmbedding,
+    defaults=dict(dropout=(0.1, "Peebles and Xie, 2022, arXiv 2212.09748, code")),
     arguments=dict(num_classes=st.integers(2, 5), dim=st.integers(3, 6), dropout=st.sampled_from([0.0, 0.6])),
     inputs=lambda a: dict(classes=tokens("batch", a.num_classes + 1)),
     outputs=lambda a, s: ("batch", a.dim),
@@ -188,6 +195,7 @@ class TheirGated(nn.Module):
 
 modulated = Contract(
     ModulatedNorm,
+    defaults=dict(eps=(1e-6, "diffusers' AdaLayerNormZeroSingle")),
     arguments=NORM | dict(sublayer=lambda a: part(FeedForward, dim=a.dim, hidden_dim=7)),
     inputs=conditioned,
     outputs=lambda a, s: ("batch", "n", a.dim),

@@ -50,6 +50,7 @@ def border(a):
 
 conv_norm_act = Contract(
     ConvNormAct,
+    defaults=dict(kernel_size=(3, "torchvision's Conv2dNormActivation")),
     arguments=dict(
         groups=st.sampled_from([1, 1, 2, 3]),
         _per_group=st.permutations([1, 2, 3]),
@@ -106,7 +107,7 @@ def stack_in_sequence(a):
     for i in range(a.depth):
         layers.append(nn.Conv2d(a.in_channels if i == 0 else a.out_channels, a.out_channels, 3, padding=1))
         layers += [nn.BatchNorm2d(a.out_channels)] * (a.norm is not None) + [nn.ReLU()]
-    return nn.Sequential(*layers, nn.MaxPool2d(2))
+    return nn.Sequential(*layers, a.pool.factory(2))
 
 
 def stack_weights(a):
@@ -121,7 +122,7 @@ conv_stack = Contract(
         in_channels=st.integers(1, 4),
         out_channels=lambda a: other_than(a.in_channels),
         depth=st.integers(1, 3),
-        pool=part(nn.MaxPool2d, kernel_size=2),
+        pool=st.sampled_from([part(nn.MaxPool2d, kernel_size=2), part(nn.AvgPool2d, kernel_size=2)]),
         norm=st.sampled_from([nn.BatchNorm2d, None]),
         bias=True,
     ),

@@ -27,6 +27,7 @@ class Written(nn.Module):
 
 minibatch_std = Contract(
     MinibatchStd,
+    defaults=dict(eps=(1e-8, "the code of Karras et al., 2018, networks.py")),
     arguments=dict(eps=st.sampled_from([1e-8, 1e-2])),
     inputs=lambda a: dict(
         images=tensor("batch channels height width", **dict.fromkeys(("channels", "height", "width"), st.integers(1, 5)))

@@ -20,6 +20,9 @@ class Scaled(nn.Module):
         return self.table(tokens) * self.scale
 
 
+FRESH = initial_distribution(table__weight=lambda a, p: (0.0, getattr(a, "std", None) or a.dim**-0.5))
+
+
 embedding = Contract(
     TokenEmbedding,
     arguments=dict(
@@ -31,7 +34,7 @@ embedding = Contract(
     inputs=lambda a: dict(tokens=tokens("batch n", a.vocab_size)),
     outputs=lambda a, s: ("batch", "n", a.dim),
     twins=[Twin("torch", build=Scaled, weights=WeightMap(("", "")))],
-    holds=[permutation_equivariant("tokens", "n", 1)],
+    holds=[permutation_equivariant("tokens", "n", 1), FRESH],
     invalid=[(dict(vocab_size=0), "vocab_size"), (dict(dim=0), "dim"), (dict(vocab_size=20, padding=20), "padding")],
     without={"bad_input": "any number of axes will do"},
 )
@@ -42,6 +45,7 @@ padded_embedding = Contract(
     inputs=lambda a: dict(tokens=tokens("batch n", a.vocab_size)),
     outputs=lambda a, s: ("batch", "n", a.dim),
     twins=[Twin("torch", build=Scaled, weights=WeightMap(("", "")))],
+    holds=[initial_distribution({"table.weight": "as without padding, but for its row; below"})],
     invalid=[(dict(padding=-1), "padding")],
     without={
         "bad_input": "any number of axes will do",
@@ -58,7 +62,7 @@ fresh_embedding = Contract(
     arguments=dict(vocab_size=st.integers(50, 60), dim=st.integers(6, 9), std=st.sampled_from([None, 0.5])),
     inputs=lambda a: dict(tokens=tokens("batch n", a.vocab_size)),
     outputs=lambda a, s: ("batch", "n", a.dim),
-    holds=[initial_distribution(table__weight=lambda a, p: (0.0, a.dim**-0.5 if a.std is None else a.std))],
+    holds=[FRESH],
     invalid=[(dict(dim=0), "dim")],
     without={"bad_input": "any number of axes will do"},
     name="FreshEmbedding",

@@ -9,7 +9,7 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from layers.experts import MixtureOfExperts
-from layers.testing import Contract, Twin, permutation_equivariant, tensor
+from layers.testing import Contract, Twin, initial_distribution, part, permutation_equivariant, tensor
 from layers.weights import WeightMap
 
 MIXTRAL = WeightMap(
@@ -23,6 +23,7 @@ class Loop(nn.Module):
     def __init__(self, a):
         super().__init__()
         self.block = MixtureOfExperts(a.dim, a.hidden_dim, a.experts, a.active)
+        self.activation = F.silu if a.activation is None else F.gelu
 
     def forward(self, x):
         own = self.block
@@ -32,7 +33,7 @@ class Loop(nn.Module):
             total = sum(shares[: own.active])
             rows.append(
                 sum(
-                    share / total * (own.down[e] @ (F.silu(own.gate[e] @ token) * (own.up[e] @ token)))
+                    share / total * (own.down[e] @ (self.activation(own.gate[e] @ token) * (own.up[e] @ token)))
                     for share, e in zip(shares[: own.active], chosen[: own.active], strict=True)
                 )
             )
@@ -43,18 +44,25 @@ def mixtral(a):
     config = MixtralConfig(
         hidden_size=a.dim, intermediate_size=a.hidden_dim, num_local_experts=a.experts, num_experts_per_tok=a.active,
         num_attention_heads=1, num_key_value_heads=1, experts_implementation="eager",
+        hidden_act="silu" if a.activation is None else "gelu",
     )  # fmt: skip
     return MixtralSparseMoeBlock(config)
+
+
+def as_linear(a, weight):
+    """Uniform up to 1 / sqrt(features that come in)."""
+    return 0.0, (3 * weight.shape[-1]) ** -0.5
 
 
 experts = Contract(
     MixtureOfExperts,
     arguments=dict(
-        dim=st.integers(2, 4), hidden_dim=st.integers(5, 8), experts=st.integers(2, 4), active=lambda a: st.integers(1, a.experts)
+        dim=st.integers(2, 4), hidden_dim=st.integers(5, 8), experts=st.integers(2, 4),
+        active=lambda a: st.integers(1, a.experts), activation=st.sampled_from([None, part(nn.GELU)]),
     ),
     inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim)),
     outputs=lambda a, s: ("batch", "n", a.dim),
-    holds=[permutation_equivariant("x", "n", 1)],
+    holds=[permutation_equivariant("x", "n", 1), initial_distribution(dict.fromkeys(("gate", "up", "down"), as_linear))],
     twins=[
         Twin("written down", build=Loop, weights=WeightMap(("", "block"))),
         Twin(

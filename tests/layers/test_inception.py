@@ -11,7 +11,7 @@ from torchvision.models.googlenet import BasicConv2d, Inception
 
 from layers import inception
 from layers.convolution import ConvNormAct
-from layers.testing import Contract, Twin, tensor
+from layers.testing import Contract, Twin, exercised, tensor
 from layers.weights import WeightMap
 from zoo.inception import V1, V3
 
@@ -57,6 +57,7 @@ def contract(build, reference, units, arguments, channels, halves=False):
                 weights=lambda a: rows(build(**a.passed(), conv=ours), units),
             )
         ],
+        holds=[exercised(conv="with units of few channels here; with those of the net in tests/zoo/test_inception.py")],
         invalid=[(dict(in_channels=0), "in_channels")],
         trains_differently=lambda a: True,
         name=build.__name__,
@@ -78,6 +79,7 @@ def flat(a):
 
 v1 = Contract(
     inception.inception_v1,
+    defaults=dict(kernel_size=(3, "torchvision's Inception, branch3")),
     arguments=dict(
         in_channels=st.sampled_from([3, 5]),
         one=st.integers(1, 4),
@@ -95,6 +97,7 @@ v1 = Contract(
             weights=lambda a: rows(inception.inception_v1(**a.passed()), V1),
         )
     ],
+    holds=[exercised(conv="others' units: the contracts above")],
     invalid=[(dict(in_channels=0), "in_channels"), (dict(kernel_size=4), "kernel_size")],
     trains_differently=lambda a: True,
 )

@@ -12,7 +12,7 @@ from torch import nn
 
 import zoo
 from layers.lora import LoRALinear, add_lora, has_lora, merge_lora
-from layers.testing import Contract, Twin, permutation_equivariant, require_equal, tensor
+from layers.testing import Contract, Twin, initial_distribution, permutation_equivariant, require_equal, tensor
 from layers.testing.drawing import fill
 from layers.weights import WeightMap
 
@@ -54,7 +54,7 @@ lora = Contract(
             ),
         ),
     ],
-    holds=[permutation_equivariant("input", "n", 1)],
+    holds=[permutation_equivariant("input", "n", 1), initial_distribution(lora_b=lambda a, p: (0, 0))],
     trains_differently=lambda a: a.dropout > 0,
     stochastic=lambda a: a.dropout > 0,
     invalid=[

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import strategies as st
 from torch import nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from layers.normalization import RMSNorm, SyncedBatchNorm2d, synchronise_norms
@@ -18,6 +19,7 @@ from layers.weights import WeightMap
 
 synced = Contract(
     SyncedBatchNorm2d,
+    defaults=dict(eps=(1e-5, "nn.BatchNorm2d"), momentum=(0.1, "nn.BatchNorm2d")),
     arguments=dict(num_features=st.integers(1, 5), eps=st.sampled_from([1e-5, 1e-3]), momentum=st.sampled_from([0.1, 0.3, None])),
     inputs=lambda a: dict(input=tensor("batch channels height width", height=st.integers(2, 6), channels=a.num_features)),
     outputs=lambda a, s: ("batch", a.num_features, s.height, s.width),
@@ -26,6 +28,7 @@ synced = Contract(
     without={
         "bad_argument": "the constructor is that of nn.BatchNorm2d",
         "bad_input": "the shape checks are those of nn.BatchNorm2d",
+        "exercised": "the constructor is that of nn.BatchNorm2d",
     },
 )
 
@@ -208,6 +211,7 @@ rms_norm = Contract(
     arguments=dict(dim=st.integers(2, 6), eps=st.sampled_from([1e-6, 1e-2])),
     inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim)),
     outputs=lambda a, s: ("batch", "n", a.dim),
+    defaults=dict(eps=(LlamaRMSNorm(4).variance_epsilon, "LlamaRMSNorm"), offset=(0.0, "arXiv 1910.07467, equation 4")),
     twins=[
         Twin("formula", build=Formula, weights=WeightMap(("", ""))),
         Twin("torch", build=lambda a: nn.RMSNorm(a.dim, a.eps), weights=WeightMap(("", ""))),
@@ -218,4 +222,19 @@ rms_norm = Contract(
     ],
     holds=[permutation_equivariant("x", "n", 1)],
     invalid=[(dict(dim=0), "dim"), (dict(eps=0.0), "eps")],
+)  # fmt: skip
+
+gemma_norm = Contract(
+    RMSNorm,
+    arguments=dict(dim=st.integers(2, 6), eps=st.sampled_from([1e-6, 1e-2]), offset=1.0),
+    inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    twins=[
+        Twin(
+            "gemma", build=lambda a: GemmaRMSNorm(a.dim, a.eps), weights=WeightMap(("", "")),
+            single_precision="models/gemma/modeling_gemma.py, GemmaRMSNorm.forward: x.float()",
+        ),
+    ],
+    invalid=[(dict(dim=0), "dim"), (dict(eps=0.0), "eps")],
+    name="GemmaNorm",
 )  # fmt: skip

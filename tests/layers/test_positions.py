@@ -19,7 +19,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from layers.positions import ALiBi, LearnedPositions, RelativeBias, Rotary, Sinusoidal
 from layers.rotary_scaling import Llama3Scaling
-from layers.testing import Contract, Twin, tensor, tokens
+from layers.testing import Contract, Twin, exercised, initial_distribution, tensor, tokens
 from layers.weights import WeightMap
 
 FAR = 128
@@ -129,6 +129,7 @@ learned_positions = Contract(
     inputs=lambda a: dict(positions=tokens("batch n", a.max_positions)),
     outputs=lambda a, s: ("batch", "n", a.dim),
     twins=[Twin("torch", build=Shifted, weights=WeightMap(("table", "")))],
+    holds=[exercised(dtype="of the output: below"), initial_distribution(table__weight=lambda a, p: (0.0, 0.02))],
     invalid=[(dict(max_positions=0), "max_positions"), (dict(dim=0), "dim"), (dict(offset=-1), "offset")],
     without={"bad_input": "any number of leading axes will do"},
 )
@@ -155,6 +156,7 @@ def llama_rotary(a):
 
 rotary = Contract(
     Rotary,
+    defaults=dict(base=(10000.0, "Su et al., 2021, arXiv 2104.09864, 3.2.2")),
     arguments=dict(
         dim=st.sampled_from([8, 10, 16, 32]),
         base=st.sampled_from([100.0, 10000.0, 500000.0]),
@@ -318,6 +320,7 @@ relative_bias = Contract(
     inputs=scores,
     outputs=lambda a, s: ("batch", "heads", "q", "k"),
     twins=[Twin("t5", build=T5Scores, weights=WeightMap(("bias.table", "relative_attention_bias")))],
+    holds=[initial_distribution(bias__table__weight=lambda a, p: (0.0, 0.02))],
     invalid=[
         (dict(heads=0), "heads"),
         (dict(buckets=1), "buckets"),

@@ -26,7 +26,7 @@ OURS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
 
 
 def theirs(a):
-    options = dict(num_layers=a.layers, bias=a.bias, bidirectional=a.bidirectional, batch_first=True)
+    options = dict(num_layers=a.layers, bias=a.bias, bidirectional=a.bidirectional, batch_first=True, dropout=a.dropout)
     if hasattr(a, "activation"):
         return nn.RNN(a.dim, a.hidden_dim, nonlinearity=a.activation.__name__.lower(), **options)
     if hasattr(a, "projection_dim"):
@@ -79,6 +79,7 @@ def outputs(a, sizes):
 TORCH = Twin("torch", build=theirs, weights=NAMES_OF_TORCH, call=call_theirs)
 sizes = dict(
     fused=st.sampled_from([True, False]), dim=st.integers(2, 4), hidden_dim=st.integers(9, 11), layers=st.integers(1, 2),
+    dropout=lambda a: st.sampled_from([0.0, 0.3]) if a.layers > 1 else 0.0,
     bidirectional=st.sampled_from([True, False]), bias=st.sampled_from([True, False]),
 )  # fmt: skip
 
@@ -92,6 +93,8 @@ def contract(kind, **more):
         call=call,
         twins=[TORCH],
         holds=[padding_invariant("x", "tokens", 1)],
+        trains_differently=lambda a: a.dropout > 0,
+        stochastic=lambda a: a.dropout > 0,
         invalid=[
             (dict(layers=0), "layers"), (dict(layers=2, dropout=1.0), "dropout"), (dict(layers=2, dropout=-0.1), "dropout"),
             (dict(layers=1, dropout=0.5), "dropout"),
@@ -139,6 +142,8 @@ packed = Contract(
     call=call,
     twins=[Twin("torch", build=lambda a: theirs(of_kind(a)), weights=NAMES_OF_TORCH, call=call_theirs)],
     invalid=[(dict(layers=0), "layers")],
+    trains_differently=lambda a: a.dropout > 0,
+    stochastic=lambda a: a.dropout > 0,
     without={
         "compile": "torch.compile leaves the kernel out of its graphs: see below, for both ways",
         "batch_rows": "how many rows share a product depends on all lengths, and so does rounding: see the rows alone below",

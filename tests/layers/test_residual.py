@@ -36,11 +36,14 @@ def strided(a, s):
     return ("batch", a.out_channels, -(-s.height // a.stride), -(-s.width // a.stride))
 
 
+NORMS = st.sampled_from([nn.BatchNorm2d, partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)])
+
+
 def projection(a):
     """torchvision's shortcut, made by the net around the block."""
     if a.stride == 1 and a.in_channels == a.out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(a.in_channels, a.out_channels, 1, a.stride, bias=False), nn.BatchNorm2d(a.out_channels))
+    return nn.Sequential(nn.Conv2d(a.in_channels, a.out_channels, 1, a.stride, bias=False), a.norm(a.out_channels))
 
 
 def block_names(build):
@@ -75,6 +78,7 @@ BLOCK = dict(
     in_channels=st.sampled_from([3, 4]),
     out_channels=st.sampled_from([4, 8]),
     stride=st.sampled_from([1, 2]),
+    norm=NORMS,
 )
 INVALID = [(dict(in_channels=0), "in_channels"), (dict(out_channels=0), "out_channels"), (dict(stride=0), "stride")]
 
@@ -86,7 +90,9 @@ basic = Contract(
     twins=[
         Twin(
             "torchvision",
-            build=lambda a: torchvision.models.resnet.BasicBlock(a.in_channels, a.out_channels, a.stride, projection(a)),
+            build=lambda a: torchvision.models.resnet.BasicBlock(
+                a.in_channels, a.out_channels, a.stride, projection(a), norm_layer=a.norm
+            ),
             weights=block_names(basic_block),
         )
     ],
@@ -103,7 +109,9 @@ padded = Contract(
     twins=[
         Twin(
             "torchvision",
-            build=lambda a: torchvision.models.resnet.BasicBlock(a.in_channels, a.out_channels, a.stride, PaddedByHand(a)),
+            build=lambda a: torchvision.models.resnet.BasicBlock(
+                a.in_channels, a.out_channels, a.stride, PaddedByHand(a), norm_layer=a.norm
+            ),
             weights=block_names(partial(basic_block, shortcut=PaddedShortcut)),
         )
     ],
@@ -127,7 +135,7 @@ deep = Contract(
             "torchvision",
             build=lambda a: torchvision.models.resnet.Bottleneck(
                 a.in_channels, a.out_channels // 4, a.stride, projection(a),
-                groups=a.groups, base_width=64 * a._width // (a.out_channels // 4),
+                groups=a.groups, base_width=64 * a._width // (a.out_channels // 4), norm_layer=a.norm,
             ),
             weights=block_names(bottleneck),
         )
@@ -142,6 +150,7 @@ GATED = dict(
     stride=st.sampled_from([1, 2]),
     gate=lambda a: st.sampled_from([None, gated]),
     blur=lambda a: st.sampled_from([None, BlurPool]),
+    norm=nn.BatchNorm2d,
 )
 
 
@@ -181,6 +190,7 @@ deep_of_timm = Contract(
 
 blur_pool = Contract(
     BlurPool,
+    defaults=dict(stride=(2, "timm's BlurPool2d")),
     arguments=dict(channels=st.integers(1, 4), stride=st.sampled_from([1, 2, 3])),
     inputs=lambda a: dict(
         images=tensor(
@@ -244,8 +254,6 @@ squeeze_excite = Contract(
     invalid=[(dict(channels=0), "channels"), (dict(hidden_dim=0), "hidden_dim")],
 )
 
-NORMS = st.sampled_from([nn.BatchNorm2d, partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)])
-
 
 def unit(ours, theirs):
     return [(f"{ours}.conv", f"{theirs}.0"), (f"{ours}.norm", f"{theirs}.1")]
@@ -289,6 +297,7 @@ inverted_v2 = Contract(
 
 inverted_of_timm = Contract(
     InvertedResidual,
+    defaults=dict(kernel_size=(3, "Sandler et al., 2018, arXiv 1801.04381, table 1")),
     arguments=dict(
         in_channels=st.sampled_from([8, 16]), out_channels=st.sampled_from([8, 16]), stride=st.sampled_from([1, 2]),
         kernel_size=st.sampled_from([3, 5]), hidden_dim=lambda a: 2 * a.in_channels,
@@ -351,7 +360,11 @@ inverted_v3 = Contract(
 depthwise_separable = Contract(
     DepthwiseSeparable,
     arguments=dict(
-        in_channels=st.sampled_from([3, 4]), out_channels=st.sampled_from([5, 6]), stride=st.sampled_from([1, 2]), norm=NORMS
+        in_channels=st.sampled_from([3, 4]),
+        out_channels=st.sampled_from([5, 6]),
+        stride=st.sampled_from([1, 2]),
+        norm=NORMS,
+        activation=st.sampled_from([nn.ReLU6, nn.SiLU]),
     ),
     inputs=images,
     outputs=strided,
@@ -359,7 +372,13 @@ depthwise_separable = Contract(
         Twin(
             "timm",
             build=lambda a: TimmSeparable(
-                a.in_channels, a.out_channels, stride=a.stride, pw_act=True, noskip=True, act_layer=nn.ReLU6, norm_layer=a.norm
+                a.in_channels,
+                a.out_channels,
+                stride=a.stride,
+                pw_act=True,
+                noskip=True,
+                act_layer=a.activation,
+                norm_layer=a.norm,
             ),
             weights=WeightMap(
                 ("depthwise.conv", "conv_dw"), ("depthwise.norm", "bn1"), ("pointwise.conv", "conv_pw"), ("pointwise.norm", "bn2")

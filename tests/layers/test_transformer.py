@@ -9,25 +9,38 @@ from torch import nn
 from torchvision.ops import StochasticDepth as TorchvisionDepth
 
 from layers.attention import MultiHeadAttention
-from layers.cache import Cache, RollingCache
+from layers.cache import Cache, CrossCache, RollingCache
 from layers.feedforward import FeedForward
 from layers.positions import Rotary
-from layers.testing import Contract, Input, Twin, cache_consistent, influence, padding_invariant, permutation_equivariant, tensor
+from layers.testing import (
+    Contract,
+    Input,
+    Twin,
+    cache_consistent,
+    exercised,
+    influence,
+    mask,
+    padding_invariant,
+    permutation_equivariant,
+    tensor,
+    tokens,
+)
 from layers.transformer import DecoderBlock, EncoderBlock, PostNorm, PreNorm, SandwichNorm, StochasticDepth
 from layers.weights import WeightMap
 
 WIRING = {"post": PostNorm, "pre": PreNorm}
 
 
-def encoder(dim, heads, hidden_dim, wiring, causal=False):
+def encoder(dim, heads, hidden_dim, wiring, causal=False, placed=False):
     wrap, norm = WIRING[wiring], partial(nn.LayerNorm, dim)
-    attention = MultiHeadAttention(dim, heads, causal=causal)
+    attention = MultiHeadAttention(dim, heads, causal=causal, positions=Rotary(dim // heads) if placed else None)
     return EncoderBlock(wrap(attention, norm()), wrap(FeedForward(dim, hidden_dim), norm()))
 
 
-def decoder(dim, heads, hidden_dim, wiring):
+def decoder(dim, heads, hidden_dim, wiring, placed=False):
     wrap, norm = WIRING[wiring], partial(nn.LayerNorm, dim)
-    own, cross = MultiHeadAttention(dim, heads, causal=True), MultiHeadAttention(dim, heads)
+    own = MultiHeadAttention(dim, heads, causal=True, positions=Rotary(dim // heads) if placed else None)
+    cross = MultiHeadAttention(dim, heads)
     return DecoderBlock(wrap(own, norm()), wrap(cross, norm()), wrap(FeedForward(dim, hidden_dim), norm()))
 
 
@@ -105,7 +118,11 @@ encoder_block = Contract(
     inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim)),
     outputs=lambda a, s: ("batch", "n", a.dim),
     twins=[Twin("torch", build=theirs(nn.TransformerEncoderLayer), weights=ENCODER)],
-    holds=[permutation_equivariant("x", "n", 1), padding_invariant("x", "n", 1)],
+    holds=[
+        permutation_equivariant("x", "n", 1),
+        padding_invariant("x", "n", 1),
+        exercised(real="it makes rows of another number: tests/layers/test_padding.py"),
+    ],
     invalid=INVALID,
     without=WITHOUT,
     name="EncoderBlock",
@@ -132,6 +149,17 @@ causal_block = Contract(
     invalid=INVALID,
     without=WITHOUT,
     name="CausalBlock",
+)
+
+
+placed_block = Contract(
+    encoder,
+    arguments=sizes | dict(placed=True, causal=st.booleans()),
+    inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim), mask=mask("batch 1 1 n"), positions=tokens("batch n", 20)),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    invalid=INVALID,
+    without=WITHOUT,
+    name="PlacedBlock",
 )
 
 
@@ -162,10 +190,29 @@ decoder_block = Contract(
             ),
         )
     ],
-    holds=[influence("causal", "x", "n", lambda a, i, o: i <= o, 1)],
+    holds=[
+        influence("causal", "x", "n", lambda a, i, o: i <= o, 1),
+        cache_consistent("x", "n", 1, lambda a, n: (Cache(n), CrossCache())),
+    ],
     invalid=INVALID,
     without=WITHOUT,
     name="DecoderBlock",
+)
+
+placed_decoder_block = Contract(
+    decoder,
+    arguments=sizes | dict(placed=True),
+    inputs=lambda a: dict(
+        x=tensor("batch n dim", dim=a.dim),
+        memory=tensor("batch k dim", dim=a.dim),
+        mask=mask("batch 1 1 n"),
+        memory_mask=mask("batch 1 1 k"),
+        positions=tokens("batch n", 20),
+    ),
+    outputs=lambda a, s: ("batch", "n", a.dim),
+    invalid=INVALID,
+    without=WITHOUT,
+    name="PlacedDecoderBlock",
 )
 
 stochastic_depth = Contract(

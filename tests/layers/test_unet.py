@@ -52,6 +52,7 @@ def call_resnet(module, inputs):
 
 residual = Contract(
     TimeResidual,
+    defaults=dict(groups=(32, "diffusers' ResnetBlock2D"), eps=(1e-6, "diffusers' ResnetBlock2D")),
     arguments=RESIDUAL | dict(dropout=st.sampled_from([0.0, 0.4])),
     inputs=timed,
     outputs=lambda a, s: ("batch", a.out_channels, s.height, s.width),
@@ -86,6 +87,7 @@ REFUSED = [(dict(channels=0), "channels"), (dict(groups=5), "channels"), (dict(g
 
 own = Contract(
     PixelAttention,
+    defaults=dict(groups=(32, "diffusers' AutoencoderKL"), eps=(1e-6, "diffusers' AutoencoderKL")),
     arguments=PIXELS,
     inputs=lambda a: dict(images=images(a.channels)),
     outputs=lambda a, s: ("batch", a.channels, s.height, s.width),
@@ -110,6 +112,7 @@ cross = Contract(
             call=lambda m, i: m(i["images"], encoder_hidden_states=i["context"]),
         )
     ],
+    holds=[initial_distribution(attention__output__weight=zero, attention__output__bias=zero)],
     invalid=REFUSED,
     name="PixelAttention to a context",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 import zoo
-from layers.testing import Contract, tensor, tokens
+from layers.testing import Contract, initial_distribution, tensor, tokens
 
 
 def part_of(part):
@@ -47,6 +47,8 @@ def contract(part, arguments, twin, **options):
         inputs=latents if drawn else images,
         outputs=lambda a, s: ("batch", a.in_channels, a.image_size, a.image_size) if drawn else ("batch",),
         twins=[twin],
+        holds=[initial_distribution({"*": "test_initial_values in tests/zoo/test_gan.py"})],
+        without={"exercised": "it takes the arguments of the whole, some of which are of the other part"},
         model=True,
         **options,
     )

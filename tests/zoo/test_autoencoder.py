@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 import zoo
-from layers.testing import Contract, Function, Twin, generator, seeded, tensor
+from layers.testing import Contract, Function, Twin, exercised, generator, initial_distribution, seeded, tensor
 from zoo.autoencoder import VAE, Gaussian
 
 
@@ -33,6 +33,11 @@ def their_reconstruction(theirs, inputs):
     return theirs.decode(latents).sample
 
 
+def zero(a, parameter):
+    return 0, 0
+
+
+BEGINS_AS_IDENTITY = initial_distribution({"*.conv2.*": zero, "*.attention.output.*": zero})
 ARGUMENTS = dict(
     widths=st.sampled_from([(4, 6), (4, 8, 4), (6,)]),
     in_channels=st.sampled_from([1, 3]),
@@ -58,6 +63,7 @@ by_the_mean = Contract(
     inputs=images,
     outputs=lambda a, s: ("batch", a.in_channels, s.height, s.width),
     twins=[DIFFUSERS],
+    holds=[BEGINS_AS_IDENTITY, exercised(generator="in the contract below", groups="of the widths there, one that divides them")],
     invalid=[
         (dict(widths=()), "widths"), (dict(widths=(5,)), "groups"), (dict(groups=0), "groups"), (dict(depth=0), "depth"),
         (dict(in_channels=0), "in_channels"), (dict(latent_channels=0), "latent_channels"),
@@ -76,7 +82,7 @@ by_samples = Contract(
     inputs=lambda a: images(a) | dict(generator=generator()),
     outputs=lambda a, s: ("batch", a.in_channels, s.height, s.width),
     twins=[DIFFUSERS],
-    holds=[seeded()],
+    holds=[seeded(), BEGINS_AS_IDENTITY, exercised(groups="of the widths there, one that divides them")],
     without=DRAWS | dict.fromkeys(("bad_argument",), "in the contract above"),
     model=True,
     name="VAE by samples of its latents",

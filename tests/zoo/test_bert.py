@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layers import masks
-from layers.testing import Contract, Input, Twin, require_equal, tokens
+from layers.testing import Contract, Input, Twin, exercised, require_equal, tokens
 from layers.testing.examples import examples
 from layers.testing.profiles import COMMON
 from layers.testing.properties import GENERIC
@@ -147,6 +147,13 @@ def contract(families, heads):
             (dict(head="tokens", num_classes=0), "num_classes"),
             (dict(head=None, num_classes=2), "num_classes"),
             (dict(head="answer", num_classes=3), "num_classes"),
+        ],
+        holds=[
+            exercised(
+                dropout="contracts of the blocks draw it",
+                positions="by default places; others are held to no reference yet",
+                std="test_initial_values in test_bert_reports.py",
+            )
         ],
         without=FREE,
         model=True,

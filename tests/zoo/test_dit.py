@@ -9,10 +9,22 @@ from hypothesis import strategies as st
 
 import zoo
 from layers.conditioning import SinusoidalTime
-from layers.testing import Contract, Input, Twin, fill, require_equal, tensor, tokens
+from layers.testing import Contract, Input, Twin, exercised, fill, initial_distribution, require_equal, tensor, tokens
 from zoo.dit import DiT, build
 
 TIMES = Input(("batch",), {}, lambda shape, g: 1000 * torch.rand(shape, generator=g, dtype=torch.float64))
+
+
+def zero(a, parameter):
+    return 0, 0
+
+
+def small(a, parameter):
+    return 0, 0.02
+
+
+def glorot(a, weight):
+    return 0, (2 / sum(weight.flatten(1).shape)) ** 0.5
 
 
 def theirs(a):
@@ -80,6 +92,21 @@ dits = Contract(
             call=lambda model, i: model(i["images"], i["times"], i["classes"]).sample,
         )
     ],
+    holds=[
+        exercised(hidden_dim="diffusers' is four times dim", sines="with those of published weights below"),
+        initial_distribution(
+            {
+                "*modulation.linear.*": zero,
+                "norm.linear.*": zero,
+                "output.projection.*": zero,
+                "*.bias": zero,
+                "time.*.weight": small,
+                "class_embedding.*": small,
+                "*.weight": glorot,
+            }
+        ),
+    ],
+    without={"random_law": "diffusers drops classes anew in each block; how often is tested with ClassEmbedding"},
     trains_differently=lambda a: a.class_dropout > 0,
     stochastic=lambda a: a.class_dropout > 0,
     invalid=[

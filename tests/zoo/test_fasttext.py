@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import nn
+from torch.nn import functional
 
 import zoo
-from layers.testing import Contract, Input, Twin, padding_invariant, tokens
+from layers.testing import Contract, Input, Twin, exercised, initial_distribution, padding_invariant, tokens
 from zoo.fasttext import fasttext
 
 
@@ -33,7 +34,7 @@ def row_of(gram, buckets):
 class Bag(nn.Module):
     def __init__(self, a):
         super().__init__()
-        self.grams, self.buckets = a.grams, a.buckets
+        self.grams, self.buckets, self.dropout = a.grams, a.buckets, a.dropout
         self.bag, self.output = nn.EmbeddingBag(a.buckets, a.dim, mode="sum"), nn.Linear(a.dim, a.num_classes)
         self.register_buffer("weights", torch.ones(a.buckets))
 
@@ -43,7 +44,8 @@ class Bag(nn.Module):
         rows = [torch.tensor(sorted({row_of(gram, self.buckets) for gram in grams})) for grams in lists]
         weights = [self.weights[row] / self.weights[row].norm() for row in rows]
         starts, none = torch.tensor([0, *map(len, rows)])[:-1].cumsum(0), torch.tensor([], dtype=torch.long)
-        return self.output(self.bag(torch.cat([*rows, none]), starts, torch.cat([*weights, none.to(self.weights)])))
+        kept = functional.dropout(torch.cat([*weights, none.to(self.weights)]), self.dropout, self.training)
+        return self.output(functional.dropout(self.bag(torch.cat([*rows, none]), starts, kept), self.dropout, self.training))
 
 
 def real_tokens(axes):
@@ -65,7 +67,11 @@ model = Contract(
     outputs=lambda a, s: ("batch", a.num_classes),
     call=lambda model, i: model(i["tokens"], i["mask"].flatten(1) if "mask" in i else None),
     twins=[Twin("torch", Bag, lambda a: fasttext(**a.passed()).maps["torch"])],
-    holds=[padding_invariant("tokens", "length", 1)],
+    holds=[
+        padding_invariant("tokens", "length", 1),
+        initial_distribution(embedding__table__weight=lambda a, p: (0.0, 0.1 * a.dim**-0.5)),
+        exercised(head="there is one"),
+    ],
     trains_differently=lambda a: a.dropout > 0,
     stochastic=lambda a: a.dropout > 0,
     invalid=[

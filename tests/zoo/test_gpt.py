@@ -12,7 +12,7 @@ from torch import nn
 
 import zoo
 from layers import masks
-from layers.testing import Contract, Input, Twin, influence, tokens
+from layers.testing import Contract, Input, Twin, exercised, influence, initial_distribution, tokens
 from zoo.generation import decoding
 from zoo.gpt import gemma, gpt2, llama
 
@@ -48,6 +48,9 @@ shapes = dict(
     holds=[influence("causal", "tokens", "length", lambda a, i, o: i <= o, 1, cost=2)],
     model=True,
 )
+DROPOUT = "contracts of the blocks draw it"
+PLACES = "test_packed_documents_are_as_if_alone"
+FIXED = "one value, which is that of the published models or one for tests"
 FREE = {"bad_input": "texts of any number and length will do"}
 q = torch.empty(1, 1, 2, 2, dtype=torch.float64, device="meta")
 if torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, q, q)[1].dtype != torch.float64:
@@ -64,7 +67,13 @@ gpt2_model = Contract(
     invalid=[(dict(heads=5), "heads"), (dict(dropout=1.0), "dropout"), (dict(max_positions=0), "max_positions")],
     name="GPT2",
     without=FREE,
-    **shapes,
+    **shapes
+    | dict(
+        holds=[
+            *shapes["holds"],
+            exercised(dropout=DROPOUT, positions=PLACES, **dict.fromkeys(("embedding_std", "layers"), FIXED)),
+        ]
+    ),
 )
 
 grouped = dict(
@@ -85,7 +94,7 @@ def option(name):
     return lambda a: RELATIVES[a._kind].get(name, OPTIONS[name])
 
 
-def relatives(kinds, name, **without):
+def relatives(kinds, name, holds, **without):
     return Contract(
         llama,
         arguments=sizes | grouped | dict(_kind=st.sampled_from(kinds)) | {name: option(name) for name in OPTIONS},
@@ -101,14 +110,32 @@ def relatives(kinds, name, **without):
         ],
         name=name,
         without=FREE | without,
-        **shapes,
+        **shapes | dict(holds=[*shapes["holds"], *holds]),
     )
 
 
-llama_model = relatives(["llama", "qwen3", "mistral"], "Llama")
+def as_linear(a, weight):
+    """Uniform up to 1 / sqrt(features that come in)."""
+    return 0.0, (3 * weight.shape[-1]) ** -0.5
+
+
+llama_model = relatives(
+    ["llama", "qwen3", "mistral"],
+    "Llama",
+    [
+        exercised(
+            active="of experts: in the contract of MixtureOfExperts",
+            dropout=DROPOUT,
+            positions=PLACES,
+            scaling="tests/layers/test_rotary_scaling.py",
+            **dict.fromkeys(("eps", "layers", "embedding_std", "output_bias"), FIXED),
+        )
+    ],
+)
 mixtral_model = relatives(
     ["mixtral"],
     "Mixtral",
+    [initial_distribution(dict.fromkeys([f"*.feedforward.sublayer.{name}" for name in ("gate", "up", "down")], as_linear))],
     batch_rows="an expert's product rounds by how many tokens it has; see the contract of MixtureOfExperts",
 )
 
@@ -123,6 +150,9 @@ GEMMA_OPTIONS = dict(
     window=None, local_layers=0, local_base=None, query_key_norm=False, sandwich=False, query_scale=None,
     attention_softcap=None, softcap=None,
 )  # fmt: skip
+
+
+GEMMA_LEAVES = exercised(dropout=DROPOUT, positions=PLACES, eps=FIXED, scaling="tests/layers/test_rotary_scaling.py")
 
 
 def gemma_contract(kinds, name, layers, **twin):
@@ -151,7 +181,9 @@ def gemma_contract(kinds, name, layers, **twin):
         ],
         name=name,
         without=FREE,
-        **shapes | (dict(inputs=lambda a: dict(tokens=tokens("batch length", a.vocab_size))) if kinds == ["gemma2"] else {}),
+        **shapes
+        | (dict(inputs=lambda a: dict(tokens=tokens("batch length", a.vocab_size))) if kinds == ["gemma2"] else {})
+        | (dict(holds=[*shapes["holds"], GEMMA_LEAVES]) if name == "Gemma" else {}),
     )
 
 

@@ -15,7 +15,7 @@ from torchvision.models.googlenet import InceptionAux
 
 import zoo
 from layers.inception import conv_unit, inception_a, inception_b, inception_v1
-from layers.testing import Contract, Twin, tensor
+from layers.testing import Contract, Twin, exercised, initial_distribution, tensor
 from layers.testing.profiles import THOROUGH
 from zoo.inception import AuxiliaryHead, Inception, entry, googlenet, inception_v3, scaled
 from zoo.model import LinearHead
@@ -73,6 +73,10 @@ v1 = Contract(
     outputs=lambda a, s: ("batch", CLASSES),
     twins=[Twin("torchvision", build=their_googlenet, weights=lambda a: googlenet(**a.passed()).maps["torchvision"])],
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
+    holds=[
+        initial_distribution({"*.conv.weight": "test_initial_values", "*.output.weight": "test_initial_values"}),
+        exercised(**dict.fromkeys(("auxiliary", "dropout_auxiliary", "kernel_size", "num_classes", "width"), "at full size")),
+    ],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
     without=WITHOUT,
@@ -99,6 +103,10 @@ v3 = Contract(
     outputs=lambda a, s: ("batch", CLASSES),
     twins=[Twin("torchvision", build=their_v3, weights=lambda a: inception_v3(**a.passed()).maps["torchvision"])],
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
+    holds=[
+        initial_distribution({"*.conv.weight": "test_initial_values", "*.output.weight": "test_initial_values"}),
+        exercised(**dict.fromkeys(("auxiliary", "num_classes", "width"), "at full size below")),
+    ],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
     without=WITHOUT,

@@ -13,7 +13,7 @@ from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 
 import zoo
-from layers.testing import Contract, Twin, tensor
+from layers.testing import Contract, Twin, exercised, initial_distribution, tensor
 from zoo.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v3, rounded
 
 CLASSES = 7
@@ -61,6 +61,10 @@ v1 = Contract(
         )
     ],
     invalid=[(dict(width=0), "width"), (dict(stem="x"), "stem"), (dict(dropout=1.0), "dropout")],
+    holds=[
+        initial_distribution({"*.conv.weight": "test_initial_values"}),
+        exercised(num_classes="of a linear layer", stem="at full size below"),
+    ],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
     model=True,

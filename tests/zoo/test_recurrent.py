@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import zoo
 from layers.embedding import TokenEmbedding
 from layers.recurrent import GRU, LSTM, RNN, rows
-from layers.testing import Contract, Input, Twin, fill, influence, padding_invariant, tokens
+from layers.testing import Contract, Input, Twin, exercised, fill, influence, initial_distribution, padding_invariant, tokens
 from layers.weights import WeightMap
 from zoo.generation import decoding, speculative
 from zoo.heads import LastStates, MaxStates, MeanStates
@@ -96,6 +96,8 @@ lm = Contract(
     holds=[
         influence("causal", "tokens", "length", lambda a, i, o: i <= o, 1, cost=2),
         padding_invariant("tokens", "length", 1),
+        initial_distribution({"*bias": "zero where embedding and output are tied, and an output's own is as torch has it"}),
+        exercised(dropout="contracts of the layers draw it"),
     ],
     invalid=[
         (dict(layers=0), "layers"),
@@ -164,7 +166,7 @@ encoders = Contract(
     ),
     outputs=encoder_outputs,
     twins=[Twin("torch", TorchEncoder, names)],
-    holds=[padding_invariant("tokens", "length", 1)],
+    holds=[padding_invariant("tokens", "length", 1), exercised(dropout="contracts of the layers draw it")],
     invalid=[
         (dict(head="pooled"), "head"), (dict(head="tokens", num_classes=0), "num_classes"),
         (dict(head="answer", num_classes=3), "num_classes"), (dict(pooling="first"), "pooling"), (dict(layers=0), "layers"),

@@ -15,7 +15,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 import zoo
 from layers.convolution import BlurPool, ConvNormAct, SqueezeExcite
 from layers.residual import PaddedShortcut, Residual, basic_block, bottleneck, projected
-from layers.testing import Contract, Twin, part, tensor
+from layers.testing import Contract, Twin, initial_distribution, part, tensor
 from layers.testing.profiles import THOROUGH
 from zoo.model import LinearHead
 from zoo.resnet import WIDTHS, ResNet, imagenet_stem, small_stem
@@ -59,6 +59,7 @@ resnet = Contract(
     outputs=lambda a, s: ("batch", CLASSES),
     twins=[Twin("torchvision", build=narrow, weights=lambda a: ResNet(**a.passed()).maps["torchvision"])],
     invalid=[(dict(depths=(1, 1)), "depths"), (dict(depths=(1, 0, 1, 1)), "depths")],
+    holds=[initial_distribution({"*.conv.weight": "test_initial_values"})],
     trains_differently=lambda a: True,
     model=True,
     backend="inductor",  # one member of the family
@@ -107,6 +108,7 @@ of_hugging_face = Contract(
         )
     ],
     invalid=[(dict(depths=(1, 1)), "depths")],
+    holds=[initial_distribution({"*.conv.weight": "test_initial_values"})],
     trains_differently=lambda a: True,
     model=True,
     name="ResNet with the stride where the paper has it",
@@ -129,6 +131,7 @@ of_cifar = Contract(
         Twin("torchvision", build=lambda a: cifar_by_torchvision(a), weights=lambda a: ResNet(**a.passed()).maps["torchvision"])
     ],
     invalid=[(dict(depths=(1, 1)), "depths")],
+    holds=[initial_distribution({"*.conv.weight": "test_initial_values"})],
     trains_differently=lambda a: True,
     model=True,
     name="ResNet for CIFAR",

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import zoo
 from layers.embedding import TokenEmbedding
 from layers.recurrent import GRU, rows
-from layers.testing import Contract, Input, Twin, fill, influence, tokens
+from layers.testing import Contract, Input, Twin, exercised, fill, influence, initial_distribution, tokens
 from layers.weights import WeightMap
 from zoo.generation import decoding, speculative
 from zoo.seq2seq import BahdanauDecoder, Seq2Seq, seq2seq_bahdanau, seq2seq_luong
@@ -134,7 +134,14 @@ def contract(build, twin, **more):
         ),
         outputs=lambda a, s: ("batch", "target_length", a.vocab_size),
         twins=[Twin("formula", twin, NAMES[build])],
-        holds=[influence("causal", "target", "target_length", lambda a, i, o: i <= o, 1, cost=2)],
+        holds=[
+            influence("causal", "target", "target_length", lambda a, i, o: i <= o, 1, cost=2),
+            initial_distribution(bias=lambda a, p: (0, 0)),
+            exercised(
+                dropout="contracts of the blocks draw it",
+                target_mask="it hides what a loss leaves out: no twin of torch has one",
+            ),
+        ],
         invalid=[(dict(dim=0), "dim"), (dict(hidden_dim=0), "hidden_dim"), (dict(dropout=1.0), "dropout")],
         model=True,
         without={

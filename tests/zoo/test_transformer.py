@@ -16,7 +16,7 @@ from layers.embedding import TokenEmbedding
 from layers.feedforward import SwiGLU
 from layers.normalization import RMSNorm
 from layers.positions import Rotary, Sinusoidal
-from layers.testing import Contract, Input, Twin, influence, tokens
+from layers.testing import Contract, Input, Twin, exercised, influence, initial_distribution, tokens
 from layers.transformer import DecoderBlock, EncoderBlock, PreNorm
 from zoo.transformer import Transformer, build, decoder_block, encoder_block, names_of_torch, transformer_small
 
@@ -46,9 +46,27 @@ shapes = dict(
         source_mask=real_tokens("batch source_length"),
     ),
     outputs=lambda a, s: ("batch", "target_length", a.vocab_size),
-    holds=[influence("causal", "target", "target_length", lambda a, i, o: i <= o, 1, cost=2)],
     model=True,
 )
+
+
+def zero(a, parameter):
+    return 0, 0
+
+
+CAUSAL = influence("causal", "target", "target_length", lambda a, i, o: i <= o, 1, cost=2)
+
+
+def held(*claims):
+    """What those that are built to be trained promise; Glorot's law is that of all linear layers."""
+    return [
+        CAUSAL,
+        initial_distribution({"*bias": zero, "*.sublayer.*.weight": "test_initial_values", "embedding.*": "test_initial_values"}),
+        *claims,
+    ]
+
+
+HIDDEN = "in test_transformer_decoding.py"
 FREE = {"bad_input": "sentences of any number and length will do"}
 q = torch.empty(1, 1, 2, 2, dtype=torch.float64, device="meta")
 if torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, q, q)[1].dtype != torch.float64:
@@ -90,6 +108,13 @@ marian_model = Contract(
         Twin(f"marian_{how}", build=theirs(how), weights=lambda a: build(**a.passed()).maps["huggingface"], call=call_marian)
         for how in ("eager", "sdpa")
     ],
+    holds=held(
+        exercised(
+            target_mask=HIDDEN,
+            dropout="contracts of the blocks draw it",
+            **dict.fromkeys(("activation", "bias", "interleaved"), "Marian has one; torch's in the contract below"),
+        )
+    ),
     invalid=[(dict(activation="tanh"), "activation"), (dict(heads=0), "heads"), (dict(dropout=1.0), "dropout")],
     name="MarianTransformer",
     without=FREE | PADDED,
@@ -134,6 +159,11 @@ torch_model = Contract(
     with_final_norms,
     arguments=sizes,
     twins=[Twin("torch", build=TorchTransformer, weights=lambda a: names_of_torch(with_final_norms(**a.passed())))],
+    holds=[
+        CAUSAL,
+        initial_distribution(embedding__table__weight=lambda a, p: (0, a.dim**-0.5)),
+        exercised(target_mask=HIDDEN),
+    ],
     invalid=[(dict(heads=0), "heads")],
     name="TorchTransformer",
     backend="inductor",  # one member of the family
@@ -184,6 +214,7 @@ small = Contract(
     twins=[
         Twin("torch", build=RotaryTransformer, weights=lambda a: names_of_torch(transformer_small(**a.passed()))),
     ],
+    holds=held(exercised(target_mask=HIDDEN, dropout="contracts of the blocks draw it")),
     invalid=[(dict(heads=0), "heads"), (dict(dropout=1.0), "dropout")],
     without=FREE | PADDED,
     **shapes,

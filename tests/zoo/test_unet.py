@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import zoo
 from layers.conditioning import SinusoidalTime
-from layers.testing import Contract, Input, Twin, fill, require_equal, tensor, tokens
+from layers.testing import Contract, Input, Twin, exercised, fill, initial_distribution, require_equal, tensor, tokens
 from zoo.unet import UNet, build
 
 TIMES = Input(("batch",), {}, lambda shape, g: 1000 * torch.rand(shape, generator=g, dtype=torch.float64))
@@ -92,6 +92,15 @@ unets = Contract(
         (dict(classes=0), "classes"),
         (dict(classes=2, class_dropout=1.0), "dropout"),
         (dict(groups=0), "groups"),
+    ],
+    holds=[
+        initial_distribution(dict.fromkeys(("*.conv2.*", "*.attention.output.*", "output.*"), lambda a, p: (0, 0))),
+        exercised(
+            class_dropout="in the contract of ClassEmbedding",
+            dropout="in the contract of TimeResidual",
+            groups="divides the widths, and so does head_dim: in the contract of PixelAttention",
+            head_dim="as groups",
+        ),
     ],
     model=True,
     name="UNet",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
-from layers.testing import Contract, Twin, part, tensor
+from layers.testing import Contract, Twin, initial_distribution, part, tensor
 from layers.testing.profiles import THOROUGH
 from zoo.model import LinearHead
 from zoo.vgg import DEPTHS, VGG, WIDTHS, ImageNetHead
@@ -57,6 +57,7 @@ vgg = Contract(
     outputs=lambda a, s: ("batch", 7),
     twins=[Twin("torchvision", build=narrow, weights=lambda a: VGG(**a.passed()).maps["torchvision"])],
     invalid=[(dict(depths=(1, 1)), "depths"), (dict(init="luck"), "init"), (dict(in_channels=0), "in_channels")],
+    holds=[initial_distribution(dict.fromkeys(("*.conv.*", "head.*"), "test_initial_values"))],
     trains_differently=lambda a: a.norm is not None or a._dropout > 0,
     stochastic=lambda a: a._dropout > 0,
     model=True,

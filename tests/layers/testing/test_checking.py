@@ -81,7 +81,7 @@ def test_one_cause_is_one_failure(promise, cause):
     assert [name for name, (how, _) in found.items() if how != "skipped"] == ["smoke"]
     assert cause in found["smoke"][1]
     assert all(message.startswith(f"smoke fails: {cause}") for name, (_, message) in found.items() if name != "smoke")
-    assert len(found) >= len(GENERIC) - 2
+    assert len(found) >= len(GENERIC) - 6
 
 
 def test_what_is_not_checked_is_not_true():

@@ -15,7 +15,8 @@ from layers.testing import GENERIC
 from layers.testing.items import QUICK
 
 pytestmark = pytest.mark.processes
-APPLIED = [p for p in GENERIC if p.name != "sizes_agree"]  # of a block with one input
+OTHERS = {"sizes_agree", "random_law", "random_rows", "heads_masked", "defaults"}
+APPLIED = [*({p.name for p in GENERIC} - OTHERS), "exercised"]  # of a block with one input, that draws nothing
 
 BLOCKS = """
 import datetime, torch
@@ -140,6 +141,10 @@ def test_one_test_for_each_property_and_twin(run):
     assert len(names) == len(APPLIED)
     assert "test_block.py::Sound::backward[plain]" in names
     assert "test_block.py::Sound::gradcheck" in names
+    assert "test_block.py::Sound::exercised" in names
+    names = [line.strip() for line in run("--collect-only", "-q", test_block=MANY).splitlines() if "::exercised" in line]
+    assert "test_block.py::Sound::exercised" in names
+    assert "test_block.py::Mended::exercised" not in names  # another contract of the same block
 
 
 def test_a_sound_block_passes(told):

@@ -57,6 +57,7 @@ from broken_blocks import (
     check,
     contract,
 )
+from broken_draws import DRAWING, OPTIONS, SOUND, CoarseInHalf, Defaulting, DropsFromTheEnd
 from torch import nn
 
 from layers.testing import (
@@ -67,7 +68,7 @@ from layers.testing import (
 )
 from layers.weights import WeightMap
 
-FAILS: dict[str, list[type[Sound]]] = {
+FAILS: dict[str, list[type]] = {
     "smoke": [Raising],
     "shape": [Transposed, AlwaysSingle],
     "forward": [SlightlyScaled, Transposed],
@@ -101,9 +102,10 @@ FAILS: dict[str, list[type[Sound]]] = {
     "bad_argument": [UncheckedArgument],
     "bad_input": [UncheckedInput],
     "sizes_agree": [Broadcasting, ChecksLargeSizesOnly, NamesNoAxis, NamesNoInput, OtherError],
+    **DRAWING,
 }
 
-GOOD: dict[str, type[Sound]] = {"sizes_agree": Pair}
+GOOD: dict[str, type] = {"sizes_agree": Pair, **SOUND}
 """A block that passes, where it is not `Sound`."""
 
 
@@ -113,13 +115,13 @@ def test_every_property_has_a_block_that_fails_it():
 
 @pytest.mark.parametrize("name", [p.name for p in GENERIC])
 def test_a_sound_block_passes(name):
-    check(name, contract(GOOD.get(name, Sound)))
+    check(name, contract(GOOD.get(name, Sound), **OPTIONS.get(name, {})))
 
 
 @pytest.mark.parametrize(("name", "block"), [(name, block) for name, blocks in FAILS.items() for block in blocks])
 def test_a_broken_block_fails(name, block):
     with pytest.raises((AssertionError, ValueError, RuntimeError, TypeError, pytest.fail.Exception)) as caught:
-        check(name, contract(block))
+        check(name, contract(block, **OPTIONS.get(name, {})))
     assert "Unsatisfi" not in repr(caught.value)
 
 
@@ -163,6 +165,33 @@ def test_precision_without_a_twin(name):
     check(name, contract(Sound, twins=[]))
     with pytest.raises(AssertionError):
         check(name, contract(Cancelling, twins=[]))
+
+
+def test_half_precision_without_a_twin_is_held_to_what_its_operations_round():
+    """5 % of the output are more than a few operations come to, and less than their worst case for sums of many."""
+    with pytest.raises(AssertionError, match="that of rounding"):
+        check("bfloat16", contract(CoarseInHalf, twins=[]))
+
+
+def test_the_same_law_may_come_from_other_numbers():
+    for name in ("random_law", "random_rows"):
+        check(name, contract(DropsFromTheEnd, **OPTIONS[name]))
+
+
+def test_a_twin_must_draw():
+    """And a block must, where its contract says so."""
+    still = dict(OPTIONS["random_law"], twins=[Twin("own", build=lambda a: DropsFromTheEnd(a.dim), weights=WeightMap(("", "")),
+                                                    call=lambda m, i: m(i["x"]))])  # fmt: skip
+    with pytest.raises(AssertionError, match="no twin of another class draws anything"):
+        check("random_law", contract(DropsFromTheEnd, **still))
+    with pytest.raises(pytest.fail.Exception, match="vacuous"):
+        check("random_rows", contract(Sound, stochastic=lambda a: True))
+
+
+def test_defaults_have_a_source():
+    for promised, words in (({"eps": (1e-6, " ")}, "must name the paper"), ({"rate": (1, "paper")}, "has no argument rate")):
+        with pytest.raises(AssertionError, match=words):
+            check("defaults", contract(Defaulting, defaults=promised))
 
 
 def test_a_claimed_difference_must_show():

@@ -1,0 +1,222 @@
+"""What training draws: the same as the twin from the same numbers, else by the same law; and anew for each row and call.
+
+Laws are compared by samples of the same size n: the largest difference of their distribution functions exceeds
+``sqrt(log(e / alpha) / n)`` with a probability of at most `alpha`, whatever the law is (Kolmogorov and Smirnov's statistic; the
+constant e for all n of 4 and more is Wei and Dudley's, "Two-sample Dvoretzky-Kiefer-Wolfowitz inequalities", 2012).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layers.testing.behaviour import batched
+from layers.testing.contract import Case, Twin, is_float
+from layers.testing.drawing import seeded
+from layers.testing.equality import Mismatch, leaves, real, require_equal
+from layers.testing.verdicts import NO_BATCH, NO_ROWS, Vacuous, Verdict
+
+ALPHA = 1e-8
+"""Probability at most with which one comparison of samples of the same law fails: below 1e-6 for a property's whole test."""
+ROWS, ROWS_OF_MODEL = 16384, 512
+"""Samples of each side."""
+NOTHING_DRAWN = Vacuous("the contract says that nothing is drawn here: `stochastic`")
+
+
+def distance(left: Tensor, right: Tensor) -> float:
+    """The largest difference of the distribution functions of two samples. Values that only rounding sets apart count as one."""
+    joined = torch.cat([left, right]).double()
+    step = 1e-9 * joined.abs().max().clamp_min(1e-300)
+    values, order = ((joined / step).round() if joined.isfinite().all() else joined).sort()
+    signs = torch.cat([left.new_full((len(left),), 1 / len(left)), right.new_full((len(right),), -1 / len(right))]).double()
+    steps = signs[order].cumsum(0)
+    last_of_value = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)])
+    return steps[last_of_value].abs().max().item()
+
+
+def limit(count: int, alpha: float = ALPHA) -> float:
+    return math.sqrt(math.log(math.e / alpha) / count)
+
+
+def differ(left: Tensor, right: Tensor, alpha: float = ALPHA) -> str:
+    """How far two samples are apart, if that is more than chance explains; nothing else. One value is only that value."""
+    found, allowed = distance(left, right), limit(min(len(left), len(right)), alpha)
+    return f"their distribution functions differ by {found:.3f}, chance explains {allowed:.3f}" if found > allowed else ""
+
+
+def training(module: nn.Module) -> nn.Module:
+    """Batch norms are left out, for they mix the rows."""
+    for part in module.train().modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+    return module
+
+
+def alike(case: Case, rows: int) -> dict[str, Any]:
+    """Inputs of so many rows, all of which are the first one."""
+    inputs, batches = case.inputs(), case.batches()
+    return {
+        k: v.narrow(batches[k], 0, 1).expand([rows if i == batches[k] else n for i, n in enumerate(v.shape)]).contiguous()
+        if k in batches
+        else v
+        for k, v in inputs.items()
+    }
+
+
+def drawn(case: Case, call: Callable[[dict[str, Any]], Any], rows: int, calls: int, seed: int) -> list[Tensor]:
+    """(rows, values) of each call, of the outputs that have rows, with the global random numbers that follow one another."""
+    positions, inputs = batched(case), alike(case, rows)
+    with seeded(case.seed * 16 + seed), torch.no_grad():
+        outputs = [dict(leaves(call(dict(inputs)))) for _ in range(calls)]
+    found = []
+    for output in outputs:
+        parts = [real(x).movedim(positions[k], 0).flatten(1) for k, x in output.items() if k in positions and is_float(x)]
+        found.append(torch.cat([x.double() for x in parts], 1) if parts else torch.zeros(rows, 0))
+    return found
+
+
+def all_alike(x: Tensor, other: Tensor) -> bool:
+    """Whether all rows are the first one of the other, but for rounding."""
+    return bool((x - other[:1]).abs().max() <= 1e-9 * other.abs().max())
+
+
+def count(case: Case) -> int:
+    return ROWS_OF_MODEL if case.contract.model else ROWS
+
+
+def random_rows(case: Case) -> Verdict:
+    """What training draws, it draws anew for each row and each call, wherever the contract says that it draws.
+
+    For rows that are all alike, outputs of two rows of one call differ by the law by which those of two calls do, and so do those
+    of one row in two calls. A false alarm has a probability below 1e-6.
+    """
+    if not case.contract.stochastic(case.arguments):
+        return NOTHING_DRAWN
+    if not case.batches():
+        return NO_BATCH
+    block, rows = training(case.block(train=True)), count(case) // 2
+    first, second, third, fourth, fifth = drawn(case, lambda i: case.call(block, i), rows, 5, 5)
+    if not first.numel():
+        return NO_ROWS
+    if all(all_alike(x, first) for x in (first, second, third)):
+        return Vacuous("nothing is drawn, though the contract says `stochastic`, or what is drawn has no effect")
+    half = rows // 2
+    for weights in directions(case, first, 2):
+        a, b, c, d, e = (x @ weights for x in (first, second, third, fourth, fifth))
+        apart = b[:half] - c[half:]
+        if why := differ(a[:half] - a[half:], apart):
+            raise Mismatch(f"rows of one call do not draw independently of each other: {why}")
+        if why := differ(a[0::2] - a[1::2], apart):
+            raise Mismatch(f"neighbouring rows of one call do not draw independently of each other: {why}")
+        if why := differ(d[:half] - e[:half], apart):
+            raise Mismatch(f"a row draws in a second call what has to do with the first: {why}")
+    return True
+
+
+def directions(case: Case, x: Tensor, number: int) -> list[Tensor]:
+    """Random weights of all values of a row."""
+    generator = case.generator(6)
+    return [torch.randn(x.shape[1], generator=generator, dtype=x.dtype) for _ in range(number)]
+
+
+def random_law(case: Case) -> Verdict:
+    """Training draws what the twin draws from the same random numbers, outputs and gradients, or draws by the twin's law.
+
+    By law: for rows that are all alike, random sums of the outputs, single ones, and distances between outputs of training and
+    evaluation and between rows are distributed as the twin's, which rate, scale and place of a dropout decide. A false alarm
+    has a probability below 1e-6. Twins that draw nothing are passed over, but one of another class than the block's must draw.
+    """
+    if not case.contract.stochastic(case.arguments):
+        return NOTHING_DRAWN
+    if not case.batches():
+        return NO_BATCH
+    if not batched(case):
+        return NO_ROWS
+    idle = []
+    for twin in case.contract.twins:
+        if draws_the_same(case, twin):
+            if type(case.twin(twin, case.block())) is type(case.block()):
+                idle.append(twin.name)
+            continue
+        if why := by_another_law(case, twin):
+            if why == IDLE:
+                idle.append(twin.name)
+                continue
+            raise Mismatch(f"while training, outputs have another law than those of {twin.name}: {why}")
+    if len(idle) == len(case.contract.twins):
+        raise Mismatch(f"no twin of another class draws anything while training ({', '.join(idle)}): give one the block's rates")
+    return True
+
+
+IDLE = "it draws nothing"
+
+
+def draws_the_same(case: Case, twin: Twin) -> bool:
+    """Whether block and twin give the same outputs and gradients when the global random state is the same."""
+
+    def reference() -> nn.Module:
+        return training(case.twin(twin, case.block(train=True)))
+
+    block, outputs = training(case.block(train=True)), []
+    for seed in (0, 1):
+        module = reference()
+        with seeded(case.seed + seed), torch.no_grad():
+            outputs.append(case.call_twin(twin, module, case.inputs()))
+    if alike_to_rounding(case, block, *outputs):
+        return False  # it may draw nothing
+    results, module = [], reference()
+    for each, run in ((block, lambda i: case.call(block, i)), (module, lambda i: case.call_twin(twin, module, i))):
+        with seeded(case.seed):
+            results.append(case.gradients(run, case.inputs(), each))
+    if not alike_to_rounding(case, block, results[0][0], results[1][0]):
+        return False
+    require_equal(results[0][1], results[1][1], 10 * case.tolerance(block), "gradient for the same random numbers", 1.0)
+    return True
+
+
+def alike_to_rounding(case: Case, block: nn.Module, ours: Any, theirs: Any) -> bool:
+    try:
+        require_equal(ours, theirs, case.tolerance(block), common=1.0)
+    except Mismatch:
+        return False
+    return True
+
+
+def by_another_law(case: Case, twin: Twin) -> str:
+    """How the laws differ, if they do."""
+    rows = count(case) // 2
+    block = training(case.block(train=True))
+    reference = training(case.twin(twin, block))
+    theirs = torch.cat(drawn(case, lambda i: case.call_twin(twin, reference, i), rows, 2, 6))
+    if theirs.numel() and all_alike(theirs, theirs):
+        return IDLE
+    ours = torch.cat(drawn(case, lambda i: case.call(block, i), rows, 2, 7))
+    if ours.shape != theirs.shape:
+        return f"values of a row are {tuple(ours.shape[1:])}, theirs {tuple(theirs.shape[1:])}"
+    still = drawn(case, lambda i: case.call(block.eval(), i), 1, 1, 7)[0]
+    some = torch.randperm(ours.shape[1], generator=case.generator(6))[: max(1, ours.shape[1] // 3)]
+
+    def statistics(x: Tensor) -> dict[str, Tensor]:
+        sums = {f"random sum {i} of a row": x @ w for i, w in enumerate(directions(case, x, 3))}
+        apart = x[0::2] - x[1::2]
+        return sums | {
+            "a single output": x[:, some[0]],
+            "the distance from what evaluation gives": (x - still).square().sum(1),
+            "that of a third of the outputs": (x - still)[:, some].square().sum(1),
+            "the distance of two rows": apart.square().sum(1),
+            "a random sum of the difference of two rows": apart @ directions(case, x, 1)[0],
+        }
+
+    for (name, left), right in zip(statistics(ours).items(), statistics(theirs).values(), strict=True):
+        if why := differ(left, right, ALPHA / 8):
+            return f"{name}: {why}"
+    return ""
+
+
+def draws(contract: Any) -> bool:
+    """Whether the contract says `stochastic` of itself."""
+    return contract.stochastic is not type(contract).__dataclass_fields__["stochastic"].default
