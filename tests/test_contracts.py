@@ -113,7 +113,7 @@ def test_where_0_is_refused_1_will_do():
     tried = []
     for contract in contracts("layers"):
         for arguments, name in contract.invalid:
-            words = f"{name} must be positive"
+            words = f"{name} must be positive, got"
             if arguments == {name: 0} and words in refusal(contract.example(), arguments):
                 tried.append(name)
                 assert words not in refusal(contract.example(), {name: 1}), f"{contract.name}: {name}=1"
