@@ -33,13 +33,13 @@ WIRING = {"post": PostNorm, "pre": PreNorm}
 
 def encoder(dim, heads, hidden_dim, wiring, causal=False, placed=False):
     wrap, norm = WIRING[wiring], partial(nn.LayerNorm, dim)
-    attention = MultiHeadAttention(dim, heads, causal=causal, positions=Rotary(dim // heads) if placed else None)
+    attention = MultiHeadAttention(dim, heads, causal=causal, positions=Rotary(dim // heads) if placed and heads else None)
     return EncoderBlock(wrap(attention, norm()), wrap(FeedForward(dim, hidden_dim), norm()))
 
 
 def decoder(dim, heads, hidden_dim, wiring, placed=False):
     wrap, norm = WIRING[wiring], partial(nn.LayerNorm, dim)
-    own = MultiHeadAttention(dim, heads, causal=True, positions=Rotary(dim // heads) if placed else None)
+    own = MultiHeadAttention(dim, heads, causal=True, positions=Rotary(dim // heads) if placed and heads else None)
     cross = MultiHeadAttention(dim, heads)
     return DecoderBlock(wrap(own, norm()), wrap(cross, norm()), wrap(FeedForward(dim, hidden_dim), norm()))
 
