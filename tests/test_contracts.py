@@ -100,26 +100,6 @@ def test_every_public_block_stands_in_a_contract(name, code, block):
         assert code in called("layers"), f"layers.{name} is built by no contract in tests/layers"
 
 
-def refusal(case, arguments):
-    try:
-        case.new(arguments)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def test_where_0_is_refused_1_will_do():
-    """What must be positive may be 1: contracts name the one, and seldom draw the other, which need not go with the rest."""
-    tried = []
-    for contract in contracts("layers"):
-        for arguments, name in contract.invalid:
-            words = f"{name} must be positive, got"
-            if arguments == {name: 0} and words in refusal(contract.example(), arguments):
-                tried.append(name)
-                assert words not in refusal(contract.example(), {name: 1}), f"{contract.name}: {name}=1"
-    assert {"dim", "heads", "hidden_dim", "time_dim", "window"} <= set(tried)
-
-
 PROMISED_ELSEWHERE = {
     "conditioning.Modulation": "the contract of ModulatedNorm, which passes its own on",
     "positions.RelativeBias": "tests/layers/test_defaults.py: its contract wraps it",
