@@ -87,7 +87,8 @@ def test_nobody_listens_for_the_end_of_a_client_that_is_answered_soon(monkeypatc
     monkeypatch.setattr(serving, "WATCH", 1e6)
     assert asyncio.run(play()) == []
     monkeypatch.setattr(serving, "WATCH", 0)
-    assert asyncio.run(play()), "and of others somebody does"
+    with pytest.raises(serving.Gone):  # for here nobody is at the other end
+        asyncio.run(play())
 
 
 def test_what_is_there_before_the_first_request_is_no_garbage(monkeypatch):
