@@ -33,8 +33,8 @@ def main() -> None:
         first = last
     waits.sort()
     half, late, own = waits[len(waits) // 2], waits[int(0.99 * len(waits))], sum(batches) / len(batches)
-    mean = f"{own:.2f} ms of {len(came) / len(batches):.2f}"
-    print(f"p50 {half:.2f} ms, p99 {late:.2f} ms: {late / own:.2f} times a mean batch, {mean}")
+    size = len(came) / len(batches)
+    print(f"p50 {half:.2f} ms, p99 {late:.2f} ms: {late / own:.2f} times a mean batch of {size:.2f}, which takes {own:.2f} ms")
     print(f"the model is busy {100 * sum(batches) / now:.0f} % of the time")
 
 

@@ -21,6 +21,7 @@ from tasks.options import Options, UserError, option, require_device
 
 PROGRAM = "tasks.serve"
 TOKEN = "SERVE_TOKEN"
+TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
 
 @dataclass
@@ -60,7 +61,6 @@ class ServeOptions(Options):
 
 
 def serve(given: dict[str, Any]) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # of a few short texts, threads wait for each other
     with checking_input():
         options = ServeOptions(**given)
         server = server_of(options)
@@ -92,13 +92,18 @@ def serve(given: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
     """Garbage is not looked for among what is there before the first request, which takes a tenth of a second and more, in which
-    nobody is answered."""
+    nobody is answered; and a tokenizer takes one thread, unless the environment says otherwise: of a few short texts, several
+    wait for each other."""
+    own = TOKENIZERS not in os.environ
+    os.environ.setdefault(TOKENIZERS, "false")
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+        if own:
+            del os.environ[TOKENIZERS]
 
 
 def server_of(options: ServeOptions) -> Any:
