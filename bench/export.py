@@ -190,7 +190,7 @@ def decoded(folder: Path, rounds: int) -> Iterator[tuple[str, ...]]:
             torch.set_num_threads(threads)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # else it slows torch's turns down
+            options.add_session_config_entry("session.force_spinning_stop", "1")  # after a run, or it slows torch's turns down
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             for rows in (1,) if size == "124 M" else (1, 16):
                 prompt = torch.randint(4, arguments["vocab_size"], (rows, 16))
