@@ -95,8 +95,9 @@ def is_valid(mutant: Mutant, source: bytes) -> bool:
 
 
 def sources(root: Path, packages: Iterable[str]) -> list[tuple[str, bytes]]:
-    """Path and text of every module of these packages; the kit of tests, `layers/testing`, is none."""
-    files = (file for package in packages for file in sorted((root / package).rglob("*.py")))
+    """Path and text of every module of these packages, or of single files; the kit of tests, `layers/testing`, is none."""
+    places = [root / package for package in packages]
+    files = (file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*.py"))))
     return [(str(f.relative_to(root)), f.read_bytes()) for f in files if "testing" not in f.parts]
 
 

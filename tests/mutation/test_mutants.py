@@ -85,6 +85,12 @@ def test_a_sample_compiles_differs_and_is_the_same_for_a_seed():
         assert ast.dump(ast.parse(mutant.apply(TOY))) != ast.dump(ast.parse(TOY))
 
 
+def test_a_single_file_may_be_asked_for():
+    ((path, text),) = mutants.sources(score.ROOT, ["layers/masks.py"])
+    assert path == "layers/masks.py"
+    assert (path, text) in mutants.sources(score.ROOT, ["layers"])
+
+
 def test_every_listed_equivalent_is_still_in_the_source():
     assert all(score.listed(mutants.sources(score.ROOT, score.PACKAGES)).values())
 
