@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.marian.modeling_marian import MarianAttention
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
 
 from layers import masks
 from layers.attention import MultiHeadAttention
@@ -312,7 +312,7 @@ llama_attention = Contract(
 
 
 class Qwen3(nn.Module):
-    """With norms of queries and keys that differ from each other."""
+    """With norms of queries and keys, which only rotation tells from each other: else their weights are one product."""
 
     def __init__(self, a):
         super().__init__()
@@ -320,16 +320,18 @@ class Qwen3(nn.Module):
             hidden_size=a.dim, num_attention_heads=a.heads, num_key_value_heads=a.kv_heads, head_dim=a.head_dim,
             attention_bias=a.bias, attn_implementation="sdpa",
         )  # fmt: skip
-        self.attention = Qwen3Attention(config, layer_idx=0)
+        self.attention, self.rotary = Qwen3Attention(config, layer_idx=0), Qwen3RotaryEmbedding(config)
 
     def forward(self, query):
-        return call_llama(self.attention, {"query": query})
+        n = query.shape[1]
+        mask = masks.additive_from_allowed(masks.causal(n), query.dtype)[None, None]
+        return self.attention(query, self.rotary(query, torch.arange(n)[None]), mask)[0]
 
 
 qwen3_attention = Contract(
     MultiHeadAttention,
     arguments=grouped
-    | dict(causal=True)
+    | dict(causal=True, positions=lambda a: part(Rotary, dim=a.head_dim))
     | dict.fromkeys(("query_norm", "key_norm"), lambda a: part(RMSNorm, dim=a.head_dim)),
     inputs=lambda a: dict(query=tensor("batch queries dim", dim=a.dim)),
     outputs=lambda a, s: ("batch", "queries", a.dim),

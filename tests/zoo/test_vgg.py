@@ -6,12 +6,22 @@ import torchvision
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 import zoo
 from layers.testing import Contract, Twin, initial_distribution, part, tensor
 from layers.testing.profiles import THOROUGH
 from zoo.model import LinearHead
 from zoo.vgg import DEPTHS, VGG, WIDTHS, ImageNetHead
+
+
+class Dropped(nn.Linear):
+    """Of an input of which a part is dropped in training."""
+
+    p = 0.0
+
+    def forward(self, input):
+        return super().forward(functional.dropout(input, self.p, self.training))
 
 
 def narrow(a):
@@ -29,7 +39,8 @@ def narrow(a):
             nn.Linear(hidden, classes),
         )  # fmt: skip
     else:
-        model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(width, classes)
+        model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), Dropped(width, classes)
+        model.classifier.p = a._dropout
     return model
 
 
