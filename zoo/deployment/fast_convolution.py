@@ -53,9 +53,8 @@ class FastConv2d(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         require_axes(images, "images", "batch channels height width", channels=self.in_channels)
-        images = images.float().contiguous(
-            memory_format=torch.channels_last
-        )  # here, where a compiler makes it part of what comes before
+        # here too, where a compiler makes it part of what comes before
+        images = images.float().contiguous(memory_format=torch.channels_last)
         return convolved(images, self.weight, self.bias, self.upsamples)
 
 

@@ -32,7 +32,7 @@ class FastGroupNorm(nn.Module):
 
     def forward(self, images: Tensor, shift: Tensor | None = None) -> Tensor:
         require_axes(images, "images", "batch channels height width", channels=self.channels)
-        images = images.float().contiguous(memory_format=torch.channels_last)  # here, where a compiler fuses it
+        images = images.float().contiguous(memory_format=torch.channels_last)  # as in `FastConv2d`
         shift = None if shift is None else shift.float().contiguous()
         return normalised(images, shift, self.weight, self.bias, self.groups, self.eps, self.silu)
 
