@@ -1,8 +1,8 @@
 """A model made fast for inference: batch norms folded, channels last, compiled with its weights as constants.
 
-On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's, of networks of diffusion those of 32. Of models that write texts, decoding is compiled,
-of a BERT a forward that leaves padding out, of networks of diffusion what samplers call: see `zoo.deployment.compiled_decoding`,
-`compiled_causal`, `compiled_encoder` and `compiled_diffusion`.
+On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's, of networks of diffusion those of 32 and more. Of
+models that write texts, decoding is compiled, of a BERT a forward that leaves padding out, of networks of diffusion what samplers
+call: see `zoo.deployment.compiled_decoding`, `compiled_causal`, `compiled_encoder` and `compiled_diffusion`.
 """
 
 from __future__ import annotations
