@@ -72,7 +72,8 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel):
-    files = [path for package in PACKAGES for path in (*(ROOT / package).rglob("*.py"), *(ROOT / package).rglob("page.*"))]
+    kinds = "*.py", "*.cpp", "page.*"
+    files = [path for package in PACKAGES for kind in kinds for path in (ROOT / package).rglob(kind)]
     ours = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
     assert "layers/testing/plugin.py" in ours
     assert {name for name in wheel if not name.startswith("zooproof-0.1.0.dist-info/")} == ours

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from layers.checks import require_axes
 from layers.conditioning import require_multiples
-from zoo.deployment.optimize import Optimized, prepared
+from zoo.deployment.fast_convolution import use_fast_convolutions
+from zoo.deployment.fast_norm import use_fast_norms
+from zoo.deployment.optimize import Optimized, prepared, shared
 from zoo.model import DiffusionModel
 
 
@@ -41,11 +43,9 @@ class Predict(nn.Module):
 class OptimizedDiffusion(Optimized):
     """A `DiffusionModel` for inference: noisy images (b, c, y, x), times (b,) and classes (b,) or None -> (b, c', y, x).
 
-    Without Winograd's convolutions: with those of 64 channels and more the U-Net of `bench/test_unet.py` takes longer. Before
-    torch 2.9 without a program for other shapes than the example's: that of a U-Net is wrong on torch 2.6.
+    Before torch 2.9 without a program for other shapes than the example's: that of a U-Net is wrong on torch 2.6.
     """
 
-    winograd = False
     any_size = torch.__version__ >= "2.9"  # compared as a version, of which 2.15 is a later one
 
     def __init__(self, model: DiffusionModel, example: Tensor, dtype: torch.dtype) -> None:
@@ -54,6 +54,11 @@ class OptimizedDiffusion(Optimized):
         self.in_channels, self.out_channels, self.multiple = model.in_channels, model.out_channels, model.multiple
         self.no_class = model.no_class
         self.place = nn.Parameter(torch.empty(0, dtype=dtype, device=self.device), requires_grad=False)  # tells others both
+
+    def by_fewer_products(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """Those of `FastConv2d`, which take any size, and `FastGroupNorm`."""
+        fast = use_fast_convolutions(use_fast_norms(shared(model)))
+        return fast, shared(fast)
 
     def forward(self, images: Tensor, times: Tensor, classes: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """As `DiffusionModel`. A program for tensors of `inference_mode` would be another: these are copied."""

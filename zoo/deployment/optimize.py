@@ -1,8 +1,8 @@
 """A model made fast for inference: batch norms folded, channels last, compiled with its weights as constants.
 
-On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's. Of models that write texts, decoding is compiled,
-of a BERT a forward that leaves padding out, of networks of diffusion what samplers call: see `zoo.deployment.compiled_decoding`,
-`compiled_causal`, `compiled_encoder` and `compiled_diffusion`.
+On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's, of networks of diffusion those of 32 and more. Of
+models that write texts, decoding is compiled, of a BERT a forward that leaves padding out, of networks of diffusion what samplers
+call: see `zoo.deployment.compiled_decoding`, `compiled_causal`, `compiled_encoder` and `compiled_diffusion`.
 """
 
 from __future__ import annotations
@@ -83,8 +83,6 @@ class Optimized(Constant):
     go to the model as it was before it was compiled, and so does a call that a program fails: its errors are the model's.
     """
 
-    winograd = True
-    """Whether wide convolutions are Winograd's for inputs of the example's shape."""
     any_size = True
     """Whether there is a program for other shapes; without one they go to the model as it was."""
 
@@ -93,13 +91,17 @@ class Optimized(Constant):
         for module in model.modules():
             if isinstance(module, nn.Conv2d) and module.in_channels == 1 and isinstance(module.weight, nn.Parameter):
                 module.weight.data = one_layout(module.weight.detach())
-        same = copied(model, {id(p): p for p in model.parameters()})  # a copy with the same parameters
-        if self.winograd and example.ndim == 4 and dtype == torch.float32 and device.type == "cpu":
-            use_winograd(same)
-        others = torch.compile(model) if self.any_size else model
-        programs = torch.compile(same, dynamic=False), others, model
+        for_example, for_others = shared(model), model
+        if example.ndim == 4 and dtype == torch.float32 and device.type == "cpu":
+            for_example, for_others = self.by_fewer_products(model)
+        others = torch.compile(for_others) if self.any_size else model
+        programs = torch.compile(for_example, dynamic=False), others, model
         super().__init__(programs, dtype if example.is_floating_point() else example.dtype, device)
         self.shape = example.shape
+
+    def by_fewer_products(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The model with Winograd's convolutions, for inputs of the example's shape and for others."""
+        return use_winograd(shared(model)), model
 
     def forward(self, images: Tensor, *others: Tensor) -> Any:
         """others: what else the model takes, right as it is."""
@@ -186,6 +188,11 @@ def one_layout(images: Tensor) -> Tensor:
 
 def tensors(model: nn.Module) -> chain[Tensor]:
     return chain(model.parameters(), model.buffers())
+
+
+def shared(model: nn.Module) -> Any:
+    """A copy with the same parameters."""
+    return copied(model, {id(p): p for p in model.parameters()})
 
 
 def copied(model: nn.Module, memo: dict[int, Any]) -> Any:

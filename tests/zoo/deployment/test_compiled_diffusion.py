@@ -7,6 +7,7 @@ import torch
 
 import zoo
 from layers.testing import fill
+from zoo.deployment.fast_convolution import has_fast_kernels
 from zoo.dit import DiT
 from zoo.generation import diffusion, samplers
 from zoo.unet import UNet
@@ -16,8 +17,11 @@ pytestmark = pytest.mark.slow
 
 
 def unet():
-    """With as many channels in each level, so that many kernels are the same, of which each is compiled once."""
-    return UNet((4, 4), 1, (False, False), in_channels=1, head_dim=2, groups=2, classes=CLASSES)
+    """With as many channels in each level, so that many kernels are the same, of which each is compiled once.
+
+    There are enough for the convolutions of `zoo.deployment.fast_convolution`.
+    """
+    return UNet((32, 32), 1, (False, False), in_channels=1, head_dim=16, groups=2, classes=CLASSES)
 
 
 def dit():
@@ -46,7 +50,9 @@ def test_every_call_equals_the_models(models, times, classes):
     model, fast, images = models
     with torch.profiler.profile() as profile:
         got = fast(images, times, classes)
-    assert any("Torch-Compiled Region" in event.key for event in profile.key_averages())
+    called = {event.key.split(":")[0] for event in profile.key_averages()}
+    assert "Torch-Compiled Region" in called
+    assert ("zooproof" in called) == (isinstance(model, UNet) and has_fast_kernels("winograd.cpp"))
     assert_near(got, model(images, times, classes))
     assert_near(fast(images.double(), times, classes), model(images, times, classes))
 
