@@ -96,6 +96,9 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
+TRAIN = "train with --label_dropout 0.1"
+
+
 @dataclass(frozen=True)
 class Diffusion(Generative):
     """A network that predicts something of noisy images.
@@ -103,6 +106,7 @@ class Diffusion(Generative):
     schedule: one of `SCHEDULES`. prediction: of `zoo.generation.diffusion.PREDICTIONS`.
     middle:   whether times are drawn rather from the middle of a flow (logit-normal).
     sampler:  of `zoo.generation.samplers.SAMPLERS`, `steps` of it, and guidance, of which 1 is none.
+    hidden:   part of the labels that were hidden in training; without any, the network knows no images without a class.
     """
 
     kind: ClassVar[str] = "diffusion"
@@ -112,10 +116,23 @@ class Diffusion(Generative):
     sampler: str = "euler"
     steps: int = 10
     guidance: float = 1.0
+    hidden: float = 0.1
 
     def require_possible(self) -> None:
         require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         require(self.prediction in PREDICTIONS, "prediction", self.prediction, f"one of {', '.join(PREDICTIONS)}")
+
+    def given(self, options: Any) -> Generative:
+        """Another sampler without --steps asks the network about as often."""
+        found: Any = super().given(options)
+        if options.sampler is None or options.steps is not None:
+            return found
+        return replace(found, steps=-(-self.steps * self.calls // found.calls))
+
+    @property
+    def calls(self) -> int:
+        """How often a step asks the network, but for a last one."""
+        return 2 if self.sampler == "heun" else 1
 
     @cached_property
     def path(self) -> Schedule:
@@ -146,6 +163,8 @@ class Diffusion(Generative):
 
     def stream(self, model: Any, noise: Tensor, classes: Tensor | None, seed: int) -> Iterator[samplers.Step]:
         """Every step. Errors: `ValueError`, before the network is asked, for what cannot be."""
+        if classes is not None and self.guidance != 1 and not self.hidden:
+            raise ValueError(f"guidance must be 1 for a network that was trained with every label, got {self.guidance}: {TRAIN}")
         options: dict[str, Any] = {"steps": self.steps, "sampler": self.sampler, "guidance": self.guidance, "clip": 1.0}
         options |= {"negative": model.no_class} if self.guidance != 1 else {}
         generator = torch.Generator(noise.device).manual_seed(seed)
@@ -245,7 +264,7 @@ class Autoencoder(Generative):
 
 UNET = ("unet_small", "unet_medium")
 GENERATORS: dict[str, Generative] = {
-    "flow": Diffusion(UNET, middle=True, sampler="dpm++"),
+    "flow": Diffusion(UNET, middle=True, sampler="heun", steps=5),
     "ddpm": Diffusion(UNET, "linear", "epsilon", sampler="dpm++"),
     "dit": Diffusion(("dit_small", "dit_small"), middle=True, sampler="dpm++"),
     "dcgan": Adversarial(("dcgan_8", "dcgan_28")),

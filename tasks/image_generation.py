@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,13 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from tasks.generation_task import ImageGeneration
 
 
-LOOKS = 17_500
-"""Images of an epoch, in whole passes."""
+LOOKS, LOOKS_OF_FLOW = 17_500, 20_500
+"""Images of an epoch, in whole passes. A flow's two epochs of fourteen passes over the digits come nearer than three of twelve at
+half the learning rate with a tenth of the labels hidden, which costs a part in a hundred of the accuracy."""
+EPOCHS = {"flow": 2, "dcgan": 8, "wgan_gp": 8, "r3gan": 8}
+"""Where they are not 3."""
+LR = {"flow": 0.004, "wgan_gp": 0.0005, "dcgan": 0.0005}
+"""Peak learning rates, where it is not 0.002."""
 
 
 @dataclass
@@ -41,19 +46,21 @@ class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
         "flow", "flow and ddpm (a U-Net), dit (a Transformer), r3gan, wgan_gp and dcgan (two networks that compete), vae"
     )
     unconditional: bool = option(False, "learn and make images without classes")
-    label_dropout: float = option(0.1, "part of the labels that are hidden, for --guidance", least=0, below=1)
+    label_dropout: float = option(
+        None, "part of the labels that are hidden, for --guidance (default: 0.1 where that is given, else 0)", least=0, below=1
+    )
     passes: float | None = option(
         None,
-        "passes over the data in an epoch, such as 0.5 (default: as many whole ones as look at 17,500 images)",
+        "passes over the data in an epoch, such as 0.5 (default: as many whole ones as look at 17,500 images, of flow 20,500)",
         above=0,
         most=1000,
     )
     epochs: int = option(
-        None, "epochs, after each of which images are measured (default: 3, of networks that compete 8)", least=1
+        None, "epochs, after each of which images are measured (default: 3, of flow 2, of networks that compete 8)", least=1
     )
     batch_size: int = option(64, "images in an optimizer step", least=1)
     optimizer: str = option(None, "(default: muon; networks that compete have adamw alone)", OPTIMIZERS)
-    lr: float = option(None, "peak learning rate (default: 0.002, of wgan_gp and dcgan 0.0005)", above=0)
+    lr: float = option(None, "peak learning rate (default: 0.002, of flow 0.004, of wgan_gp and dcgan 0.0005)", above=0)
     ema: float = option(0.998, "decay of an exponential moving average of the weights; 0 is off", least=0, below=1)
     weight_decay: float = option(0.0, "on matrices and kernels only", least=0)
     warmup: float = option(0.2, "epochs in which the learning rate rises from zero", least=0)
@@ -66,8 +73,10 @@ class TrainOptions(EngineOptions, SamplingOptions, PictureOptions):
         if competing and self.optimizer not in (None, "adamw"):
             raise UserError(f"--optimizer of {self.model} must be adamw, with decays that suit a contest, got {self.optimizer}")
         self.optimizer = self.optimizer or ("adamw" if competing else "muon")
-        self.epochs = (8 if competing else 3) if self.epochs is None else self.epochs
-        self.lr = (0.0005 if self.model in ("dcgan", "wgan_gp") else 0.002) if self.lr is None else self.lr
+        self.epochs = EPOCHS.get(self.model, 3) if self.epochs is None else self.epochs
+        self.lr = LR.get(self.model, 0.002) if self.lr is None else self.lr
+        guided = self.guidance not in (None, 1)
+        self.label_dropout = (0.1 if guided else 0.0) if self.label_dropout is None else self.label_dropout
         self.clip = (0.0 if competing else 1.0) if self.clip is None else self.clip
         super().__post_init__()
 
@@ -88,7 +97,7 @@ def begin(options: TrainOptions, folder: Path) -> tuple[ImageGeneration, nn.Modu
     import zoo
     from tasks.data.images import load_images
     from tasks.generation_task import ImageGeneration
-    from tasks.generators import GENERATORS
+    from tasks.generators import GENERATORS, Diffusion
     from tasks.image_measures import NEIGHBOURS
     from tasks.judge import require_judge
 
@@ -98,11 +107,14 @@ def begin(options: TrainOptions, folder: Path) -> tuple[ImageGeneration, nn.Modu
     if (kind := options.data.partition(":")[0]) in ("shards", "hf"):
         raise UserError(f"--data {kind}: is for image classification: give folder:PATH")
     generator = GENERATORS[options.model].given(options)
+    if isinstance(generator, Diffusion):
+        generator = replace(generator, hidden=options.label_dropout)
     data = load_images(options.data, Path(options.data_root), options.size, options.skip_bad)
     if len(data.train) <= NEIGHBOURS:
         raise UserError(f"--data {options.data} must have more than {NEIGHBOURS} training images, got {len(data.train)}")
     size, conditional = data.image_size, generator.conditional and not options.unconditional
-    options.passes = options.passes or min(1000, max(1, LOOKS // len(data.train)))
+    looks = LOOKS_OF_FLOW if options.model == "flow" else LOOKS
+    options.passes = options.passes or min(1000, max(1, looks // len(data.train)))
     torch.manual_seed(options.seed)
     network = generator.network(size)
     model: Any = zoo.create(network, **generator.arguments(data.channels, size, len(data.classes) if conditional else None))

@@ -42,7 +42,9 @@ class PictureOptions(ImageDataOptions):
 class SamplingOptions(Options):
     title = "making images"
     sampler: str | None = option(None, "how an image comes out of noise (default: the model's own)", SAMPLERS)
-    steps: int | None = option(None, "of the sampler, of which heun asks the network twice (default: the model's own)", least=1)
+    steps: int | None = option(
+        None, "of the sampler, of which heun's ask the network twice (default: as often as the model's own)", least=1
+    )
     guidance: float | None = option(None, "how much more an image is to be like its class: 1 is no more (default: the model's)")
     compile: bool = option(False, "make the network faster first, which takes a minute or so: for thousands of images")
 
@@ -177,6 +179,8 @@ def inpaint(given: dict[str, Any]) -> None:
         if not getattr(options, name) or not Path(getattr(options, name)).is_file():
             raise UserError(f"--{name}: give a picture, got {getattr(options, name) or 'none'!r}")
     labels = None
+    if found.classes and not options.label and not found.generator.hidden:
+        raise UserError(f"--label: give a class of the picture, for {found.folder} was trained with every label")
     if options.label or found.generator.guidance != 1:
         labels = torch.tensor(numbers(options.label, found.classes)).repeat(options.count)[: options.count]
     image, mask = (read(getattr(options, name), found.shape) for name in ("image", "mask"))

@@ -6,7 +6,8 @@ products of a polynomial bring all singular values near 1 without a decompositio
     X <- F X,  F = 3.4445 - 4.7750 X X^T + 2.0315 (X X^T)^2
 
 Each step's F is a polynomial of the first X X^T, and the next X X^T is F (X X^T) F: the five are multiplied with each other
-before they meet X. For the kernel of a convolution, whose rows are long, that takes a half to a tenth of the time.
+before they meet X. For the kernel of a convolution, whose rows are long, that takes a half to a tenth of the time. And matrices
+with as many rows go through it together, whatever their length.
 
 Sources: Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks"; the length of a step is that of Liu et
 al., 2025 (arXiv 2502.16982), so that one learning rate serves these matrices and, by AdamW, everything else.
@@ -15,7 +16,7 @@ al., 2025 (arXiv 2502.16982), so that one learning rate serves these matrices an
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Modules whose weights are matrices, those of convolutions by their first axis and all others."""
 TOGETHER = 2**20
-"""Elements of matrices that are multiplied at once, but for a single larger one."""
+"""Elements of matrices that are multiplied at once."""
 
 
 class Muon(torch.optim.AdamW):
@@ -66,47 +67,96 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def turn(self, group: dict[str, Any]) -> None:
-        """A step of its matrices, those of one shape together, for many small products take longer than a large one."""
+        """A step of its matrices, those of one smaller side together, for many small products take longer than a large one."""
         alike = defaultdict(list)
         for p in group["params"]:
             if p.grad is not None:
-                alike[len(p), p.numel(), p.dtype, p.device].append(p)
-        for (_, size, *_), same in alike.items():
-            count = max(1, TOGETHER // max(1, size))
-            for few in (same[n : n + count] for n in range(0, len(same), count)):
-                for p, direction in zip(few, orthogonal(torch.stack([self.ahead(p, p.grad) for p in few])), strict=True):
-                    self.move(p, direction, group)
+                side = min(len(p), p.numel() // max(1, len(p)))
+                alike[side, p.dtype, p.device, isinstance(p, DTensor)].append(p)
+        for same in alike.values():
+            for few in parts(same):
+                self.move(few, orthogonals(self.ahead(few)), group)
 
-    def ahead(self, p: Tensor, gradient: Tensor) -> Tensor:
-        """The momentum of one matrix after its gradient, seen from a step ahead: all of it, in each process."""
-        state = self.state[p]
-        if not state:
-            state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p)}
-        state["step"] += 1  # AdamW reads it of every state
-        state["mean"].lerp_(gradient, 1 - self.momentum)
-        ahead = gradient.lerp(state["mean"], self.momentum)
-        return (ahead.full_tensor() if isinstance(ahead, DTensor) else ahead).flatten(1)
+    def ahead(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Their momenta after their gradients, seen from a step ahead: all of them, in each process."""
+        states = [self.state[p] for p in matrices]
+        for p, state in zip(matrices, states, strict=True):
+            if not state:
+                state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p)}
+        gradients: list[Any] = [p.grad for p in matrices]
+        means: list[Any] = [state["mean"] for state in states]
+        torch._foreach_add_([state["step"] for state in states], 1)  # AdamW reads it of every state
+        torch._foreach_lerp_(means, gradients, 1 - self.momentum)
+        ahead = torch._foreach_lerp(gradients, means, self.momentum)
+        return [(x.full_tensor() if isinstance(x, DTensor) else x).flatten(1) for x in ahead]
 
-    def move(self, p: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
-        length, direction = 0.2 * max(direction.shape) ** 0.5, direction.view(p.shape)
-        if isinstance(p, DTensor):
-            direction = distribute_tensor(direction.contiguous(), p.device_mesh, p.placements, src_data_rank=None)
-        p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"] * length)
+    def move(self, matrices: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> None:
+        if group["weight_decay"]:
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        for p, direction in zip(matrices, directions, strict=True):
+            length, direction = 0.2 * max(direction.shape) ** 0.5, direction.view(p.shape)
+            if isinstance(p, DTensor):
+                direction = distribute_tensor(direction.contiguous(), p.device_mesh, p.placements, src_data_rank=None)
+            p.add_(direction, alpha=-group["lr"] * length)
+
+
+def parts(matrices: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Lists of `TOGETHER` elements at most, but for a single larger matrix."""
+    few, size = [], 0
+    for p in matrices:
+        if few and size + p.numel() > TOGETHER:
+            yield few
+            few, size = [], 0
+        few.append(p)
+        size += p.numel()
+    yield few
 
 
 def orthogonal(matrix: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     """(..., m, n) -> (..., m, n): the same singular vectors; singular values that are not tiny become about 0.7 to 1.2."""
+    x = unit(matrix, eps)
+    return turned(polynomial(x @ x.mT, steps) @ x, matrix)
+
+
+def orthogonals(matrices: list[Tensor]) -> list[Tensor]:
+    """`orthogonal` of each of them, whose smaller sides are alike."""
+    alike = defaultdict(list)
+    for n, matrix in enumerate(matrices):
+        alike[matrix.shape].append(n)
+    stacks = [torch.stack([matrices[n] for n in numbers]) for numbers in alike.values()]
+    units = [unit(stack) for stack in stacks]
+    products = polynomial(torch.cat([x @ x.mT for x in units])).split([len(x) for x in units])
+    turns = [turned(product @ x, stack) for product, x, stack in zip(products, units, stacks, strict=True)]
+    found = dict(zip([n for numbers in alike.values() for n in numbers], [x for stack in turns for x in stack], strict=True))
+    return [found[n] for n in range(len(matrices))]
+
+
+def unit(matrix: Tensor, eps: float = 1e-7) -> Tensor:
+    """Lying, of norm 1, in float32 at least."""
     x = matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + eps)
-    x = x.mT if x.shape[-2] > x.shape[-1] else x
-    gram, factor, product = x @ x.mT, None, None
-    for _ in range(steps):
-        gram = gram if factor is None else factor @ gram @ factor
-        factor = 2.0315 * (gram @ gram) - 4.7750 * gram
-        factor.diagonal(dim1=-2, dim2=-1).add_(3.4445)
-        product = factor if product is None else factor @ product
-    x = product @ x
+    return x.mT if x.shape[-2] > x.shape[-1] else x
+
+
+def turned(x: Tensor, matrix: Tensor) -> Tensor:
+    """As the matrix stands, and in its dtype."""
     return (x.mT if matrix.shape[-2] > matrix.shape[-1] else x).to(matrix.dtype)
+
+
+def polynomial(gram: Tensor, steps: int = 5) -> Tensor:
+    """The product of all F of gram matrices (..., m, m)."""
+    product = factor = factor_of(gram)
+    for _ in range(steps - 1):
+        gram = factor @ gram @ factor
+        factor = factor_of(gram)
+        product = factor @ product
+    return product
+
+
+def factor_of(gram: Tensor) -> Tensor:
+    factor = (gram @ gram).mul_(2.0315).sub_(gram, alpha=4.7750)
+    factor.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+    return factor
 
 
 def hidden_matrices(model: nn.Module) -> set[Tensor]:

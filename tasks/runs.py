@@ -20,6 +20,7 @@ import zoo
 from tasks import report
 from tasks.commands import checking_input, first_process
 from tasks.engine import Run
+from tasks.memory import keep_freed_memory
 from tasks.optimizers import learning_rate
 from tasks.options import UserError, data_of, restored
 from tasks.saved import flattened, require_run_of
@@ -68,6 +69,7 @@ def train(
         print(size, *task.told, *run.sharding.told, sep="\n")
         print(*longer(run, saved), sep="\n", end="", flush=True)
     run.accelerator.wait_for_everyone()
+    keep_freed_memory()
     try:
         summary = run.fit()
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,23 @@ def test_a_fresh_one_makes_images(name, size):
 def test_the_options_name_every_sampler():
     """Where torch is not imported yet."""
     assert image_generation_use.SAMPLERS == samplers.SAMPLERS
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "steps", "expected"),
+    [
+        ("flow", None, None, ("heun", 5)),
+        ("flow", "euler", None, ("euler", 10)),
+        ("flow", "euler", 7, ("euler", 7)),
+        ("flow", "heun", None, ("heun", 5)),
+        ("ddpm", "heun", None, ("heun", 5)),
+        ("ddpm", "ddim", None, ("ddim", 10)),
+        ("ddpm", None, 3, ("dpm++", 3)),
+    ],
+)
+def test_another_sampler_asks_the_network_as_often(name, sampler, steps, expected):
+    found = GENERATORS[name].given(SimpleNamespace(sampler=sampler, steps=steps, guidance=None))
+    assert (found.sampler, found.steps) == expected
 
 
 def test_penalties_are_added_to_the_discriminators_loss_alone():

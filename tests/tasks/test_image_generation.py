@@ -44,7 +44,7 @@ def here(tmp_path_factory, digits):
     for name, data in (("judge-few-8", f"folder:{folder / 'few'}"), ("judge-digits-8", "digits")):
         common = ["--data", data, "--image_size", "8", "--runs_dir", str(folder), "--device", "cpu", "--tracker", "none"]
         assert image_classification.main(["train", *common, "--model", "resnet20", "--epochs", "2", "--name", name]) == 0
-    assert main(words(folder, folder, "--name", "flow", "--epochs", "2")) == 0
+    assert main(words(folder, folder, "--name", "flow", "--epochs", "2", "--label_dropout", "0.1")) == 0
     assert main(words(folder, folder, "--name", "ddpm", "--model", "ddpm", "--unconditional", "--steps", "3")) == 0
     return folder
 
@@ -184,13 +184,32 @@ def test_what_is_known_of_a_picture_stays(here, tmp_path, digits):
         assert size(tmp_path / "out.png") == (10 * 50 + 2, 3 * 50 + 2)
 
 
+def test_a_network_that_saw_every_label_is_asked_for_classes_alone(here, tmp_path, capsys):
+    """As it is trained without --guidance."""
+    assert [TrainOptions(runs_dir=str(here), guidance=x).label_dropout for x in (None, 1.0, 2.5)] == [0.0, 0.0, 0.1]
+    shutil.copytree(here / "flow", tmp_path / "flow")
+    config = files.read_json(tmp_path / "flow" / "config.json")
+    assert config["generation"].pop("hidden") == 0.1
+    files.write_json(tmp_path / "flow" / "config.json", config)  # as versions before wrote it
+    guided = use("sample", tmp_path, "flow", "--guidance", 2, "--out", tmp_path / "out.png")
+    assert main(guided) == 0
+    config["generation"]["hidden"] = 0.0
+    files.write_json(tmp_path / "flow" / "config.json", config)
+    capsys.readouterr()
+    assert "guidance must be 1 for a network that was trained with every label, got 2.0" in one_line(capsys, main, *guided)
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    given = ["--image", tmp_path / "image.png", "--mask", mask_of(tmp_path), "--out", tmp_path / "out.png"]
+    assert "--label: give a class of the picture" in one_line(capsys, main, *use("inpaint", tmp_path, "flow", *given))
+    assert main(use("inpaint", tmp_path, "flow", *given, "--label", "3")) == 0
+
+
 def test_measuring_again(here, capsys, monkeypatch):
     """The distance of torchmetrics is asked for the same images."""
     asked = []
     monkeypatch.setattr(inception_distance, "told", lambda *given: asked.append(given) or "torchmetrics' distance")
     assert main([*use("evaluate", here, "flow")]) == 0
     said = capsys.readouterr().out
-    assert f"{here / 'flow'}, {COUNT} images by 2 steps of dpm++: frechet distance " in said
+    assert f"{here / 'flow'}, {COUNT} images by 2 steps of heun: frechet distance " in said
     assert "accuracy" in said
     assert said.endswith("\ntorchmetrics' distance\n")
     ((real, made, device),) = asked

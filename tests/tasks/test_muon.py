@@ -60,6 +60,25 @@ def test_steps_are_those_of_torch(shape):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("together", [1, 60, 10_000], ids=str)
+def test_matrices_of_one_smaller_side_go_together(together, monkeypatch):
+    """Whatever their other side, how they stand, and how many at once: each takes the step that it takes alone."""
+    monkeypatch.setattr("tasks.muon.TOGETHER", together)
+    shapes = [(3, 5), (5, 3), (3, 3), (3, 2, 2), (4, 7), (3, 5), (1, 4)]
+    ours, theirs = ([nn.Parameter(drawn(*shape, seed=n)) for n, shape in enumerate(shapes)] for _ in range(2))
+    whole, alone = (
+        Muon([{"params": ours, "orthogonal": True}], 0.1),
+        [Muon([{"params": [p], "orthogonal": True}], 0.1) for p in theirs],
+    )
+    for step in range(2):
+        for n, (p, q) in enumerate(zip(ours, theirs, strict=True)):
+            p.grad, q.grad = (drawn(*p.shape, seed=20 + 10 * step + n) for _ in range(2))
+        for optimizer in (whole, *alone):
+            optimizer.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
 def test_a_kernel_is_a_matrix_of_its_first_axis():
     kernel, matrix = nn.Parameter(drawn(4, 3, 2, 2)), nn.Parameter(drawn(4, 3, 2, 2).flatten(1))
     optimizer = Muon([{"params": [kernel, matrix], "orthogonal": True}], lr=0.1)

@@ -43,11 +43,13 @@ class ExponentialAverage:
         pairs = [*self._pairs(model, "named_parameters"), *self._pairs(model, "named_buffers")]
         self.updates += 1
         weight = 1 - self.decay_at(self.updates)
-        for average, new in pairs:
-            if isinstance(average, nn.Parameter) and average.is_floating_point():
-                average.lerp_(new.to(average.device), weight)
-            else:
-                average.copy_(new)
+        averaged = [(x, new.to(x.device)) for x, new in pairs if isinstance(x, nn.Parameter) and x.is_floating_point()]
+        if averaged:
+            averages: list[Any] = [x for x, _ in averaged]
+            torch._foreach_lerp_(averages, [new for _, new in averaged], weight)
+        for x, new in pairs:
+            if not (isinstance(x, nn.Parameter) and x.is_floating_point()):
+                x.copy_(new)
 
     def _pairs(self, model: nn.Module, kind: str) -> list[tuple[Tensor, Tensor]]:
         ours, theirs = (dict(getattr(module, kind)()) for module in (self.module, model))
