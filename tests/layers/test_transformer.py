@@ -158,7 +158,7 @@ placed_block = Contract(
     inputs=lambda a: dict(x=tensor("batch n dim", dim=a.dim), mask=mask("batch 1 1 n"), positions=tokens("batch n", 20)),
     outputs=lambda a, s: ("batch", "n", a.dim),
     invalid=INVALID,
-    without=WITHOUT,
+    without=WITHOUT | {"sizes_agree": "a mask calls its axis keys: see the sizes below"},
     name="PlacedBlock",
 )
 
@@ -211,7 +211,7 @@ placed_decoder_block = Contract(
     ),
     outputs=lambda a, s: ("batch", "n", a.dim),
     invalid=INVALID,
-    without=WITHOUT,
+    without=WITHOUT | {"sizes_agree": "a mask calls its axis keys: see the sizes below"},
     name="PlacedDecoderBlock",
 )
 

@@ -178,7 +178,7 @@ TRAINING = (
         "buffers of an average left behind",
         "Statistics of batch norms stay those of the first weights.",
         ("pytorch/pytorch#84053", "pytorch/ignite#2590", "lucidrains/ema-pytorch#8"),
-        ExponentialAverage.update, "average.copy_(new)", "pass",
+        ExponentialAverage.update, "x.copy_(new)", "pass",
         OF_AVERAGES + "test_buffers_are_copied",
     ),
     Exhibit(
