@@ -19,7 +19,7 @@ class ImageDataOptions(Options):
     data: str = option(
         "digits",
         "digits, fashion_mnist, cifar10, cifar100, folder:PATH with PATH/train/CLASS/images, shards:PATH with .tar or .parquet "
-        "files, such as shards:PATH/train-{000..009}.tar, or hf:NAME of the Hugging Face hub, of which nothing is kept on disk",
+        "files, such as shards:PATH/train-{000..009}.tar, or hf:NAME of the Hugging Face hub, of which no pictures stay on disk",
     )
     columns: str = option("", "of Parquet files and the hub, the columns of pictures and classes, such as image,label")
     data_root: str = option(

@@ -1,7 +1,7 @@
 """Pictures in Parquet files, of a folder or of the Hugging Face hub: `datasets` streams them, row group by row group.
 
-One pass over the column of labels tells what each row group has; pictures come when they are asked for, each group once while it
-is in use. So a batch is a function of its indices here too. Nothing is copied to disk.
+One pass over the column of labels, in each process, tells what each row group has; pictures come when they are asked for, each
+group once while it is in use. So a batch is a function of its indices here too. No pictures are kept on disk.
 
 The order of an epoch is arranged so that nobody reads what others need. It runs in streams: each takes its own stretch of the
 row groups, which come in a drawn order. Batches take turns by `phases`, which parts workers from one another; a batch takes its
@@ -10,6 +10,7 @@ first rows from the first lane and its last ones from the last, which parts proc
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import threading
@@ -38,6 +39,8 @@ STREAMS = 8
 """Lanes, at most, and phases."""
 ROOM = 2**31
 """Bytes of row groups that stay in memory, at most."""
+READ = 1024
+"""Rows that are asked for at a time."""
 SAMPLED = 16
 """Row groups that tell mean and standard deviation, and more where they are too small."""
 IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png")
@@ -69,8 +72,9 @@ class Groups:
         return found.result()
 
     def read(self, n: int) -> list[bytes | None]:
-        rows = self.stream.shard(num_shards=self.stream.num_shards, index=n)
-        found = [row[self.column] for row in rows]
+        """By `iter`, which reads all: a stream itself, in a worker of a loader, gives that worker's part of its rows alone."""
+        rows = self.stream.shard(num_shards=self.stream.num_shards, index=n).iter(READ)
+        found = [content for some in rows for content in some[self.column]]
         return [content["bytes"] if isinstance(content, dict) else content for content in found]
 
     def forget(self) -> None:
@@ -180,7 +184,7 @@ def find_hub(name: str, reader: Preprocess, columns: str) -> dict[str, Callable[
 def read_files(paths: Sequence[str], reader: Preprocess, columns: str) -> Found:
     """Files as one split. Errors: `DataError` as `read` has them."""
     datasets = library()
-    opened = partial(datasets.load_dataset, "parquet", data_files=[*paths], split="train", streaming=True)
+    opened = partial(datasets.load_dataset, "parquet", data_files=[*map(glob.escape, paths)], split="train", streaming=True)
     first = os.path.basename(paths[0])
     return read(opened, printable(paths[0]) + (f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""), first, reader, columns)
 
@@ -235,9 +239,11 @@ def columns_of(features: Any, asked: str, name: str) -> tuple[str, str]:
 
 
 def class_of(value: Any, names: Sequence[str] | None, name: str) -> str:
-    """A class by name; "" where there is none. Errors: `DataError` for what is neither text nor number."""
+    """A class by name; "" where there is none. Errors: `DataError` for what is neither text nor number, or has no name."""
     if value is None or (names and value == -1):
         return ""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise DataError(f"{name}: a class must be a text or a whole number, got {str(value)[:40]!r}")
+    if names and isinstance(value, int) and not 0 <= value < len(names):
+        raise DataError(f"{name}: class {value} is none of {len(names)}")
     return unicodedata.normalize("NFC", names[value] if names and isinstance(value, int) else str(value).strip())

@@ -184,6 +184,14 @@ def test_what_is_known_of_a_picture_stays(here, tmp_path, digits):
         assert size(tmp_path / "out.png") == (10 * 50 + 2, 3 * 50 + 2)
 
 
+def test_a_flow_learns_twice_as_fast_by_muon_alone(tmp_path):
+    """The other rate was measured with Muon."""
+    asked = (("flow", None), ("flow", "adamw"), ("flow", "sgd"), ("ddpm", None), ("r3gan", None), ("dcgan", None))
+    found = [TrainOptions(runs_dir=str(tmp_path), model=model, optimizer=optimizer).lr for model, optimizer in asked]
+    assert found == [0.004, 0.002, 0.002, 0.002, 0.002, 0.0005]
+    assert TrainOptions(runs_dir=str(tmp_path), optimizer="adamw", lr=0.004).lr == 0.004
+
+
 def test_a_network_that_saw_every_label_is_asked_for_classes_alone(here, tmp_path, capsys):
     """As it is trained without --guidance."""
     assert [TrainOptions(runs_dir=str(here), guidance=x).label_dropout for x in (None, 1.0, 2.5)] == [0.0, 0.0, 0.1]

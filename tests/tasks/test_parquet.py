@@ -16,6 +16,7 @@ from packing import pack, png
 from tasks.data import parquet, shards
 from tasks.data.images import load_images, load_test
 from tasks.image_classification import main
+from tasks.loading import prepared
 from tasks.options import UserError
 from zoo import files
 from zoo.pretrained.preprocess import Preprocess
@@ -126,6 +127,24 @@ def test_a_row_group_is_read_once_while_it_is_in_use(stored, monkeypatch):
     assert images.pixels.sample(6).tolist() == [0, 2, 4, 6, 8, 10]
 
 
+@pytest.mark.parametrize("kind", ["shards", "hf"])
+def test_workers_read_what_nobody_has_read_before(kind, stored):
+    pixels, parts = load_images(f"{kind}:{stored}", NOWHERE, 8).train.pixels, torch.arange(13).split(3)
+    whole = torch.cat([pixels[rows] for rows in parts])
+    pixels.groups.kept.clear()
+    assert torch.equal(torch.cat([*prepared(pixels.__getitem__, parts, 2)]), whole)
+    assert not pixels.groups.kept, "the workers did not read"
+
+
+def test_workers_read_a_validation_of_two_batches(stored, tmp_path):
+    shades = [png(n % 2 * 100 + n, 32) for n in range(70)]
+    write(tmp_path / "data" / "test.parquet", shades, [0, 1] * 35, each=40)
+    write(tmp_path / "data" / "train.parquet", shades[:6], [0, 1] * 3)
+    for workers in (0, 2):
+        assert main([*words(tmp_path / "data", tmp_path, f"{workers}"), "--epochs=1", f"--workers={workers}"]) == 0
+    assert rows(tmp_path / "0")[-1]["valid_loss"] == rows(tmp_path / "2")[-1]["valid_loss"]
+
+
 def test_mean_and_deviation_are_of_few_row_groups():
     where = torch.stack([torch.arange(100).repeat_interleave(10), torch.arange(10).repeat(100)], 1)
     found = parquet.InGroups([""] * 1000, Preprocess(8, (0.0,) * 3, (1.0,) * 3), where).sample(50)
@@ -180,6 +199,25 @@ def test_what_is_refused(stored, tmp_path):
     assert "train-00002-of-00002.parquet is missing" in line
     named = partial(complaint, data_root=NOWHERE, columns="a,b")
     assert "--columns a,b is for hf:NAME and for Parquet files of shards:PATH, not for digits" in named("digits")
+
+
+def test_a_class_is_one_of_those_that_are_named(tmp_path):
+    assert [parquet.class_of(n, ["a", "b", "c"], "x") for n in (-1, None, 0, 2, "a")] == ["", "", "a", "c", "a"]
+    assert [parquet.class_of(n, None, "x") for n in (-2, 7)] == ["-2", "7"]
+    said = [command.complaint(parquet.class_of, n, ["a", "b", "c"], "x") for n in (-2, 3)]
+    assert said == ["x: class -2 is none of 3", "x: class 3 is none of 3"]
+    write(tmp_path / "train.parquet", [png()] * 3, [0, 1, 5])
+    assert complaint(f"shards:{tmp_path}", NOWHERE, 8).endswith("train.parquet: class 5 is none of 2")
+
+
+def test_a_path_is_no_pattern(tmp_path):
+    """`datasets` takes one, in which brackets and stars stand for others."""
+    folder = tmp_path / "a[1]b"
+    for name in ("train[0].parquet", "test-*?.parquet"):
+        write(folder / name, [png(), png(9)], [0, 1])
+    write(folder / "test-12.parquet", [png()] * 4, [0] * 4)
+    data = load_images(f"shards:{folder}/{{train[0],test-*?}}.parquet", NOWHERE, 8)
+    assert (len(data.train), len(data.test)) == (2, 2)
 
 
 def unlabelled(folder: Path) -> Path:
