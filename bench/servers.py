@@ -103,6 +103,8 @@ def right(wanted: object, text: bytes) -> bool:
 
 
 def show(name: str, what: str, seen: Seen, more: str = "") -> None:
+    if not seen.times:
+        raise SystemExit(f"{name}: all {seen.failed} requests failed")
     late = f"p50 {seen.late(0.5):6.1f} ms  p99 {seen.late(0.99):6.1f} ms  clients {1000 * seen.spent:.2f} ms"
     print(f"{name:9} {what:10} {seen.rate:6.0f}/s  failed {seen.failed}  {late}{more}", flush=True)
 
@@ -139,7 +141,7 @@ def main() -> None:
             before = own(port) if name == "zooproof" else None
             seen = ask(number // 2, given.clients, seen.rate / 2)
             more = ""
-            if before:
+            if before and seen.times:
                 (seconds, batches, items), after = before, own(port)
                 count = after[1] - batches
                 each, size = (after[0] - seconds) / count, (after[2] - items) / count
