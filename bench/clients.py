@@ -6,13 +6,17 @@ is measured.
 
 from __future__ import annotations
 
+import contextlib
 import random
-import select
+import selectors
 import socket
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter, process_time
 from typing import NamedTuple
+
+SILENCE = 60.0
+"""Seconds without a word of the server, after which nobody waits any more."""
 
 
 class Seen(NamedTuple):
@@ -25,7 +29,9 @@ class Seen(NamedTuple):
     spent: float
 
     def late(self, part: float) -> float:
-        """Milliseconds within which that part of the requests was answered."""
+        """Milliseconds within which that part of the requests was answered. Errors: `ValueError` if none was."""
+        if not self.times:
+            raise ValueError(f"all {self.failed} requests failed")
         return 1000 * self.times[min(int(part * len(self.times)), len(self.times) - 1)]
 
 
@@ -45,7 +51,7 @@ class Asked:
         self.socket.sendall(request)
 
     def answer(self) -> tuple[int, bytes] | None:
-        """Status and body, once all of it is there. Errors: `ConnectionError`."""
+        """Status and body, once all of it is there. Errors: `OSError`."""
         more = self.socket.recv(65_536)
         if not more:
             raise ConnectionError("the server hung up")
@@ -65,48 +71,72 @@ def request_of(port: int, path: str, body: bytes) -> bytes:
 def measure(
     port: int, path: str, body: bytes, right: Callable[[bytes], bool], number: int, clients: int = 32, rate: float = 0
 ) -> Seen:
-    """So many requests. Without a rate each client asks again as soon as it is answered. With one, requests are due at random
-    times (a Poisson process), whether others are answered or not, and more connections are made where none is free.
+    """So many requests. One fails that is answered wrongly, or whose connection is lost, in whose place comes another one; and
+    all that are left, once the server says nothing for `SILENCE`.
+
+    Without a rate each client asks again as soon as it is answered. With one, requests are due at random times (a Poisson
+    process), whether others are answered or not, and more connections are made where none is free.
 
     right: tells of an answer's body whether it is right; asked once of bodies that are the same.
     """
     request, draw = request_of(port, path, body), random.Random(0)
-    free = deque(Asked(port) for _ in range(clients))
-    busy: dict[Asked, None] = {}
     known: dict[bytes, bool] = {}
     times: list[float] = []
-    failed = asked = 0
-    start, spent = perf_counter(), process_time()
-    due = start
-    while len(times) + failed < number:
-        now = perf_counter()
-        while asked < number and (now >= due if rate else free):
-            one = free.popleft() if free else Asked(port)
-            one.ask(request, due if rate else now)
-            busy[one] = None
-            asked += 1
-            due += draw.expovariate(rate) if rate else 0
+    busy: set[Asked] = set()
+    asked = 0
+    with selectors.DefaultSelector() as open_ones, contextlib.ExitStack() as stack:
+
+        def connected() -> Asked:
+            one = Asked(port)
+            stack.callback(one.socket.close)
+            open_ones.register(one, selectors.EVENT_READ)
+            return one
+
+        def lose(one: Asked) -> None:
+            open_ones.unregister(one)
+            one.socket.close()
+
+        free = deque(connected() for _ in range(clients))
+        start, spent = perf_counter(), process_time()
+        due = start
+        while True:
             now = perf_counter()
-        wait = max(0.0, due - now) if rate and asked < number else 60
-        for one in select.select([*busy], [], [], wait)[0]:
-            try:
-                found = one.answer()
-            except ConnectionError:
-                failed += 1
-                del busy[one]
-                continue
-            if found is None:
-                continue
-            times.append(perf_counter() - one.due)
-            status, text = found
-            if text not in known:
-                known[text] = right(text) if status == 200 else False
-            if status != 200 or not known[text]:
-                failed += 1
-                times.pop()
-            del busy[one]
-            free.append(one)
-    seconds, spent = perf_counter() - start, process_time() - spent
-    for one in (*free, *busy):
-        one.socket.close()
-    return Seen(sorted(times), failed, len(times) / seconds, spent / number)
+            while asked < number and (now >= due if rate else len(busy) < clients):
+                asked += 1
+                try:
+                    one = free.popleft() if free else connected()
+                    try:
+                        one.ask(request, due if rate else now)
+                        busy.add(one)
+                    except OSError:
+                        lose(one)
+                        raise
+                except OSError:
+                    pass  # which is a failure, as all are that have no time
+                due += draw.expovariate(rate) if rate else 0
+                now = perf_counter()
+            if asked == number and not busy:
+                break
+            pause = max(0.0, due - now) if rate and asked < number else SILENCE
+            ready = open_ones.select(pause)
+            if not ready and pause == SILENCE:
+                break
+            for one in [key.fileobj for key, _ in ready]:
+                try:
+                    found = one.answer()
+                except OSError:
+                    lose(one)
+                    (busy if one in busy else free).remove(one)
+                    continue
+                if found is None:
+                    continue
+                late = perf_counter() - one.due
+                busy.remove(one)
+                free.append(one)
+                status, text = found
+                if status == 200 and text not in known:
+                    known[text] = right(text)
+                if status == 200 and known[text]:
+                    times.append(late)
+        seconds, spent = perf_counter() - start, process_time() - spent
+    return Seen(sorted(times), number - len(times), len(times) / seconds, spent / number)

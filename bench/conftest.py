@@ -13,6 +13,12 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(machine_info):
+    """`bench/table.py` keeps it, perhaps with other threads of its own."""
+    machine_info["threads"] = torch.get_num_threads()
+
+
 @pytest.fixture
 def side_by_side(benchmark) -> Callable[..., None]:
     """``side_by_side(ours, reference, rounds)`` times both in turn; the quickest of each and their ratio go into `extra_info`.

@@ -103,6 +103,8 @@ def right(wanted: object, text: bytes) -> bool:
 
 
 def show(name: str, what: str, seen: Seen, more: str = "") -> None:
+    if not seen.times:
+        raise SystemExit(f"{name}: all {seen.failed} requests failed")
     late = f"p50 {seen.late(0.5):6.1f} ms  p99 {seen.late(0.99):6.1f} ms  clients {1000 * seen.spent:.2f} ms"
     print(f"{name:9} {what:10} {seen.rate:6.0f}/s  failed {seen.failed}  {late}{more}", flush=True)
 
@@ -113,21 +115,25 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*PATHS], default=[*PATHS])
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--code", type=Path, default=ROOT, help="the checkout whose server is asked, such as an earlier commit's")
     parser.add_argument("--port", type=int, help="be the server that --only names, at this port")
     given = parser.parse_args()
     if given.port:
         return {"litserve": litserve_server, "mosec": mosec_server}[given.only[0]](given.port)
     folder = Path(given.run).resolve()
-    environment = {**os.environ, "RUN": str(folder), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "RUN": str(folder), "PYTHONPATH": str(given.code.resolve())}
     rates = {}
     for name in given.only:
         port = free_port()
         path = PATHS[name] or f"/v1/models/{folder.name}/predict"
         words = [__file__, given.run, "--only", name, "--port", str(port)]
         if name == "zooproof":
-            words = ["-m", "tasks.serve", given.run, "--device", "cpu", "--port", str(port)]
+            words = ["-m", "tasks.serve", str(folder), "--device", "cpu", "--port", str(port)]
         quiet = subprocess.DEVNULL
-        server = subprocess.Popen([sys.executable, *words], env=environment, stdout=quiet, stderr=quiet, process_group=0)
+        place = given.code if name == "zooproof" else None
+        server = subprocess.Popen(
+            [sys.executable, *words], env=environment, cwd=place, stdout=quiet, stderr=quiet, process_group=0
+        )
         try:
             wanted = asyncio.run(ready(port, path))["outputs"]
             number = given.requests if name != "litserve" else given.requests // 5  # or it takes minutes
@@ -139,7 +145,7 @@ def main() -> None:
             before = own(port) if name == "zooproof" else None
             seen = ask(number // 2, given.clients, seen.rate / 2)
             more = ""
-            if before:
+            if before and seen.times:
                 (seconds, batches, items), after = before, own(port)
                 count = after[1] - batches
                 each, size = (after[0] - seconds) / count, (after[2] - items) / count

@@ -4,11 +4,11 @@
     python bench/table.py out.json          prints the run as a Markdown table
     python bench/table.py out.json --keep   adds it to bench/results.json too; then `python docs/pages.py` renews the pages
 
-A table of tables.toml has a processor, a head, columns and rows. A column says which value of a benchmark is shown ("ours",
-"reference", "ratio" or another one that the benchmark keeps) and then the benchmark's name, in which * stands for what the
-row says; where it has no *, its own words stand for the row's *. The newest run of the processor that has the benchmark
-counts. Results have times in seconds, or words where only a range is known; their `note` goes behind the row's name, until a
-newer run is shown.
+A table of tables.toml has a processor, a number of threads, a head, columns and rows. A column says which value of a benchmark
+is shown ("ours", "reference", "ratio" or another one that the benchmark keeps) and then the benchmark's name, in which * stands
+for what the row says; where it has no *, its own words stand for the row's *. The newest run of that processor with so many
+threads (`OMP_NUM_THREADS`) that has the benchmark counts. Results have times in seconds, or words where only a range is known;
+their `note` goes behind the row's name, until a newer run is shown.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ def table(name: str) -> Iterator[str]:
         for _, specs in layout["columns"]:
             found = []
             for value, benchmark in asked(specs, row):
-                run, result = newest(benchmark, layout["processor"])
+                run, result = newest(benchmark, layout)
                 found.append(shown(value, result))
                 notes.append(result.get("note", ""))
                 used += [run] if result else []
             cells.append(" and ".join(dict.fromkeys(filter(None, found))))
         lines.append(f"| {title}{next(filter(None, notes), '')} | {' | '.join(cells)} |")
+    if not used:
+        raise ValueError(f"{name}: no run on {machine(layout)}, has any of its benchmarks")
     yield told(used) + "\n"
     yield f"| {layout['head']} | {' | '.join(heading for heading, _ in layout['columns'])} |"
     yield "| --- |" + " --- |" * len(layout["columns"])
@@ -60,7 +62,7 @@ def earlier() -> Iterator[str]:
     for layout in tables().values():
         for (title, row), (heading, specs) in product(layout["rows"], layout["columns"]):
             for _, benchmark in asked(specs, row):
-                inside.add((id(newest(benchmark, layout["processor"])[0]), benchmark))
+                inside.add((id(newest(benchmark, layout)[0]), benchmark))
                 words = [word for word in (layout["head"], title, heading) if word not in ("", "ours", "ratio")]
                 names.setdefault(benchmark, ", ".join(words))
     yield from ["| what | processor | when | ours | reference | ratio |", "| --- | --- | --- | --- | --- | --- |"]
@@ -70,7 +72,7 @@ def earlier() -> Iterator[str]:
                 what = names.get(benchmark, f"`{benchmark}`") + result.get("note", "")
                 when = run.get("version") or day(run["date"])
                 cells = " | ".join(shown(value, result) for value in ("ours", "reference", "ratio"))
-                yield f"| {what} | {run['processor']} | {when} | {cells} |"
+                yield f"| {what} | {machine(run)} | {when} | {cells} |"
 
 
 def asked(specs: str | list[str], row: str) -> Iterator[tuple[str, str]]:
@@ -80,10 +82,10 @@ def asked(specs: str | list[str], row: str) -> Iterator[tuple[str, str]]:
         yield value, pattern.replace("*", row) if "*" in pattern else row.replace("*", pattern)
 
 
-def newest(benchmark: str, processor: str) -> tuple[Run, Result]:
-    """The last run on this processor that has the benchmark, and what it has; nothing where there is none."""
+def newest(benchmark: str, layout: dict[str, Any]) -> tuple[Run, Result]:
+    """The last run on the table's processor, with as many threads, that has the benchmark, and what it has; or nothing."""
     for run in reversed(runs()):
-        if benchmark in run["results"] and processor == run["processor"]:
+        if benchmark in run["results"] and machine(layout) == machine(run):
             return run, run["results"][benchmark]
     return {}, {}
 
@@ -104,6 +106,15 @@ def shown(value: str, result: Result) -> str:
     return f"{1000 * found:.3g} ms" if found < 0.1 else f"{1000 * found:.0f} ms"
 
 
+def machine(of: dict[str, Any]) -> str:
+    """Of a run, or of a table."""
+    return f"{of['processor']}, {threads(of)}"
+
+
+def threads(of: dict[str, Any]) -> str:
+    return f"{of['threads']} thread{'s' * (of['threads'] != 1)}"
+
+
 def told(used: list[Run]) -> str:
     """By what and when these were measured."""
     commands = " and ".join(
@@ -111,7 +122,9 @@ def told(used: list[Run]) -> str:
     )
     torches = " and ".join(dict.fromkeys(run["torch"] for run in used))
     days = sorted({run["date"] for run in used})
-    return f"Measured {commands}, torch {torches}, {' to '.join(map(day, dict.fromkeys((days[0], days[-1]))))}:"
+    return (
+        f"Measured {commands}, torch {torches}, {threads(used[0])}, {' to '.join(map(day, dict.fromkeys((days[0], days[-1]))))}:"
+    )
 
 
 def day(text: str) -> str:
@@ -166,7 +179,7 @@ def text(all_runs: list[Run]) -> str:
 
 def rows(run: Run) -> list[str]:
     """One run as it is."""
-    about = [run["processor"], *([run["gpu"]] if "gpu" in run else []), f"{run['threads']} threads", f"torch {run['torch']}"]
+    about = [run["processor"], *([run["gpu"]] if "gpu" in run else []), threads(run), f"torch {run['torch']}"]
     lines = [f"Measured on {', '.join(about)}.", "", "| benchmark | ours | reference | ratio |", "| --- | --- | --- | --- |"]
     for name, result in run["results"].items():
         values = [shown(side, result) for side in ("ours", "reference")]
@@ -179,7 +192,8 @@ def main(file: str, *options: str) -> None:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     version = ".".join(torch.__version__.split(".")[:2])
-    run = kept(json.loads(Path(file).read_text(encoding="utf-8")), torch.get_num_threads(), version, gpu)
+    found = json.loads(Path(file).read_text(encoding="utf-8"))
+    run = kept(found, found["machine_info"]["threads"], version, gpu)
     print("\n".join(rows(run)))
     if options == ("--keep",):
         RESULTS.write_text(text([*runs(), run]), encoding="utf-8")

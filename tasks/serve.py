@@ -93,15 +93,18 @@ def serve(given: dict[str, Any]) -> None:
 def settled() -> Iterator[None]:
     """Garbage is not looked for among what is there before the first request, which takes a tenth of a second and more, in which
     nobody is answered; and a tokenizer takes one thread, unless the environment says otherwise: of a few short texts, several
-    wait for each other."""
+    wait for each other. Both are undone; but where the caller froze something before, all of it stays frozen, for Python cannot
+    tell it apart."""
     own = TOKENIZERS not in os.environ
     os.environ.setdefault(TOKENIZERS, "false")
+    frozen = gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
         if own:
             del os.environ[TOKENIZERS]
 

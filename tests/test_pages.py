@@ -55,24 +55,73 @@ def test_tables_of_speed_name_benchmarks_that_there_are(pages):
     assert speeds.text(speeds.runs()) == speeds.RESULTS.read_text(encoding="utf-8")
 
 
-def test_a_run_of_the_bench_is_added_and_shown(pages, tmp_path, monkeypatch):
-    """As pytest-benchmark writes it; what it replaces is an earlier one from then on, and a note about that has gone."""
-    speeds, name = pages.speeds, "test_transformer.py::test_decoding[1]"
-    before, earlier = [*speeds.table("transformer")], [*speeds.earlier()]
-    (old,) = (row for row in before if row.startswith("| greedy, `zoo.optimize`, Hugging Face's"))
-    result = dict(ours=0.0123456, reference=1.234567, ratio=0.01, unit="s")
+TABLE = """
+[decoding]
+processor = "AMD EPYC with AVX-512"
+threads = 2
+head = "decoding"
+columns = [["ours", "ours *"], ["theirs", "reference *"], ["ratio", "ratio *"]]
+rows = [["greedy", "test_gpt.py::test_greedy[1]"], ["beam 4", "test_gpt.py::test_beam[4]"]]
+"""
+GREEDY, BEAM = "test_gpt.py::test_greedy[1]", "test_gpt.py::test_beam[4]"
+COMMAND = "Measured by `pytest bench/test_gpt.py`, torch 2.15, 2 threads"
+
+
+@pytest.fixture
+def speeds(pages, tmp_path, monkeypatch):
+    """Of a table and a run of its own."""
+    monkeypatch.setattr(pages.speeds, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(pages.speeds, "TABLES", tmp_path / "tables.toml")
+    pages.speeds.TABLES.write_text(TABLE, encoding="utf-8")
+    keep(
+        pages.speeds,
+        "2026-11-28",
+        2,
+        {GREEDY: (0.079, 0.244, 0.32, ", in a quieter run"), BEAM: (0.237, 0.474, 0.5, "")},
+        new=True,
+    )
+    return pages.speeds
+
+
+def keep(speeds, date, threads, results, new=False):
+    """A run as pytest-benchmark writes it."""
+    rows = [
+        dict(
+            fullname=name, extra_info=dict(ours=ours, reference=other, ratio=ratio, unit="s") | (dict(note=note) if note else {})
+        )
+        for name, (ours, other, ratio, note) in results.items()
+    ]
     cpu = dict(brand_raw="AMD EPYC", flags=["avx2", "avx512f"])
-    found = dict(datetime="2027-01-02T10:00:00", machine_info=dict(cpu=cpu), benchmarks=[dict(fullname=name, extra_info=result)])
-    run = speeds.kept(found, threads=2, torch="2.15")
-    text = speeds.text([*speeds.runs(), run])
-    monkeypatch.setattr(speeds, "RESULTS", tmp_path / "results.json")
-    speeds.RESULTS.write_text(text, encoding="utf-8")
-    after = [*speeds.table("transformer")]
-    assert after[0].endswith("27 November 2026 to 2 January 2027:\n")
-    assert after[1:] == [row if row != old else row.partition(", in a")[0] + " | 0.01 s | 1.23 s | 0.01 |" for row in before[1:]]
-    (new,) = {*speeds.earlier()} - {*earlier}
-    what = "Transformer, greedy, `zoo.optimize`, Hugging Face's `generate`, in a quieter run"
-    assert new == f"| {what} | AMD EPYC with AVX-512 | 28 November 2026 | 79 ms | 244 ms | 0.32 |"
+    found = dict(datetime=f"{date}T10:00:00", machine_info=dict(cpu=cpu), benchmarks=rows)
+    run = speeds.kept(found, threads=threads, torch="2.15")
+    speeds.RESULTS.write_text(speeds.text([*([] if new else speeds.runs()), run]), encoding="utf-8")
+
+
+def test_a_run_of_the_bench_is_added_and_shown(speeds):
+    """What it replaces is an earlier one from then on, and a note about that has gone."""
+    head = ["| decoding | ours | theirs | ratio |", "| --- | --- | --- | --- |"]
+    beam = "| beam 4 | 237 ms | 474 ms | 0.50 |"
+    first = "| greedy, in a quieter run | 79 ms | 244 ms | 0.32 |"
+    assert [*speeds.table("decoding")] == [f"{COMMAND}, 28 November 2026:\n", *head, first, beam]
+    assert [*speeds.earlier()][2:] == []
+    keep(speeds, "2027-01-02", 2, {GREEDY: (0.0123456, 1.234567, 0.01, "")})
+    when = f"{COMMAND}, 28 November 2026 to 2 January 2027:\n"
+    assert [*speeds.table("decoding")] == [when, *head, "| greedy | 0.01 s | 1.23 s | 0.01 |", beam]
+    what = "decoding, greedy, in a quieter run"
+    assert [*speeds.earlier()][2:] == [
+        f"| {what} | AMD EPYC with AVX-512, 2 threads | 28 November 2026 | 79 ms | 244 ms | 0.32 |"
+    ]
+
+
+def test_a_run_of_other_threads_replaces_nothing(speeds):
+    before = [*speeds.table("decoding")]
+    keep(speeds, "2027-01-02", 1, {GREEDY: (0.1, 0.2, 0.5, "")})
+    assert [*speeds.table("decoding")] == before
+    (row,) = [*speeds.earlier()][2:]
+    assert row == "| decoding, greedy | AMD EPYC with AVX-512, 1 thread | 2 January 2027 | 100 ms | 200 ms | 0.50 |"
+    speeds.TABLES.write_text(TABLE.replace("threads = 2", "threads = 3"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"decoding: no run on AMD EPYC with AVX-512, 3 threads, has any of its benchmarks"):
+        [*speeds.table("decoding")]
 
 
 @each

@@ -32,8 +32,10 @@ class Batcher:
                failed. An answer that is an `Exception` is raised for its own item, and nothing is repeated.
     max_batch: items at a time. max_wait: seconds that the first item of a batch waits for others.
     queue:     items that wait at most.
-    inline:    seconds. Once `STEADY` batches in a row took so long at most, the next ones are computed in the event loop's own
-               thread, until one takes longer: two threads that both want Python's lock cost more than such a batch.
+    inline:    seconds. Once `STEADY` batches in a row took so long at most, those that are no larger than they were are computed
+               in the event loop's own thread, until one takes longer: two threads that both want Python's lock cost more than
+               such a batch. All others are computed in the thread.
+    size:      item -> what its time grows with, no faster than the square; together, each takes the time of the largest.
     seen:      told of each batch: how many items, and how many seconds.
     """
 
@@ -45,12 +47,14 @@ class Batcher:
         max_wait: float = 0.0,
         queue: int = 128,
         inline: float = 0.0,
+        size: Callable[[Any], int] = lambda item: 1,
         seen: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be 1 or more, got {max_batch}")
         self.call, self.max_batch, self.max_wait, self.queue, self.seen = call, max_batch, max_wait, queue, seen
-        self.inline, self.quick = inline, 0
+        self.inline, self.size = inline, size
+        self.quick, self.largest = 0, (0, 0)  # batches in a row, and how large they were at most
         self.waiting: dict[asyncio.Future[Any], tuple[Any, float]] = {}  # items and when they came, the oldest first
         self.more = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -106,14 +110,15 @@ class Batcher:
             batch = {future: value for future, value in batch.items() if not future.done()}  # of who has gone this very moment
             if not batch:
                 continue
-            here = self.quick >= STEADY
+            here = False
             try:
                 items = [item for item, _ in batch.values()]
+                largest, here = self.known(items)
                 if here:
                     found, seconds = self.timed(items)
                 else:
                     found, seconds = await asyncio.get_running_loop().run_in_executor(self.thread, self.timed, items)
-                self.quick = self.quick + 1 if seconds <= self.inline else 0
+                self.quick, self.largest = (self.quick + 1, largest) if seconds <= self.inline else (0, (0, 0))
                 self.seen(len(batch), seconds)
             except asyncio.CancelledError:
                 for future in batch:
@@ -125,6 +130,15 @@ class Batcher:
                 give(future, answer)
             for _ in range(TURNS if here else 0):
                 await asyncio.sleep(0)
+
+    def known(self, items: list[Any]) -> tuple[tuple[int, int], bool]:
+        """(how large batches were with this one, whether there were enough, and this one is no larger)
+
+        Large are a batch's longest item, and that times their number: a batch whose both were seen cannot take much longer.
+        """
+        longest = max(map(self.size, items))
+        largest = max(len(items) * longest, self.largest[0]), max(longest, self.largest[1])
+        return largest, self.quick >= STEADY and largest == self.largest
 
     async def full(self) -> None:
         """Returns when there is a batch to start: it is full, or its first item has waited long enough."""

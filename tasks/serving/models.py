@@ -37,6 +37,8 @@ class Served:
     """Whether it tells why: what `read` gives then has a flag `explained`, and there is `explained_schema`."""
     quick: ClassVar[bool] = False
     """Whether `read` takes so little time that the event loop may do it."""
+    sized: ClassVar[bool] = False
+    """Whether the time of an answer has a bound, by the item's `size`: the event loop may compute a short one."""
     tensors: ClassVar[tuple[str, ...]] = ("text",)
     """Names of the strings that an input is made of, where it comes as tensors of strings."""
     folder: Path
@@ -76,6 +78,10 @@ class Served:
         return strings[0] if len(strings) == 1 else [*strings]
 
     def answer(self, items: Sequence[Any]) -> list[Any]:
+        raise NotImplementedError
+
+    def size(self, item: Any) -> int:
+        """Of an item, if the model is `sized`: what its time grows with, as `Batcher` takes it."""
         raise NotImplementedError
 
     def string(self, value: Any, name: str = "") -> str:

@@ -35,7 +35,7 @@ ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 WATCH = 0.05
 """Seconds that a request is in work before somebody looks whether its client is still there: most are answered by then."""
 INLINE = 0.02
-"""Seconds that a batch of a model may take so that it may hold up the event loop."""
+"""Seconds that batches of a model may take so that one that is no larger may hold up the event loop."""
 PREDICT = "/v1/models/", "/predict"
 """What stands before and after the name in the path that is asked most."""
 GONE = 499
@@ -99,13 +99,14 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        limits = self.limits
+        limits, alone = self.limits, len(self.models) == 1
         async with contextlib.AsyncExitStack() as stack:
             for name, model in self.models.items():
                 wait = 0 if isinstance(model, Generations) else limits.wait
                 seen = partial(self.metrics.batch, name)
-                inline = INLINE if model.quick else 0
-                made = Batcher(model.answer, max_batch=limits.batch, max_wait=wait, queue=limits.queue, inline=inline, seen=seen)
+                made = Batcher(model.answer, max_batch=limits.batch, max_wait=wait, queue=limits.queue, seen=seen)
+                if model.sized and alone:  # another model would be held up, and its thread fights for the lock anyway
+                    made.inline, made.size = INLINE, model.size
                 self.batchers[name] = await stack.enter_async_context(made)
             yield
 

@@ -12,7 +12,7 @@ from tasks.serving.schemas import Schema
 
 class Texts(Served):
     task = "text-classification"
-    quick = True
+    quick = sized = True
 
     def load(self) -> None:
         from tasks.text_classification_use import UseOptions
@@ -46,6 +46,9 @@ class Texts(Served):
             logs = log_probabilities(self.reader, self.reader.model, items, self.batch)
         rows = answers(items, logs.exp(), self.classes, len(self.classes))
         return [{key: row[key] for key in ("label", "scores")} for row in rows]
+
+    def size(self, item: Any) -> int:
+        return 1 + sum(map(len, item))
 
 
 class Tokens(Served):

@@ -209,11 +209,44 @@ def test_quick_batches_are_computed_in_the_loop_until_one_is_slow():
     assert run(play, inline=0.5) == [*other, True, *other, True]
 
 
+@pytest.mark.parametrize(
+    ("batches", "wanted"),
+    [
+        ([[2, 2]] * STEADY + [[2, 2], [2], [1, 1, 1, 1], [1, 1, 1]], [True, True, True, True]),
+        ([[2, 2]] * STEADY + [[3], [3], [2, 2, 2], [2, 2, 2]], [False, True, False, True]),
+        ([[4]] + [[1, 1, 1]] * STEADY + [[4], [1] * 4, [2] * 3], [True, True, False]),
+    ],
+)
+def test_only_batches_no_larger_than_the_quick_ones_were_are_computed_in_the_loop(batches, wanted):
+    async def play(batcher, _):
+        threads = []
+        batcher.call = lambda items: threads.append(threading.get_ident()) or items
+        for items in batches:
+            await batcher.answers(items)
+        return [thread == threading.get_ident() for thread in threads[-len(wanted) :]]
+
+    assert run(play, inline=FOREVER, size=lambda item: item) == wanted
+
+
+def test_what_was_quick_is_forgotten_once_one_is_slow():
+    took = [*[0.5] * STEADY, 1.0, *[0.5] * STEADY, 0.5, 0.5]
+
+    async def play(batcher, _):
+        threads, times = [], iter(took)
+        batcher.call = lambda items: threads.append(threading.get_ident()) or items
+        batcher.timed = lambda items: (batcher.attempt(items), next(times))
+        for item in [*[9] * STEADY, 9, *[2] * STEADY, 9, 9]:
+            await batcher.answers([item])
+        return [thread == threading.get_ident() for thread in threads[-2:]]
+
+    assert run(play, inline=0.5, size=lambda item: item) == [False, True]
+
+
 def test_batches_in_the_loop_leave_others_their_turn():
     """Who was answered goes on, and what they ask is in the next batch."""
 
     async def play(batcher, double):
-        batcher.quick = STEADY
+        batcher.quick, batcher.largest = STEADY, (3, 1)
 
         async def client(n):
             (twice,) = await batcher.answers([n])

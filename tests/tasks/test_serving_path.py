@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +23,10 @@ from starlette.routing import Match, Route
 
 from tasks import serve
 from tasks.serving import server as serving
+from tasks.serving.batcher import STEADY
 from tasks.serving.bodies import header
-from tasks.serving.server import App, asked_most, unless_gone
+from tasks.serving.server import App, Server, asked_most, unless_gone
+from tasks.serving.texts import Questions, Texts
 
 PARTS = st.lists(st.sampled_from(["/v1/models", "/", "/predict", "\u00e9", "a", "%2F"]), max_size=4).map("".join)
 PATH = PARTS | st.builds("/v1/models/{}/predict".format, PARTS)
@@ -91,8 +96,62 @@ def test_nobody_listens_for_the_end_of_a_client_that_is_answered_soon(monkeypatc
         asyncio.run(play())
 
 
-def test_what_is_there_before_the_first_request_is_no_garbage(monkeypatch):
-    """A collection among all that was imported took 0.2 s, in which nobody was answered. Nothing of it stays."""
+class Held(Texts):
+    """Answers at once, but long texts only when `go` is set."""
+
+    def load(self):
+        self.pairs, self.threads, self.went = False, [], []
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def answer(self, items):
+        self.threads.append(threading.get_ident())
+        if len(items[0][0]) > 9:
+            self.begun.set()
+            self.went.append(self.go.wait(60))
+        return [{"label": "a", "scores": {"a": 1.0}} for _ in items]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_long_batch_after_many_short_ones_holds_up_nobody(alone, monkeypatch):
+    """It was computed in the event loop, as the short ones are, however long it took."""
+    monkeypatch.setattr(serving, "INLINE", 1e6)  # all of them are quick, whatever else the machine does
+    model, other = (Held(Path(), "cpu", "fp32", 500, 4) for _ in range(2))
+    server = Server({"model": model} if alone else {"model": model, "other": other})
+    with client_of(server) as client, ThreadPoolExecutor(1) as pool:
+
+        def ask(text):
+            assert client.post("/v1/models/model/predict", json={"inputs": [text]}).status_code == 200
+
+        for _ in range(STEADY + 1):
+            ask("a text")
+        loop = client.portal.call(threading.get_ident)
+        assert [thread == loop for thread in model.threads[-2:]] == [False, alone]
+        long = pool.submit(ask, "a" * 10)
+        assert model.begun.wait(60)
+        assert client.get("/health/live").status_code == 200
+        model.go.set()
+        long.result()
+    assert model.went == [True], "nobody was answered meanwhile"
+
+
+def test_only_what_has_a_bound_by_its_size_is_computed_in_the_loop():
+    """A context is cut into as many windows as there are: its question decides how many."""
+    assert (Texts.sized, Questions.sized) == (True, False)
+    assert Texts.size(None, ("ab", "cde")) > Texts.size(None, ("ab", "cd")) > Texts.size(None, ("",)) > 0
+
+
+@pytest.mark.parametrize("frozen_by_the_caller", [False, True])
+def test_what_is_there_before_the_first_request_is_no_garbage(frozen_by_the_caller, monkeypatch):
+    """A collection among all that was imported took 0.2 s, in which nobody was answered. What the caller froze stays frozen."""
+    if frozen_by_the_caller:
+        gc.freeze()
+    try:
+        before_first_request(monkeypatch, gc.get_freeze_count())
+    finally:
+        gc.unfreeze()
+
+
+def before_first_request(monkeypatch, before):
     seen = []
     monkeypatch.setattr(serve, "server_of", lambda options: echoes())
     monkeypatch.setattr(uvicorn.Server, "run", lambda self: seen.append((gc.get_freeze_count(), os.environ[serve.TOKENIZERS])))
@@ -100,11 +159,10 @@ def test_what_is_there_before_the_first_request_is_no_garbage(monkeypatch):
         monkeypatch.delenv(serve.TOKENIZERS, raising=False)
         if set_to:
             monkeypatch.setenv(serve.TOKENIZERS, set_to)
-        before = gc.get_freeze_count()
         assert serve.main(["here", "--port", "0"]) == 2, "it has not started"
         frozen, tokenizers = seen.pop()
-        assert frozen > before + 10_000
+        assert frozen > 10_000
         assert tokenizers == told
-        assert gc.get_freeze_count() == 0
+        assert gc.get_freeze_count() > 10_000 if before else gc.get_freeze_count() == 0
         assert gc.isenabled()
         assert os.environ.get(serve.TOKENIZERS) == set_to
