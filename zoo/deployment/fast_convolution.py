@@ -80,7 +80,8 @@ def convolved(images: Tensor, weight: Tensor, bias: Tensor, upsamples: bool) -> 
     outputs = empty_outputs(images, weight, bias, upsamples)
     run = compiled.convolve_upsampled if upsamples else compiled.convolve_plain
     images = images.contiguous(memory_format=torch.channels_last)
-    pointers = [ctypes.c_void_p(x.data_ptr()) for x in (images, weight.contiguous(), bias.contiguous(), outputs)]
+    read = images, weight.contiguous(), bias.contiguous(), outputs  # copies have to live until these were read
+    pointers = [ctypes.c_void_p(x.data_ptr()) for x in read]
     run(*pointers, *map(ctypes.c_int64, (b, y, x, c, len(bias), torch.get_num_threads())))
     return outputs
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
 
@@ -87,6 +88,28 @@ def assert_bound_holds(channels, outputs, bias, size, upsamples):
 def test_no_images(upsamples):
     conv = FastConv2d(nn.Conv2d(32, 64, 3, padding=1), upsamples=upsamples)
     assert conv(torch.zeros(0, 32, 5, 6)).shape == ((0, 64, 10, 12) if upsamples else (0, 64, 5, 6))
+
+
+@pytest.mark.parametrize("upsamples", [False, True])
+def test_compiled_once_for_any_size(upsamples):
+    conv, calls = FastConv2d(nn.Conv2d(32, 64, 3, padding=1), upsamples=upsamples), []
+
+    def eager(graph, inputs):
+        calls.append(graph)
+        return graph
+
+    compiled = torch.compile(conv, dynamic=True, fullgraph=True, backend=aot_autograd(fw_compiler=eager))
+    with torch.no_grad():
+        for size in ((2, 32, 5, 6), (3, 32, 8, 7)):
+            images = torch.randn(size)
+            assert torch.equal(compiled(images), conv(images))
+    assert len(calls) == 1
+
+
+def test_weights_of_other_strides_are_read_in_order():
+    conv, images = FastConv2d(nn.Conv2d(512, 512, 3, padding=1)), torch.randn(1, 512, 2, 2)
+    weight, bias = conv.weight.mT.contiguous().mT, conv.bias.repeat_interleave(2)[::2]
+    assert torch.equal(convolved(images, weight, bias, False), conv(images))
 
 
 def test_its_weights_stay_as_they_are_where_a_model_becomes_channels_last():
