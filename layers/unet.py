@@ -57,14 +57,20 @@ class TimeResidual(nn.Module):
 
     def forward(self, images: Tensor, time: Tensor | None = None) -> Tensor:
         require_axes(images, "images", "batch channels height width", channels=self.in_channels)
-        if (time is None) != (self.time is None):
-            right = "None" if self.time is None else f"given, of {self.time_dim} features"
-            raise ValueError(f"time must be {right}, as time_dim says, got {None if time is None else tuple(time.shape)}")
+        require_time(time, self.time_dim, images.shape[0])
         hidden = self.conv1(F.silu(self.norm1(images)))
         if time is not None and self.time is not None:
-            require_axes(time, "time", "batch time_dim", batch=images.shape[0], time_dim=self.time_dim or 0)
             hidden = hidden + self.time(F.silu(time))[..., None, None]
         return self.shortcut(images) + self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+
+
+def require_time(time: Tensor | None, time_dim: int | None, batch: int) -> None:
+    """Raise `ValueError` unless there is a time (batch, time_dim), or none where time_dim is None."""
+    if (time is None) != (time_dim is None):
+        right = "None" if time_dim is None else f"given, of {time_dim} features"
+        raise ValueError(f"time must be {right}, as time_dim says, got {None if time is None else tuple(time.shape)}")
+    if time is not None and time_dim is not None:
+        require_axes(time, "time", "batch time_dim", batch=batch, time_dim=time_dim)
 
 
 class PixelAttention(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from layers.checks import require_axes
 from layers.conditioning import require_multiples
-from zoo.deployment.fast_convolution import use_fast_convolutions
+from zoo.deployment.fast_convolution import has_fast_kernels, use_fast_convolutions
 from zoo.deployment.fast_norm import use_fast_norms
 from zoo.deployment.optimize import Optimized, prepared, shared
 from zoo.model import DiffusionModel
@@ -57,6 +57,8 @@ class OptimizedDiffusion(Optimized):
 
     def by_fewer_products(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
         """Those of `FastConv2d`, which take any size, and `FastGroupNorm`."""
+        if not has_fast_kernels("winograd.cpp", "group_norm.cpp"):  # told once of both
+            return shared(model), model
         fast = use_fast_convolutions(use_fast_norms(shared(model)))
         return fast, shared(fast)
 

@@ -73,6 +73,7 @@ struct Norm {
 
   // As many images as threads or more: each by one thread, in whose cache it stays. Else each in as many parts as make that.
   void run(int64_t count, int64_t threads) const {
+    if (count * pixels == 0) return;
     const int64_t parts = count >= threads ? 1 : (threads + count - 1) / count, size = pixels * channels;
     std::vector<double> sums(count * parts * channels), squares(count * parts * channels);
     std::vector<float> offsets(count * channels), scales(count * channels);

@@ -1,8 +1,9 @@
 """A model made fast for inference: batch norms folded, channels last, compiled with its weights as constants.
 
-On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's, of networks of diffusion those of 32 and more. Of
-models that write texts, decoding is compiled, of a BERT a forward that leaves padding out, of networks of diffusion what samplers
-call: see `zoo.deployment.compiled_decoding`, `compiled_causal`, `compiled_encoder` and `compiled_diffusion`.
+On a CPU in float32, 3x3 convolutions of 128 channels and more are Winograd's for images of the example's shape. Those of networks
+of diffusion are for any shape, on x86 with AVX2 from channels that are a multiple of 8 to one of 16, with AVX-512 of 16 and 32.
+Of models that write texts, decoding is compiled, of a BERT a forward that leaves padding out, of networks of diffusion what
+samplers call: see `zoo.deployment.compiled_decoding`, `compiled_causal`, `compiled_encoder` and `compiled_diffusion`.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Optimized(Constant):
     """What `optimize` returns, unless a model has a way of its own.
 
     Two programs of the same weights, each compiled when it is first needed: one for inputs of the example's shape, and one for
-    all others, without Winograd's convolutions, which for unknown sizes take minutes to compile. A call holds settings of the
+    all others, without `WinogradConv2d`, which for unknown sizes takes minutes to compile. A call holds settings of the
     whole process while it runs, so that on torch 2.6 only one thread at a time may call.
 
     Images of another float dtype are converted. All others that are not as the example was, integers or those of another device,

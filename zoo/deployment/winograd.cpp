@@ -128,8 +128,9 @@ struct Convolution {
   }
 
   void run(int64_t threads) const {
+    if (tiles == 0) return;
     int64_t block = CACHE / sizeof(float) / (N * N * (in + out));
-    block = std::min(block, (tiles + threads - 1) / threads);
+    block = std::max<int64_t>(std::min(block, (tiles + threads - 1) / threads), 1);
     block = (block + ROWS - 1) / ROWS * ROWS;
     // one line of a cache more than the numbers, so that they are not a power of two apart, which caches hold few of
     const int64_t blocks = (tiles + block - 1) / block, in_apart = block * in + 16, out_apart = block * out + 16;

@@ -17,11 +17,8 @@ pytestmark = pytest.mark.slow
 
 
 def unet():
-    """With as many channels in each level, so that many kernels are the same, of which each is compiled once.
-
-    There are enough for the convolutions of `zoo.deployment.fast_convolution`.
-    """
-    return UNet((32, 32), 1, (False, False), in_channels=1, head_dim=16, groups=2, classes=CLASSES)
+    """With enough channels for the convolutions of `zoo.deployment.fast_convolution`, and one level, for each compiles longer."""
+    return UNet((32,), 1, (False,), in_channels=1, head_dim=16, groups=2, classes=CLASSES, patch_size=2)
 
 
 def dit():
