@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from layers.testing.behaviour import batched
 from layers.testing.contract import Case, Twin, is_float
-from layers.testing.drawing import seeded
+from layers.testing.drawing import Function, seeded
 from layers.testing.equality import Mismatch, leaves, real, require_equal
+from layers.testing.reference import twin_tolerance
 from layers.testing.verdicts import NO_BATCH, NO_ROWS, Vacuous, Verdict
 
 ALPHA = 1e-8
@@ -27,24 +29,30 @@ ROWS, ROWS_OF_MODEL = 16384, 512
 NOTHING_DRAWN = Vacuous("the contract says that nothing is drawn here: `stochastic`")
 
 
-def distance(left: Tensor, right: Tensor) -> float:
-    """The largest difference of the distribution functions of two samples. Values that only rounding sets apart count as one."""
-    joined = torch.cat([left, right]).double()
-    step = 1e-9 * joined.abs().max().clamp_min(1e-300)
-    values, order = ((joined / step).round() if joined.isfinite().all() else joined).sort()
-    signs = torch.cat([left.new_full((len(left),), 1 / len(left)), right.new_full((len(right),), -1 / len(right))]).double()
-    steps = signs[order].cumsum(0)
-    last_of_value = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)])
-    return steps[last_of_value].abs().max().item()
+def distance(left: Tensor, right: Tensor, slack: float | None = None) -> float:
+    """The largest difference of the distribution functions of two samples, of values that rounding moves by `slack` at most.
+
+    One function is compared with the other at up to `slack` to the right of it, so that what rounding sets apart counts as one;
+    by default a billionth of the largest value.
+    """
+    pair = [x.double().nan_to_num(math.inf, math.inf, -math.inf).sort().values for x in (left, right)]
+    if slack is None:
+        slack = 1e-9 * torch.cat(pair).nan_to_num(0, 0, 0).abs().max().item()
+
+    def above(x: Tensor, y: Tensor) -> float:
+        ours = torch.arange(1, len(x) + 1, dtype=torch.float64) / len(x)
+        return (ours - torch.searchsorted(y, x + slack, right=True) / len(y)).max().item()
+
+    return max(above(*pair), above(*reversed(pair)))
 
 
 def limit(count: int, alpha: float = ALPHA) -> float:
     return math.sqrt(math.log(math.e / alpha) / count)
 
 
-def differ(left: Tensor, right: Tensor, alpha: float = ALPHA) -> str:
+def differ(left: Tensor, right: Tensor, alpha: float = ALPHA, slack: float | None = None) -> str:
     """How far two samples are apart, if that is more than chance explains; nothing else. One value is only that value."""
-    found, allowed = distance(left, right), limit(min(len(left), len(right)), alpha)
+    found, allowed = distance(left, right, slack), limit(min(len(left), len(right)), alpha)
     return f"their distribution functions differ by {found:.3f}, chance explains {allowed:.3f}" if found > allowed else ""
 
 
@@ -79,9 +87,14 @@ def drawn(case: Case, call: Callable[[dict[str, Any]], Any], rows: int, calls: i
     return found
 
 
-def all_alike(x: Tensor, other: Tensor) -> bool:
+def slack(tolerance: float, *samples: Tensor) -> float:
+    """How far rounding moves a row at most, as a vector."""
+    return max(tolerance, 1e-9) * max((x.norm(dim=1).max().item() for x in samples if x.numel()), default=0.0)
+
+
+def all_alike(x: Tensor, other: Tensor, tolerance: float) -> bool:
     """Whether all rows are the first one of the other, but for rounding."""
-    return bool((x - other[:1]).abs().max() <= 1e-9 * other.abs().max())
+    return bool((x - other[:1]).norm(dim=1).max() <= slack(tolerance, other))
 
 
 def count(case: Case) -> int:
@@ -102,25 +115,26 @@ def random_rows(case: Case) -> Verdict:
     first, second, third, fourth, fifth = drawn(case, lambda i: case.call(block, i), rows, 5, 5)
     if not first.numel():
         return NO_ROWS
-    if all(all_alike(x, first) for x in (first, second, third)):
+    tolerance = case.tolerance(block)
+    if all(all_alike(x, first, tolerance) for x in (first, second, third)):
         return Vacuous("nothing is drawn, though the contract says `stochastic`, or what is drawn has no effect")
-    half = rows // 2
+    half, moved = rows // 2, 2 * slack(tolerance, first, second)
     for weights in directions(case, first, 2):
         a, b, c, d, e = (x @ weights for x in (first, second, third, fourth, fifth))
         apart = b[:half] - c[half:]
-        if why := differ(a[:half] - a[half:], apart):
+        if why := differ(a[:half] - a[half:], apart, slack=moved):
             raise Mismatch(f"rows of one call do not draw independently of each other: {why}")
-        if why := differ(a[0::2] - a[1::2], apart):
+        if why := differ(a[0::2] - a[1::2], apart, slack=moved):
             raise Mismatch(f"neighbouring rows of one call do not draw independently of each other: {why}")
-        if why := differ(d[:half] - e[:half], apart):
+        if why := differ(d[:half] - e[:half], apart, slack=moved):
             raise Mismatch(f"a row draws in a second call what has to do with the first: {why}")
     return True
 
 
 def directions(case: Case, x: Tensor, number: int) -> list[Tensor]:
-    """Random weights of all values of a row."""
+    """Random weights of all values of a row, as vectors of length 1."""
     generator = case.generator(6)
-    return [torch.randn(x.shape[1], generator=generator, dtype=x.dtype) for _ in range(number)]
+    return [F.normalize(torch.randn(x.shape[1], generator=generator, dtype=x.dtype), dim=0) for _ in range(number)]
 
 
 def random_law(case: Case) -> Verdict:
@@ -139,7 +153,7 @@ def random_law(case: Case) -> Verdict:
     idle = []
     for twin in case.contract.twins:
         if draws_the_same(case, twin):
-            if type(case.twin(twin, case.block())) is type(case.block()):
+            if of_its_own(case.twin(twin, case.block()), case.block()):
                 idle.append(twin.name)
             continue
         if why := by_another_law(case, twin):
@@ -155,6 +169,13 @@ def random_law(case: Case) -> Verdict:
 IDLE = "it draws nothing"
 
 
+def of_its_own(twin: nn.Module, block: nn.Module) -> bool:
+    """Whether a twin is of the block's class, beside which it proves nothing: of torch's classes and functions many differ."""
+    from layers.testing.fresh import own_classes
+
+    return type(twin) is type(block) and bool((own_classes(twin) & own_classes(block)) - {Function})
+
+
 def draws_the_same(case: Case, twin: Twin) -> bool:
     """Whether block and twin give the same outputs and gradients when the global random state is the same."""
 
@@ -166,21 +187,22 @@ def draws_the_same(case: Case, twin: Twin) -> bool:
         module = reference()
         with seeded(case.seed + seed), torch.no_grad():
             outputs.append(case.call_twin(twin, module, case.inputs()))
-    if alike_to_rounding(case, block, *outputs):
+    tolerance = twin_tolerance(case, twin, block)
+    if alike_to_rounding(*outputs, tolerance):
         return False  # it may draw nothing
     results, module = [], reference()
     for each, run in ((block, lambda i: case.call(block, i)), (module, lambda i: case.call_twin(twin, module, i))):
         with seeded(case.seed):
             results.append(case.gradients(run, case.inputs(), each))
-    if not alike_to_rounding(case, block, results[0][0], results[1][0]):
+    if not alike_to_rounding(results[0][0], results[1][0], tolerance):
         return False
-    require_equal(results[0][1], results[1][1], 10 * case.tolerance(block), "gradient for the same random numbers", 1.0)
+    require_equal(results[0][1], results[1][1], 10 * tolerance, "gradient for the same random numbers", 1.0)
     return True
 
 
-def alike_to_rounding(case: Case, block: nn.Module, ours: Any, theirs: Any) -> bool:
+def alike_to_rounding(ours: Any, theirs: Any, tolerance: float) -> bool:
     try:
-        require_equal(ours, theirs, case.tolerance(block), common=1.0)
+        require_equal(ours, theirs, tolerance, common=1.0)
     except Mismatch:
         return False
     return True
@@ -192,7 +214,8 @@ def by_another_law(case: Case, twin: Twin) -> str:
     block = training(case.block(train=True))
     reference = training(case.twin(twin, block))
     theirs = torch.cat(drawn(case, lambda i: case.call_twin(twin, reference, i), rows, 2, 6))
-    if theirs.numel() and all_alike(theirs, theirs):
+    tolerance = twin_tolerance(case, twin, block)
+    if theirs.numel() and all_alike(theirs, theirs, tolerance):
         return IDLE
     ours = torch.cat(drawn(case, lambda i: case.call(block, i), rows, 2, 7))
     if ours.shape != theirs.shape:
@@ -201,18 +224,20 @@ def by_another_law(case: Case, twin: Twin) -> str:
     some = torch.randperm(ours.shape[1], generator=case.generator(6))[: max(1, ours.shape[1] // 3)]
 
     def statistics(x: Tensor) -> dict[str, Tensor]:
+        """Of each, what moves a row by some distance moves the statistic no farther, or by twice that where two rows count."""
         sums = {f"random sum {i} of a row": x @ w for i, w in enumerate(directions(case, x, 3))}
         apart = x[0::2] - x[1::2]
         return sums | {
             "a single output": x[:, some[0]],
-            "the distance from what evaluation gives": (x - still).square().sum(1),
-            "that of a third of the outputs": (x - still)[:, some].square().sum(1),
-            "the distance of two rows": apart.square().sum(1),
+            "the distance from what evaluation gives": (x - still).norm(dim=1),
+            "that of a third of the outputs": (x - still)[:, some].norm(dim=1),
+            "the distance of two rows": apart.norm(dim=1),
             "a random sum of the difference of two rows": apart @ directions(case, x, 1)[0],
         }
 
+    moved = 2 * slack(tolerance, ours, theirs)
     for (name, left), right in zip(statistics(ours).items(), statistics(theirs).values(), strict=True):
-        if why := differ(left, right, ALPHA / 8):
+        if why := differ(left, right, ALPHA / 8, moved):
             return f"{name}: {why}"
     return ""
 

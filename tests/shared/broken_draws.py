@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layers.checks import require
 from layers.testing import Twin, mask, tensor
 from layers.weights import WeightMap
 
@@ -79,7 +80,24 @@ class TwiceTheGradient(Dropping):
         return 2 * y - y.detach()
 
 
-dropping = dict(
+class InSingle(nn.Sequential):
+    """The twin of those, that computes in float32 whatever it is given."""
+
+    def forward(self, x):
+        return F.dropout(F.linear(x.float(), self[0].weight.float(), self[0].bias.float()).tanh(), RATE, self.training).double()
+
+
+def stacked(dim: int) -> nn.Module:
+    """Of torch's classes alone."""
+    require(dim > 0, "dim", dim, "positive")
+    return nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Dropout(RATE))
+
+
+def dropped(x: Tensor, training: bool) -> Tensor:
+    return F.dropout(x, RATE, training)
+
+
+dropping: dict[str, Any] = dict(
     trains_differently=lambda a: True,
     stochastic=lambda a: True,
     twins=[
@@ -91,6 +109,30 @@ dropping = dict(
         )
     ],
 )
+
+
+single_twin = Twin(
+    "single",
+    build=lambda a: InSingle(nn.Linear(a.dim, a.dim)),
+    weights=WeightMap(("linear", "0")),
+    call=lambda m, i: m(i["x"]),
+    single_precision="all of it",
+)
+in_single: dict[str, Any] = {**dropping, "twins": [single_twin]}
+of_torch: dict[str, Any] = {
+    **dropping,
+    "call": lambda m, i: m(i["x"]),
+    "twins": [Twin("torch", build=lambda a: stacked(a.dim), weights=WeightMap(("", "")), call=lambda m, i: m(i["x"]))],
+}
+function: dict[str, Any] = {
+    **dropping,
+    "arguments": dict(run=st.just(F.dropout), _dim=st.integers(2, 4)),
+    "inputs": lambda a: dict(x=tensor("batch time dim", dim=a._dim)),
+    "outputs": lambda a, s: ("batch", "time", a._dim),
+    "invalid": [],
+    "call": lambda m, i: m(i["x"], RATE, m.training),
+    "twins": [Twin("same numbers", build=lambda a: dropped, call=lambda m, i: m(i["x"], m.training))],
+}
 
 
 class AlteredWhenLong(Sound):
