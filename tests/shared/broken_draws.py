@@ -80,6 +80,17 @@ class TwiceTheGradient(Dropping):
         return 2 * y - y.detach()
 
 
+class Seen(nn.Module):
+    """Of rows that the mask hides nothing is left."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.part(x) * mask
+
+
 class InSingle(nn.Sequential):
     """The twin of those, that computes in float32 whatever it is given."""
 
@@ -132,6 +143,20 @@ function: dict[str, Any] = {
     "invalid": [],
     "call": lambda m, i: m(i["x"], RATE, m.training),
     "twins": [Twin("same numbers", build=lambda a: dropped, call=lambda m, i: m(i["x"], m.training))],
+}
+
+
+seen: dict[str, Any] = {
+    **dropping,
+    "inputs": lambda a: dict(x=tensor("batch time dim", dim=a.dim), mask=mask("batch 1 1")),
+    "twins": [
+        Twin(
+            "torch",
+            build=lambda a: Seen(stacked(a.dim)),
+            weights=WeightMap(("part.linear", "part.0")),
+            call=lambda m, i: m(i["x"], i["mask"]),
+        )
+    ],
 }
 
 

@@ -57,19 +57,7 @@ from broken_blocks import (
     check,
     contract,
 )
-from broken_draws import (
-    DRAWING,
-    OPTIONS,
-    SOUND,
-    CoarseInHalf,
-    Defaulting,
-    Dropping,
-    DropsFromTheEnd,
-    function,
-    in_single,
-    of_torch,
-    stacked,
-)
+from broken_draws import DRAWING, OPTIONS, SOUND, CoarseInHalf, Defaulting, DropsFromTheEnd
 from torch import nn
 
 from layers.testing import (
@@ -78,7 +66,6 @@ from layers.testing import (
     mask,
     tensor,
 )
-from layers.testing.drawing import Function
 from layers.weights import WeightMap
 
 FAILS: dict[str, list[type]] = {
@@ -189,13 +176,6 @@ def test_half_precision_without_a_twin_is_held_to_what_its_operations_round():
 def test_the_same_law_may_come_from_other_numbers():
     for name in ("random_law", "random_rows"):
         check(name, contract(DropsFromTheEnd, **OPTIONS[name]))
-
-
-@pytest.mark.parametrize(("block", "options"), [
-    (Dropping, in_single), (DropsFromTheEnd, in_single), (stacked, of_torch), (Function, function),
-])  # fmt: skip
-def test_a_twin_may_round_and_be_of_the_same_class_of_torch(block, options):
-    check("random_law", contract(block, **options))
 
 
 def test_a_twin_must_draw():

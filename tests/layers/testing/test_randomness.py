@@ -1,0 +1,32 @@
+"""What is drawn: blocks and twins that keep their promises in unusual ways must pass."""
+
+from __future__ import annotations
+
+import pytest
+from broken_blocks import Sound, check, contract
+from broken_draws import Dropping, DropsFromTheEnd, Seen, function, in_single, of_torch, seen, stacked
+
+from layers.testing.drawing import Function
+from layers.testing.randomness import random_law, random_rows
+from layers.testing.verdicts import Vacuous
+
+
+@pytest.mark.parametrize(("block", "options"), [
+    (Dropping, in_single), (DropsFromTheEnd, in_single), (stacked, of_torch), (Function, function),
+])  # fmt: skip
+def test_a_twin_may_round_and_be_of_the_same_class_of_torch(block, options):
+    check("random_law", contract(block, **options))
+
+
+def test_rows_are_copies_of_one_that_shows_what_is_drawn():
+    verdicts = []
+    for case in contract(lambda dim: Seen(DropsFromTheEnd(dim)), **seen).examples(12):
+        hidden = not case.inputs()["mask"].any()
+        verdicts.append((random_law(case), random_rows(case)))
+        assert all(isinstance(v, Vacuous) == hidden for v in verdicts[-1]), case
+    assert (True, True) in verdicts
+
+
+def test_a_block_that_draws_nothing_is_not_the_twins_fault():
+    with pytest.raises(pytest.fail.Exception, match=r"vacuous.*nothing is drawn"):
+        check("random_law", contract(Sound, stochastic=lambda a: True))
