@@ -19,6 +19,7 @@ from layers.testing.behaviour import batched
 from layers.testing.contract import Case, Twin, is_float
 from layers.testing.drawing import Function, seeded
 from layers.testing.equality import Mismatch, leaves, real, require_equal
+from layers.testing.nesting import regrouped
 from layers.testing.reference import twin_tolerance
 from layers.testing.verdicts import NO_BATCH, NO_ROWS, Vacuous, Verdict
 
@@ -94,10 +95,31 @@ def values_of_rows(case: Case, output: Any) -> Tensor:
     return torch.cat([x.double() for x in parts], 1) if parts else torch.zeros(0, 0)
 
 
-def drawn(case: Case, call: Callable[[dict[str, Any]], Any], inputs: dict[str, Any], calls: int, seed: int) -> list[Tensor]:
-    """(rows, values) of each call, with the global random numbers that follow one another."""
+Call = Callable[[nn.Module, dict[str, Any]], Any]
+
+
+def drawn(case: Case, module: nn.Module, call: Call, inputs: dict[str, Any], calls: int, seed: int) -> list[Tensor]:
+    """(rows, values) of each call, all from the same state, with random numbers that follow one another, of generators too."""
+    for value in inputs.values():
+        if isinstance(value, torch.Generator):
+            value.manual_seed(case.seed * 16 + seed)
+    kept, found = {name: x.clone() for name, x in state(module)}, []
     with seeded(case.seed * 16 + seed), torch.no_grad():
-        return [values_of_rows(case, call(dict(inputs))) for _ in range(calls)]
+        for _ in range(calls):
+            found.append(values_of_rows(case, call(module, dict(inputs))))
+            for name, x in state(module):
+                if not torch.equal(x, kept[name]):
+                    x.copy_(kept[name])
+    return found
+
+
+def state(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def call_of(case: Case) -> Call:
+    """The contract's, that moves the generators among the inputs."""
+    return lambda block, inputs: case.contract.call(block, regrouped(inputs, case.given))
 
 
 def slack(tolerance: float, *samples: Tensor) -> float:
@@ -126,7 +148,7 @@ def random_rows(case: Case) -> Verdict:
         return NO_BATCH
     block, rows = training(case.block(train=True)), count(case) // 2
     inputs = alike(case, rows, liveliest(case))
-    first, second, third, fourth, fifth = drawn(case, lambda i: case.call(block, i), inputs, 5, 5)
+    first, second, third, fourth, fifth = drawn(case, block, call_of(case), inputs, 5, 5)
     if not first.numel():
         return NO_ROWS
     tolerance = case.tolerance(block)
@@ -228,15 +250,15 @@ def by_another_law(case: Case, twin: Twin) -> str:
     reference = training(case.twin(twin, block))
     row, tolerance = liveliest(case), twin_tolerance(case, twin, block)
     inputs = alike(case, rows, row)
-    theirs = torch.cat(drawn(case, lambda i: case.call_twin(twin, reference, i), inputs, 2, 6))
-    ours = torch.cat(drawn(case, lambda i: case.call(block, i), inputs, 2, 7))
+    theirs = torch.cat(drawn(case, reference, lambda m, i: case.call_twin(twin, m, i), inputs, 2, 6))
+    ours = torch.cat(drawn(case, block, call_of(case), inputs, 2, 7))
     if not ours.numel():
         return BOTH_IDLE
     if theirs.numel() and all_alike(theirs, theirs, tolerance):
         return BOTH_IDLE if all_alike(ours, ours, tolerance) else IDLE
     if ours.shape != theirs.shape:
         return f"values of a row are {tuple(ours.shape[1:])}, theirs {tuple(theirs.shape[1:])}"
-    still = drawn(case, lambda i: case.call(block.eval(), i), alike(case, 1, row), 1, 7)[0]
+    still = drawn(case, block.eval(), call_of(case), alike(case, 1, row), 1, 7)[0]
     some = torch.randperm(ours.shape[1], generator=case.generator(6))[: max(1, ours.shape[1] // 3)]
 
     def statistics(x: Tensor) -> dict[str, Tensor]:

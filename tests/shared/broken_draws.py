@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.checks import require
-from layers.testing import Twin, mask, tensor
+from layers.testing import Twin, generator, mask, tensor
 from layers.weights import WeightMap
 
 RATE = 0.4
@@ -78,6 +78,45 @@ class TwiceTheGradient(Dropping):
     def drop(self, x):
         y = super().drop(x)
         return 2 * y - y.detach()
+
+
+class Drifting(Dropping):
+    """Training moves a running mean."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.mean: Tensor
+
+    def mix(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean((0, 1)), 0.3)
+        return super().mix(x - self.mean)
+
+
+class DriftingFromTheEnd(DropsFromTheEnd, Drifting):
+    pass
+
+
+class Generated(Sound):
+    """Draws from the generator that it is given."""
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        y = super().forward(x)
+        return self.drop(y, torch.rand(y.shape, generator=generator)) if self.training else y
+
+    def drop(self, y: Tensor, numbers: Tensor) -> Tensor:
+        return y * (numbers >= RATE) / (1 - RATE)
+
+
+class GeneratedFromTheEnd(Generated):
+    def drop(self, y, numbers):
+        return super().drop(y, numbers.flip(0))
+
+
+class GeneratedForTheFirstRow(Generated):
+    def drop(self, y, numbers):
+        return super().drop(y, numbers[:1])
 
 
 class Seen(nn.Module):
@@ -156,6 +195,19 @@ seen: dict[str, Any] = {
             weights=WeightMap(("part.linear", "part.0")),
             call=lambda m, i: m(i["x"], i["mask"]),
         )
+    ],
+}
+
+
+drifting: dict[str, Any] = {
+    **dropping,
+    "twins": [Twin("own", build=lambda a: Drifting(a.dim), weights=WeightMap(("", "")), call=lambda m, i: m(i["x"]))],
+}
+generated: dict[str, Any] = {
+    **dropping,
+    "inputs": lambda a: dict(x=tensor("batch time dim", dim=a.dim), generator=generator()),
+    "twins": [
+        Twin("own", build=lambda a: Generated(a.dim), weights=WeightMap(("", "")), call=lambda m, i: m(i["x"], i["generator"]))
     ],
 }
 

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import pytest
 from broken_blocks import Sound, check, contract
-from broken_draws import Dropping, DropsFromTheEnd, Seen, function, in_single, of_torch, seen, stacked
+from broken_draws import (
+    Drifting,
+    DriftingFromTheEnd,
+    Dropping,
+    DropsFromTheEnd,
+    Generated,
+    GeneratedForTheFirstRow,
+    GeneratedFromTheEnd,
+    Seen,
+    drifting,
+    function,
+    generated,
+    in_single,
+    of_torch,
+    seen,
+    stacked,
+)
 
 from layers.testing.drawing import Function
 from layers.testing.randomness import random_law, random_rows
@@ -30,3 +46,16 @@ def test_rows_are_copies_of_one_that_shows_what_is_drawn():
 def test_a_block_that_draws_nothing_is_not_the_twins_fault():
     with pytest.raises(pytest.fail.Exception, match=r"vacuous.*nothing is drawn"):
         check("random_law", contract(Sound, stochastic=lambda a: True))
+
+
+def test_training_may_move_the_state():
+    check("random_rows", contract(Drifting, **drifting))
+    check("random_law", contract(DriftingFromTheEnd, **drifting))
+
+
+def test_a_generator_may_be_an_input():
+    check("random_rows", contract(Generated, **generated))
+    check("random_law", contract(GeneratedFromTheEnd, **generated))
+    for name in ("random_rows", "random_law"):
+        with pytest.raises(AssertionError, match=r"do not draw independently|another law"):
+            check(name, contract(GeneratedForTheFirstRow, **generated))
