@@ -1,8 +1,9 @@
 """What training draws: the same as the twin from the same numbers, else by the same law; and anew for each row and call.
 
-Laws are compared by samples of the same size n: the largest difference of their distribution functions exceeds
+Laws are compared by samples of n independent values each: the largest difference of their distribution functions exceeds
 ``sqrt(log(e / alpha) / n)`` with a probability of at most `alpha`, whatever the law is (Kolmogorov and Smirnov's statistic; the
-constant e for all n of 4 and more is Wei and Dudley's, "Two-sample Dvoretzky-Kiefer-Wolfowitz inequalities", 2012).
+constant e for all n of 4 and more is Wei and Dudley's, "Two-sample Dvoretzky-Kiefer-Wolfowitz inequalities", 2012). What is
+drawn once a call for all rows, such as weights that are dropped, gives no independent values.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layers.testing import profiles
 from layers.testing.behaviour import batched
 from layers.testing.contract import Case, Twin, is_float
 from layers.testing.drawing import Function, seeded
@@ -24,10 +26,12 @@ from layers.testing.reference import twin_tolerance
 from layers.testing.verdicts import NO_BATCH, NO_ROWS, Vacuous, Verdict
 
 NOTHING_SEEN = Vacuous("nothing is drawn, though the contract says `stochastic`, or what is drawn has no effect")
-ALPHA = 1e-8
-"""Probability at most with which one comparison of samples of the same law fails: below 1e-6 for a property's whole test."""
-ROWS, ROWS_OF_MODEL = 16384, 512
-"""Samples of each side."""
+ALPHA = 1e-6
+"""Probability at most of a false alarm in a property's whole test, over all its comparisons, configurations and twins."""
+ROWS, ROWS_OF_MODEL = 8192, 256
+"""Rows of one call: `random_law` compares those of two calls of each side, `random_rows` differences of half of them."""
+LARGEST, LEAST = 2**24, 64
+"""Numbers of one call's inputs or outputs, beyond which rows are fewer, down to so many: small differences are missed then."""
 NOTHING_DRAWN = Vacuous("the contract says that nothing is drawn here: `stochastic`")
 
 
@@ -48,11 +52,11 @@ def distance(left: Tensor, right: Tensor, slack: float | None = None) -> float:
     return max(above(*pair), above(*reversed(pair)))
 
 
-def limit(count: int, alpha: float = ALPHA) -> float:
+def limit(count: int, alpha: float) -> float:
     return math.sqrt(math.log(math.e / alpha) / count)
 
 
-def differ(left: Tensor, right: Tensor, alpha: float = ALPHA, slack: float | None = None) -> str:
+def differ(left: Tensor, right: Tensor, alpha: float, slack: float | None = None) -> str:
     """How far two samples are apart, if that is more than chance explains; nothing else. One value is only that value."""
     found, allowed = distance(left, right, slack), limit(min(len(left), len(right)), alpha)
     return f"their distribution functions differ by {found:.3f}, chance explains {allowed:.3f}" if found > allowed else ""
@@ -79,13 +83,15 @@ def alike(case: Case, rows: int, row: int) -> dict[str, Any]:
     }
 
 
-def liveliest(case: Case) -> int:
-    """The row for which training differs most from evaluation: a mask may hide from others all that is drawn."""
-    block, found = training(case.block(train=True)), []
+def chosen(case: Case) -> tuple[int, int]:
+    """The row for which training differs most from evaluation, for a mask may hide from others what is drawn; how many of it."""
+    block, inputs, found = training(case.block(train=True)), case.inputs(), []
     for module in (block, case.block()):
         with seeded(case.seed), torch.no_grad():
             found.append(values_of_rows(case, case.call(module, case.inputs())))
-    return int((found[0] - found[1]).norm(dim=1).nan_to_num(-1, -1).argmax()) if found[0].numel() else 0
+    row = int((found[0] - found[1]).norm(dim=1).nan_to_num(-1, -1).argmax()) if found[0].numel() else 0
+    width = max(found[0].shape[1], *(inputs[k].numel() // inputs[k].shape[i] for k, i in case.batches().items()))
+    return row, max(LEAST, min(ROWS_OF_MODEL if case.contract.model else ROWS, LARGEST // max(1, width) // 4 * 4))
 
 
 def values_of_rows(case: Case, output: Any) -> Tensor:
@@ -132,37 +138,39 @@ def all_alike(x: Tensor, other: Tensor, tolerance: float) -> bool:
     return bool((x - other[:1]).norm(dim=1).max() <= slack(tolerance, other))
 
 
-def count(case: Case) -> int:
-    return ROWS_OF_MODEL if case.contract.model else ROWS
+def chance(case: Case, comparisons: int) -> float:
+    """With which each comparison may fail, of so many in a configuration."""
+    return ALPHA / comparisons / max(1, profiles.budget())
 
 
 def random_rows(case: Case) -> Verdict:
     """What training draws, it draws anew for each row and each call, wherever the contract says that it draws.
 
     For rows that are all alike, outputs of two rows of one call differ by the law by which those of two calls do, and so do those
-    of one row in two calls. A false alarm has a probability below 1e-6.
+    of one row in two calls. A false alarm has a probability below 1e-6. Blocks opt out that draw once a call for all rows.
     """
     if not case.contract.stochastic(case.arguments):
         return NOTHING_DRAWN
     if not case.batches():
         return NO_BATCH
-    block, rows = training(case.block(train=True)), count(case) // 2
-    inputs = alike(case, rows, liveliest(case))
+    block = training(case.block(train=True))
+    row, rows = chosen(case)
+    inputs = alike(case, rows, row)
     first, second, third, fourth, fifth = drawn(case, block, call_of(case), inputs, 5, 5)
     if not first.numel():
         return NO_ROWS
     tolerance = case.tolerance(block)
     if all(all_alike(x, first, tolerance) for x in (first, second, third)):
         return NOTHING_SEEN
-    half, moved = rows // 2, 2 * slack(tolerance, first, second)
+    half, moved, alpha = rows // 2, 2 * slack(tolerance, first, second), chance(case, 6)
     for weights in directions(case, first, 2):
         a, b, c, d, e = (x @ weights for x in (first, second, third, fourth, fifth))
         apart = b[:half] - c[half:]
-        if why := differ(a[:half] - a[half:], apart, slack=moved):
+        if why := differ(a[:half] - a[half:], apart, alpha, moved):
             raise Mismatch(f"rows of one call do not draw independently of each other: {why}")
-        if why := differ(a[0::2] - a[1::2], apart, slack=moved):
+        if why := differ(a[0::2] - a[1::2], apart, alpha, moved):
             raise Mismatch(f"neighbouring rows of one call do not draw independently of each other: {why}")
-        if why := differ(d[:half] - e[:half], apart, slack=moved):
+        if why := differ(d[:half] - e[:half], apart, alpha, moved):
             raise Mismatch(f"a row draws in a second call what has to do with the first: {why}")
     return True
 
@@ -245,10 +253,9 @@ def alike_to_rounding(ours: Any, theirs: Any, tolerance: float) -> bool:
 
 def by_another_law(case: Case, twin: Twin) -> str:
     """How the laws differ, if they do."""
-    rows = count(case) // 2
     block = training(case.block(train=True))
     reference = training(case.twin(twin, block))
-    row, tolerance = liveliest(case), twin_tolerance(case, twin, block)
+    (row, rows), tolerance = chosen(case), twin_tolerance(case, twin, block)
     inputs = alike(case, rows, row)
     theirs = torch.cat(drawn(case, reference, lambda m, i: case.call_twin(twin, m, i), inputs, 2, 6))
     ours = torch.cat(drawn(case, block, call_of(case), inputs, 2, 7))
@@ -273,9 +280,9 @@ def by_another_law(case: Case, twin: Twin) -> str:
             "a random sum of the difference of two rows": apart @ directions(case, x, 1)[0],
         }
 
-    moved = 2 * slack(tolerance, ours, theirs)
+    moved, alpha = 2 * slack(tolerance, ours, theirs), chance(case, 8 * len(case.contract.twins))
     for (name, left), right in zip(statistics(ours).items(), statistics(theirs).values(), strict=True):
-        if why := differ(left, right, ALPHA / 8, moved):
+        if why := differ(left, right, alpha, moved):
             return f"{name}: {why}"
     return ""
 

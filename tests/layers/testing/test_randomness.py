@@ -14,6 +14,7 @@ from broken_draws import (
     GeneratedFromTheEnd,
     Seen,
     drifting,
+    dropping,
     function,
     generated,
     in_single,
@@ -22,6 +23,7 @@ from broken_draws import (
     stacked,
 )
 
+from layers.testing import profiles, randomness
 from layers.testing.drawing import Function
 from layers.testing.randomness import random_law, random_rows
 from layers.testing.verdicts import Vacuous
@@ -59,3 +61,32 @@ def test_a_generator_may_be_an_input():
     for name in ("random_rows", "random_law"):
         with pytest.raises(AssertionError, match=r"do not draw independently|another law"):
             check(name, contract(GeneratedForTheFirstRow, **generated))
+
+
+def test_large_rows_are_fewer(monkeypatch):
+    largest = []
+
+    class Recording(DropsFromTheEnd):
+        def drop(self, x):
+            largest.append(x.numel())
+            return super().drop(x)
+
+    monkeypatch.setattr(randomness, "LARGEST", 2**14)
+    for name in ("random_rows", "random_law"):
+        check(name, contract(Recording, **dropping))
+    assert 2**13 < max(largest) <= 2**14
+
+
+@pytest.mark.parametrize("name", ["random_rows", "random_law"])
+def test_all_comparisons_together_seldom_fail_by_chance(monkeypatch, name):
+    chances, differ = [], randomness.differ
+
+    def counted(left, right, alpha=1e-8, *more):
+        chances.append(alpha)
+        return differ(left, right, alpha, *more)
+
+    monkeypatch.setattr(profiles, "budget", lambda: profiles.THOROUGH // 2)
+    monkeypatch.setattr(randomness, "differ", counted)
+    check(name, contract(DropsFromTheEnd, **dropping))
+    assert len(chances) > 50
+    assert sum(chances) <= 1e-6
