@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.checks import require
-from layers.testing import Twin, generator, mask, tensor
+from layers.testing import Twin, generator, mask, tensor, tokens
 from layers.weights import WeightMap
 
 RATE = 0.4
@@ -119,6 +119,30 @@ class GeneratedForTheFirstRow(Generated):
         return super().drop(y, numbers[:1])
 
 
+class KeepsItsWeight(Dropping):
+    """While training no gradient reaches it."""
+
+    def mix(self, x):
+        return self.drop(F.linear(x, self.linear.weight.detach(), self.linear.bias).tanh()) if self.training else super().mix(x)
+
+
+class Embedding(nn.Module):
+    """Of tokens, dropped."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.table(x), RATE, self.training)
+
+
+class TwiceTheGradientOfTokens(Embedding):
+    def forward(self, x):
+        y = super().forward(x)
+        return 2 * y - y.detach() if self.training else y
+
+
 class Seen(nn.Module):
     """Of rows that the mask hides nothing is left."""
 
@@ -208,6 +232,20 @@ generated: dict[str, Any] = {
     "inputs": lambda a: dict(x=tensor("batch time dim", dim=a.dim), generator=generator()),
     "twins": [
         Twin("own", build=lambda a: Generated(a.dim), weights=WeightMap(("", "")), call=lambda m, i: m(i["x"], i["generator"]))
+    ],
+}
+
+
+embedding: dict[str, Any] = {
+    **dropping,
+    "inputs": lambda a: dict(x=tokens("batch time", 5)),
+    "twins": [
+        Twin(
+            "torch",
+            build=lambda a: nn.Sequential(nn.Embedding(5, a.dim), nn.Dropout(RATE)),
+            weights=WeightMap(("table", "0")),
+            call=lambda m, i: m(i["x"]),
+        )
     ],
 }
 
@@ -302,7 +340,16 @@ class CoarseInHalf(Sound):
 
 
 DRAWING: dict[str, list[type]] = {
-    "random_law": [HalfTheRate, Unscaled, DropsInFront, DropsWholeRows, SharedByRows, DropsNothing, TwiceTheGradient],
+    "random_law": [
+        HalfTheRate,
+        Unscaled,
+        DropsInFront,
+        DropsWholeRows,
+        SharedByRows,
+        DropsNothing,
+        TwiceTheGradient,
+        KeepsItsWeight,
+    ],
     "random_rows": [SharedByRows, SharedByNeighbours, OneMaskForAllCalls, DropsNothing],
     "beyond_drawn_sizes": [AlteredWhenLong, AlteredWhenWide],
     "heads_masked": [HidesFromAllWhatOneMayNotSee, ZeroesWhatOneMayNotSee, ShowsToAllWhatOneMaySee],

@@ -9,12 +9,15 @@ from broken_draws import (
     DriftingFromTheEnd,
     Dropping,
     DropsFromTheEnd,
+    Embedding,
     Generated,
     GeneratedForTheFirstRow,
     GeneratedFromTheEnd,
     Seen,
+    TwiceTheGradientOfTokens,
     drifting,
     dropping,
+    embedding,
     function,
     generated,
     in_single,
@@ -90,3 +93,10 @@ def test_all_comparisons_together_seldom_fail_by_chance(monkeypatch, name):
     check(name, contract(DropsFromTheEnd, **dropping))
     assert len(chances) > 50
     assert sum(chances) <= 1e-6
+
+
+def test_gradients_of_parameters_are_compared_while_training():
+    """Where no input has a gradient too; those of inputs, and a parameter that has none, are among the broken blocks."""
+    check("random_law", contract(Embedding, **embedding))
+    with pytest.raises(AssertionError, match=r"gradient for the same random numbers\.0\.weight"):
+        check("random_law", contract(TwiceTheGradientOfTokens, **embedding))
