@@ -339,6 +339,20 @@ class CoarseInHalf(Sound):
         return (y * 8).round() / 8 if y.dtype == torch.bfloat16 else y
 
 
+class Copying(Sound):
+    """In steps that round nothing."""
+
+    def mix(self, x):
+        y = super().mix(x)
+        for _ in range(60):
+            y = y.clone()
+        return y
+
+
+class CoarseAfterCopies(CoarseInHalf, Copying):
+    pass
+
+
 DRAWING: dict[str, list[type]] = {
     "random_law": [
         HalfTheRate,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from broken_blocks import contract
+from broken_blocks import check, contract
+from broken_draws import CoarseAfterCopies, Copying
 from torch import nn
 
 from layers.testing import tensor
@@ -40,3 +41,9 @@ def test_few_elements_may_be_off_by_chance(seed):
 def test_many_elements_are_held_to_the_largest_of_a_few_runs():
     assert at_most([1.0, 2.0, 1.5], 100) == 2
     assert at_most([1.0, 1.0, 1.0], 1) > 2
+
+
+def test_what_rounds_nothing_allows_nothing():
+    check("bfloat16", contract(Copying, twins=[]))
+    with pytest.raises(AssertionError, match="that of rounding"):
+        check("bfloat16", contract(CoarseAfterCopies, twins=[]))
