@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_map
 
 
 class Rounding(TorchDispatchMode):
-    """Operations in float64, whose results are rounded to `dtype`, off by up to another half unit, drawn.
+    """Operations in float64, whose results are moved by up to half a unit, drawn, and rounded to `dtype`.
 
-    Views are left alone, for what they show is rounded already.
+    Results all of whose values `dtype` has are left alone, such as views, copies and pads: nothing is rounded there.
     """
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
@@ -24,6 +24,8 @@ class Rounding(TorchDispatchMode):
 
     def rounded(self, x: Any) -> Any:
         if not (isinstance(x, Tensor) and x.is_floating_point() and x.device.type == "cpu" and x.dtype == torch.float64):
+            return x
+        if torch.equal(x.to(self.dtype).to(x.dtype), x):
             return x
         self.operations += 1
         return self.moved(x).to(self.dtype).to(x.dtype)

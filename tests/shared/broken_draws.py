@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers.testing import Twin, mask, tensor
+from layers.checks import require
+from layers.testing import Twin, generator, mask, tensor, tokens
 from layers.weights import WeightMap
 
 RATE = 0.4
@@ -79,7 +80,98 @@ class TwiceTheGradient(Dropping):
         return 2 * y - y.detach()
 
 
-dropping = dict(
+class Drifting(Dropping):
+    """Training moves a running mean."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.mean: Tensor
+
+    def mix(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean((0, 1)), 0.3)
+        return super().mix(x - self.mean)
+
+
+class DriftingFromTheEnd(DropsFromTheEnd, Drifting):
+    pass
+
+
+class Generated(Sound):
+    """Draws from the generator that it is given."""
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        y = super().forward(x)
+        return self.drop(y, torch.rand(y.shape, generator=generator)) if self.training else y
+
+    def drop(self, y: Tensor, numbers: Tensor) -> Tensor:
+        return y * (numbers >= RATE) / (1 - RATE)
+
+
+class GeneratedFromTheEnd(Generated):
+    def drop(self, y, numbers):
+        return super().drop(y, numbers.flip(0))
+
+
+class GeneratedForTheFirstRow(Generated):
+    def drop(self, y, numbers):
+        return super().drop(y, numbers[:1])
+
+
+class KeepsItsWeight(Dropping):
+    """While training no gradient reaches it."""
+
+    def mix(self, x):
+        return self.drop(F.linear(x, self.linear.weight.detach(), self.linear.bias).tanh()) if self.training else super().mix(x)
+
+
+class Embedding(nn.Module):
+    """Of tokens, dropped."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.table(x), RATE, self.training)
+
+
+class TwiceTheGradientOfTokens(Embedding):
+    def forward(self, x):
+        y = super().forward(x)
+        return 2 * y - y.detach() if self.training else y
+
+
+class Seen(nn.Module):
+    """Of rows that the mask hides nothing is left."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.part(x) * mask
+
+
+class InSingle(nn.Sequential):
+    """The twin of those, that computes in float32 whatever it is given."""
+
+    def forward(self, x):
+        return F.dropout(F.linear(x.float(), self[0].weight.float(), self[0].bias.float()).tanh(), RATE, self.training).double()
+
+
+def stacked(dim: int) -> nn.Module:
+    """Of torch's classes alone."""
+    require(dim > 0, "dim", dim, "positive")
+    return nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Dropout(RATE))
+
+
+def dropped(x: Tensor, training: bool) -> Tensor:
+    return F.dropout(x, RATE, training)
+
+
+dropping: dict[str, Any] = dict(
     trains_differently=lambda a: True,
     stochastic=lambda a: True,
     twins=[
@@ -91,6 +183,71 @@ dropping = dict(
         )
     ],
 )
+
+
+single_twin = Twin(
+    "single",
+    build=lambda a: InSingle(nn.Linear(a.dim, a.dim)),
+    weights=WeightMap(("linear", "0")),
+    call=lambda m, i: m(i["x"]),
+    single_precision="all of it",
+)
+in_single: dict[str, Any] = {**dropping, "twins": [single_twin]}
+of_torch: dict[str, Any] = {
+    **dropping,
+    "call": lambda m, i: m(i["x"]),
+    "twins": [Twin("torch", build=lambda a: stacked(a.dim), weights=WeightMap(("", "")), call=lambda m, i: m(i["x"]))],
+}
+function: dict[str, Any] = {
+    **dropping,
+    "arguments": dict(run=st.just(F.dropout), _dim=st.integers(2, 4)),
+    "inputs": lambda a: dict(x=tensor("batch time dim", dim=a._dim)),
+    "outputs": lambda a, s: ("batch", "time", a._dim),
+    "invalid": [],
+    "call": lambda m, i: m(i["x"], RATE, m.training),
+    "twins": [Twin("same numbers", build=lambda a: dropped, call=lambda m, i: m(i["x"], m.training))],
+}
+
+
+seen: dict[str, Any] = {
+    **dropping,
+    "inputs": lambda a: dict(x=tensor("batch time dim", dim=a.dim), mask=mask("batch 1 1")),
+    "twins": [
+        Twin(
+            "torch",
+            build=lambda a: Seen(stacked(a.dim)),
+            weights=WeightMap(("part.linear", "part.0")),
+            call=lambda m, i: m(i["x"], i["mask"]),
+        )
+    ],
+}
+
+
+drifting: dict[str, Any] = {
+    **dropping,
+    "twins": [Twin("own", build=lambda a: Drifting(a.dim), weights=WeightMap(("", "")), call=lambda m, i: m(i["x"]))],
+}
+generated: dict[str, Any] = {
+    **dropping,
+    "inputs": lambda a: dict(x=tensor("batch time dim", dim=a.dim), generator=generator()),
+    "twins": [
+        Twin("own", build=lambda a: Generated(a.dim), weights=WeightMap(("", "")), call=lambda m, i: m(i["x"], i["generator"]))
+    ],
+}
+
+
+embedding: dict[str, Any] = {
+    **dropping,
+    "inputs": lambda a: dict(x=tokens("batch time", 5)),
+    "twins": [
+        Twin(
+            "torch",
+            build=lambda a: nn.Sequential(nn.Embedding(5, a.dim), nn.Dropout(RATE)),
+            weights=WeightMap(("table", "0")),
+            call=lambda m, i: m(i["x"]),
+        )
+    ],
+}
 
 
 class AlteredWhenLong(Sound):
@@ -182,8 +339,31 @@ class CoarseInHalf(Sound):
         return (y * 8).round() / 8 if y.dtype == torch.bfloat16 else y
 
 
+class Copying(Sound):
+    """In steps that round nothing."""
+
+    def mix(self, x):
+        y = super().mix(x)
+        for _ in range(60):
+            y = y.clone()
+        return y
+
+
+class CoarseAfterCopies(CoarseInHalf, Copying):
+    pass
+
+
 DRAWING: dict[str, list[type]] = {
-    "random_law": [HalfTheRate, Unscaled, DropsInFront, DropsWholeRows, SharedByRows, DropsNothing, TwiceTheGradient],
+    "random_law": [
+        HalfTheRate,
+        Unscaled,
+        DropsInFront,
+        DropsWholeRows,
+        SharedByRows,
+        DropsNothing,
+        TwiceTheGradient,
+        KeepsItsWeight,
+    ],
     "random_rows": [SharedByRows, SharedByNeighbours, OneMaskForAllCalls, DropsNothing],
     "beyond_drawn_sizes": [AlteredWhenLong, AlteredWhenWide],
     "heads_masked": [HidesFromAllWhatOneMayNotSee, ZeroesWhatOneMayNotSee, ShowsToAllWhatOneMaySee],
