@@ -100,6 +100,8 @@ def examples(
             verdict = prop.check(contract)
             if isinstance(verdict, Inapplicable):
                 pytest.skip(f"{prop.name} cannot be checked for {contract.name}: {verdict.reason}")
+            if isinstance(verdict, Vacuous):
+                pytest.fail(f"{contract.name} {prop.name} is vacuous: {verdict.reason}", pytrace=False)
             return
         check(budget // cost)
         for more in (budget, 10 * budget):

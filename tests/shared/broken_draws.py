@@ -152,10 +152,39 @@ class HalfTheStart(Sound):
         self.linear.weight.data.mul_(0.5)
 
 
+class SevenTenthsOfTheStart(Sound):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.linear.weight.data.mul_(0.7)
+
+
+class WithAGain(Sound):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.linear.weight.data.mul_(2**0.5)
+
+
+class WidelySpread(Sound):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.table = nn.Embedding(7, dim)
+        self.table.weight.data.mul_(1.5)
+
+
 class BeginsAtZero(Sound):
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         self.linear.bias.data.zero_()
+
+
+class BiasAtZero(Sound):
+    """Which not every configuration has."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.other = nn.Linear(dim, dim, bias=dim == 3)
+        if dim == 3:
+            self.other.bias.data.zero_()
 
 
 class WithoutLaw(Sound):
@@ -187,7 +216,7 @@ DRAWING: dict[str, list[type]] = {
     "random_rows": [SharedByRows, SharedByNeighbours, OneMaskForAllCalls, DropsNothing],
     "beyond_drawn_sizes": [AlteredWhenLong, AlteredWhenWide],
     "heads_masked": [HidesFromAllWhatOneMayNotSee, ZeroesWhatOneMayNotSee, ShowsToAllWhatOneMaySee],
-    "initial_values": [HalfTheStart, BeginsAtZero, WithoutLaw],
+    "initial_values": [HalfTheStart, SevenTenthsOfTheStart, WithAGain, WidelySpread, BeginsAtZero, BiasAtZero, WithoutLaw],
     "defaults": [AnotherDefault],
 }
 """What fails each of these properties."""

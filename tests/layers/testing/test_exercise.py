@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from broken_blocks import Sound, check, contract
 from broken_draws import WithoutLaw
 from hypothesis import strategies as st
+from torch import nn
 
 from layers.testing import initial_distribution
 from layers.testing.exercise import unexercised, unexercised_by_any
@@ -57,3 +61,47 @@ def test_a_fresh_parameter_has_a_law_or_a_reason():
         check("initial_distribution", contract(WithoutLaw, holds=[initial_distribution(gain=one)]))
     with pytest.raises(ValueError, match="scale must have a law or a reason why not"):
         initial_distribution({"scale": " "})
+
+
+class Inherited(nn.Linear):
+    """With torch's law."""
+
+
+PARTS = [
+    lambda dim: Inherited(dim, dim),
+    lambda dim: nn.MultiheadAttention(dim, 1),
+    lambda dim: nn.TransformerEncoderLayer(dim, 1, 8),
+    lambda dim: nn.utils.parametrizations.weight_norm(nn.Linear(dim, dim)),
+    lambda dim: nn.utils.parametrizations.spectral_norm(nn.Linear(dim, dim)),
+]
+
+
+class With(Sound):
+    def __init__(self, dim, build, gain=1.0):
+        super().__init__(dim)
+        self.other = build(dim)
+        with torch.no_grad():
+            for parameter in self.other.parameters():
+                parameter.mul_(gain)
+
+
+@pytest.mark.parametrize("build", PARTS)
+def test_modules_of_torch_have_its_law_whoever_holds_or_inherits_them(build):
+    promise = contract(With, arguments=dict(dim=st.integers(3, 4), build=st.just(build)), twins=[], invalid=[])
+    check("initial_values", promise)
+    with pytest.raises(AssertionError, match="neither torch's law"):
+        check("initial_values", replace(promise, arguments={**promise.arguments, "gain": 0.7}))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_and_those_with_a_weight_norm_that_is_a_hook():
+    build = lambda dim: nn.utils.weight_norm(nn.Linear(dim, dim))  # noqa: E731
+    check("initial_values", contract(With, arguments=dict(dim=st.integers(3, 4), build=st.just(build)), twins=[], invalid=[]))
+
+
+def test_a_law_takes_enough_values_to_tell_it_by():
+    build = lambda dim: nn.Linear(1, 1)  # noqa: E731
+    promise = contract(With, arguments=dict(dim=st.integers(3, 4), build=st.just(build)), twins=[], invalid=[])
+    check("initial_values", promise)  # of 300 builds
+    with pytest.raises(pytest.fail.Exception, match=r"vacuous: other.weight, .*bias: too few values"):
+        check("initial_values", replace(promise, model=True))
