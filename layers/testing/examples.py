@@ -97,6 +97,7 @@ def examples(
 
     def run() -> None:
         if prop.whole:
+            contract.until = until
             verdict = prop.check(contract)
             if isinstance(verdict, Inapplicable):
                 pytest.skip(f"{prop.name} cannot be checked for {contract.name}: {verdict.reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -21,9 +22,11 @@ from layers.testing.exercise import home_of
 from layers.testing.randomness import differ, limit
 from layers.testing.verdicts import NO_PARAMETERS, Vacuous, Verdict
 
-VALUES, ENOUGH = 20_000, 1_100
-"""Values of a parameter to look at: at most, and so many that one of another scale by a square root of 2 is seen, if uniform."""
-BUILDS, BUILDS_OF_MODEL = 300, 100
+VALUES = 20_000
+"""Values of a parameter to look at, at most."""
+ENOUGH, ENOUGH_OF_VECTOR = 1_100, 400
+"""So many that a uniform law of another scale is seen: of a matrix by a square root of 2, of a bias by 2."""
+BUILDS, BUILDS_OF_MODEL = 300, 20
 """How often a block is built for them at most."""
 CASES = 12
 """Configurations that are looked at, until each parameter has been."""
@@ -45,7 +48,7 @@ def initial_values(contract: Contract) -> Verdict:
     for case, names in covering(contract, cases):
         found, unlike = of_case(case, names)
         without |= unlike
-        few += [name for name in names if too_few(found[name])]
+        few += [name for name in names if too_few(found[name]) and not beside(name, found)]
     if without:
         told = "; ".join(f"{name}: {why}" for name, why in list(without.items())[:4])
         raise Mismatch(f"fresh parameters have neither torch's law nor a twin's; state theirs by `initial_distribution`: {told}")
@@ -74,14 +77,15 @@ def covering(contract: Contract, cases: Sequence[Case]) -> Iterator[tuple[Case, 
 def of_case(case: Case, names: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Values of these parameters, and which of them have no law, and why."""
     ours = [case.new(stream=100 + i) for i in range(2)]
-    ours += [case.new(stream=100 + i) for i in range(2, builds(case, drawn_ones(ours, names)))]
+    drawn = [ours[0].get_parameter(name) for name in names if not constant(values(ours, name))]
+    ours += [case.new(stream=100 + i) for i in range(2, builds(case, drawn))]
     found = {name: values(ours, name) for name in names}
     without, plain, kept = {}, unwrapped(case.new(stream=99)), {}
     for name in names:
         home, last = place(ours[0], name)
-        wrapped = name != f"{home}.{last}".lstrip(".")
+        parts = re.search(r"(original\d|_g|_v)$", name) and name != f"{home}.{last}".lstrip(".")  # of a weight norm
         why = by_torchs_law(plain, home, last, found[name], kept)
-        if why and (not wrapped or by_torchs_law(plain, home, last, values(ours, name, through=True), kept)):
+        if why and (not parts or by_torchs_law(plain, home, last, values(ours, name, through=True), kept)):
             without[name] = why
     for twin in case.contract.twins:
         if without:
@@ -90,15 +94,10 @@ def of_case(case: Case, names: list[str]) -> tuple[dict[str, Tensor], dict[str, 
     return found, without
 
 
-def builds(case: Case, sizes: Mapping[str, int]) -> int:
+def builds(case: Case, parameters: Iterable[Tensor]) -> int:
     """How often to build for enough values of each."""
-    most = BUILDS_OF_MODEL if case.contract.model else BUILDS
-    return max(2, min(most, -(-ENOUGH // min(sizes.values(), default=ENOUGH))))
-
-
-def drawn_ones(blocks: Sequence[nn.Module], names: Iterable[str]) -> dict[str, int]:
-    """Sizes of those that are not one value everywhere."""
-    return {name: blocks[0].get_parameter(name).numel() for name in names if not constant(values(blocks, name))}
+    needed = (-(-(ENOUGH if p.ndim > 1 else ENOUGH_OF_VECTOR) // p.numel()) for p in parameters)
+    return max(2, min(BUILDS_OF_MODEL if case.contract.model else BUILDS, max(needed, default=0)))
 
 
 def values(blocks: Sequence[nn.Module], name: str, through: bool = False) -> Tensor:
@@ -116,6 +115,12 @@ def constant(x: Tensor) -> bool:
 
 def too_few(x: Tensor) -> bool:
     return not constant(x) and limit(len(x), ALPHA) > COARSEST
+
+
+def beside(name: str, found: Mapping[str, Tensor]) -> bool:
+    """Whether its module has another parameter that shows its law: a bias of one value may rest on the weight's."""
+    home = name.rpartition(".")[0]
+    return any(other.rpartition(".")[0] == home and not constant(x) and not too_few(x) for other, x in found.items())
 
 
 def place(block: nn.Module, name: str) -> tuple[str, str]:
@@ -188,8 +193,8 @@ def apart(left: Tensor, right: Tensor) -> str:
 def like_twin(case: Case, twin: Twin, names: dict[str, str], found: dict[str, Tensor]) -> list[str]:
     """The parameters whose values have the law of those that a fresh twin gives them."""
     drawn: dict[str, list[Tensor]] = {name: [] for name in names}
-    sizes = {name: case.new().get_parameter(name).numel() for name in names if not constant(found[name])}
-    for i in range(builds(case, sizes)):
+    fresh = case.new()
+    for i in range(builds(case, [fresh.get_parameter(name) for name in names if not constant(found[name])])):
         with seeded(11 + i):
             theirs = twin.build(case.arguments)
         if not isinstance(theirs, nn.Module):

@@ -103,6 +103,33 @@ class AlteredWhenWide(Sound):
         return super().mix(x) * (1.001 if self.dim > 32 else 1)
 
 
+class FailsWhenLong(Sound):
+    """A table of 64 places, without a word of it."""
+
+    def mix(self, x):
+        return super().mix(x) + 0 * torch.zeros(64)[torch.arange(x.shape[1])][:, None]
+
+
+class SilentlyNarrow(Sound):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.linear = nn.Linear(min(dim, 32), min(dim, 32))
+
+    def mix(self, x):
+        return F.pad(super().mix(x[..., :32]), (0, max(0, x.shape[-1] - 32)))
+
+
+class AlteredWhenLongAndFlipped(Sound):
+    """In a configuration that is not the first."""
+
+    def __init__(self, dim: int, flip: bool) -> None:
+        super().__init__(dim)
+        self.flip = flip
+
+    def mix(self, x):
+        return super().mix(x) * (1.001 if x.shape[1] > 64 and self.flip else 1)
+
+
 class Attending(nn.Module):
     """Attention of x to itself: a mask (b, h, q, k) with 1 in place of any of them."""
 
@@ -214,7 +241,7 @@ class CoarseInHalf(Sound):
 DRAWING: dict[str, list[type]] = {
     "random_law": [HalfTheRate, Unscaled, DropsInFront, DropsWholeRows, SharedByRows, DropsNothing, TwiceTheGradient],
     "random_rows": [SharedByRows, SharedByNeighbours, OneMaskForAllCalls, DropsNothing],
-    "beyond_drawn_sizes": [AlteredWhenLong, AlteredWhenWide],
+    "beyond_drawn_sizes": [AlteredWhenLong, AlteredWhenWide, FailsWhenLong, SilentlyNarrow],
     "heads_masked": [HidesFromAllWhatOneMayNotSee, ZeroesWhatOneMayNotSee, ShowsToAllWhatOneMaySee],
     "initial_values": [HalfTheStart, SevenTenthsOfTheStart, WithAGain, WidelySpread, BeginsAtZero, BiasAtZero, WithoutLaw],
     "defaults": [AnotherDefault],
