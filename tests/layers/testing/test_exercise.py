@@ -44,6 +44,28 @@ def test_contracts_of_one_block_try_its_arguments_together():
     assert unexercised_by_any(of_class, nothing) == {"shift": missed["shift"]}
 
 
+class Ignoring(Scaled):
+    def mix(self, x):
+        return Sound.mix(self, x) + self.shift
+
+
+def ignoring(dim, **options):
+    return Ignoring(dim, **options)
+
+
+@pytest.mark.parametrize("block", [Ignoring, ignoring])
+def test_several_values_in_all_must_change_something(block):
+    def missed(*values):
+        several = [contract(block, arguments=dict(dim=st.integers(2, 4), shift=1.0, **more), twins=[]) for more in values]
+        return unexercised_by_any(several, lambda promise: [])
+
+    always = {"shift": "it is always 1.0"}
+    idle = "no value of it changes the output or the state"
+    assert missed({"scale": 2.0}, {"scale": 3.0}) == always | {"scale": idle}
+    assert missed({}, {"scale": 3.0}) == always | {"scale": idle}
+    assert missed({}, {"scale": 1.0}) == always | {"scale": "it is always 1.0"}  # its default
+
+
 def one(a, parameter):
     return 1, 0
 
