@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from layers.testing.contract import Case, Contract, is_float
 from layers.testing.drawing import BATCH, Input
 from layers.testing.equality import Mismatch, leaves, require_equal
+from layers.testing.exercise import names_of
 from layers.testing.reference import require_shape, twin_tolerance
 from layers.testing.verdicts import Inapplicable, Vacuous, Verdict
 
@@ -107,7 +108,7 @@ def beyond_drawn_sizes(contract: Contract) -> Verdict:
     """What holds for the small sizes that are drawn holds for a long axis and for large arguments, if the block takes them.
 
     Equality with the twins in evaluation, as far as they take them, and claims that need few calls. A block that does not take a
-    size says so by a `ValueError` that names the argument or the axis.
+    size says so by a `ValueError` that names the argument or the axis, or an argument of its part that refuses.
     """
     shown, untaken = False, []
     for unknown in sorted(contract.small.keys() - contract.arguments.keys() - contract.example().sizes.keys()):
@@ -136,15 +137,16 @@ def beyond_drawn_sizes(contract: Contract) -> Verdict:
 
 def run(case: Case, names: list[str]) -> tuple[nn.Module, Any]:
     """The block and its output; `Untaken` where it is too large, or refused with its name."""
+    told = [*names, *case.specs, *vars(case.arguments)]
     try:
         require_room(case)
         block, inputs = case.block(), case.inputs()
+        told += {name for module in block.modules() for name in names_of(module.forward)}  # of the part that refuses
         with torch.no_grad():
             return block, case.call(block, inputs)
     except Untaken:
         raise
     except Exception as error:
-        told = [*names, *case.specs, *vars(case.arguments)]
         if case.contract.foreign or (isinstance(error, ValueError) and any(named(name, str(error)) for name in told)):
             raise Untaken(type(error).__name__) from error
         large = ", ".join(f"{name}={case.sizes.get(name, vars(case.arguments).get(name))}" for name in names)

@@ -26,7 +26,7 @@ VALUES = 20_000
 """Values of a parameter to look at, at most."""
 ENOUGH, ENOUGH_OF_VECTOR = 1_100, 400
 """So many that a uniform law of another scale is seen: of a matrix by a square root of 2, of a bias by 2."""
-BUILDS, BUILDS_OF_MODEL = 300, 20
+BUILDS, BUILDS_OF_MODEL = 300, 32
 """How often a block is built for them at most."""
 CASES = 12
 """Configurations that are looked at, until each parameter has been."""
@@ -95,9 +95,11 @@ def of_case(case: Case, names: list[str]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def builds(case: Case, parameters: Iterable[Tensor]) -> int:
-    """How often to build for enough values of each."""
-    needed = (-(-(ENOUGH if p.ndim > 1 else ENOUGH_OF_VECTOR) // p.numel()) for p in parameters)
-    return max(2, min(BUILDS_OF_MODEL if case.contract.model else BUILDS, max(needed, default=0)))
+    """How often to build for enough values of each; of a model, which takes long, for some of each matrix."""
+    model = case.contract.model
+    of_vector, of_matrix = (0, ENOUGH_OF_VECTOR) if model else (ENOUGH_OF_VECTOR, ENOUGH)
+    needed = (-(-(of_matrix if p.ndim > 1 else of_vector) // p.numel()) for p in parameters)
+    return max(2, min(BUILDS_OF_MODEL if model else BUILDS, max(needed, default=0)))
 
 
 def values(blocks: Sequence[nn.Module], name: str, through: bool = False) -> Tensor:

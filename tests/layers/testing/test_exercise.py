@@ -11,7 +11,7 @@ from broken_draws import WithoutLaw
 from hypothesis import strategies as st
 from torch import nn
 
-from layers.testing import initial_distribution
+from layers.testing import claims, initial_distribution
 from layers.testing.exercise import unexercised, unexercised_by_any
 
 
@@ -81,8 +81,28 @@ def test_a_fresh_parameter_has_a_law_or_a_reason():
         )
     with pytest.raises(AssertionError, match="there is no parameter gain"):
         check("initial_distribution", contract(WithoutLaw, holds=[initial_distribution(gain=one)]))
+    with pytest.raises(AssertionError, match=r"no parameter is the first to fit gain\*, scale\*"):
+        check(
+            "initial_distribution",
+            contract(WithoutLaw, holds=[initial_distribution({"*": "why not", "gain*": one, "scale*": one})]),
+        )
     with pytest.raises(ValueError, match="scale must have a law or a reason why not"):
         initial_distribution({"scale": " "})
+
+
+def test_a_stated_law_of_few_values_is_held_by_all_configurations_together(monkeypatch):
+    """Of 2 to 4 values each, which show nothing by themselves."""
+
+    def promise(std, **options):
+        law = initial_distribution({"linear.bias": lambda a, p: (0.0, std * (1 / (3 * a.dim)) ** 0.5)})
+        return contract(Sound, holds=[law], **options)
+
+    check("initial_distribution", promise(1))
+    with pytest.raises(AssertionError, match=r"linear.bias, less its mean and over its deviation, has mean"):
+        check("initial_distribution", promise(1.5))
+    monkeypatch.setattr(claims, "BUILDS", 1)
+    with pytest.raises(pytest.fail.Exception, match=r"vacuous: linear.bias: fewer than 64 values"):
+        check("initial_distribution", promise(1))
 
 
 class Inherited(nn.Linear):
