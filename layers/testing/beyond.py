@@ -89,8 +89,7 @@ def stretched(case: Case) -> Iterator[tuple[str, list[tuple[str, Case]]]]:
 
 def tries(contract: Contract) -> Iterator[tuple[list[str], list[tuple[str, Case]], bool]]:
     """What is large, cases of which the first that is taken counts, and whether claims of positions are to be checked."""
-    first, *others = varied(contract)
-    for number, case in enumerate((first, *others)):
+    for number, case in enumerate(varied(contract)):
         for axis, lengths in stretched(case):
             yield [axis], lengths, not number
     for name, value, wide in widened(contract):
@@ -250,7 +249,7 @@ def heads_of(case: Case) -> int:
 
 
 def require_differ(case: Case, block: nn.Module, inputs: dict[str, Any], name: str, shows: Tensor, some: Tensor) -> None:
-    plain, hidden = (values(case.call(block, {**inputs, name: m})) for m in (shows, some))
+    plain, hidden = (first(case.call(block, {**inputs, name: m})) for m in (shows, some))
     if torch.equal(plain, hidden):
         raise Mismatch(f"a key that {name} hides from the first head changes nothing: the first head's own mask is ignored")
 
@@ -263,7 +262,8 @@ def mask_of(case: Case) -> str:
     return ""
 
 
-def values(output: Any) -> Tensor:
+def first(output: Any) -> Tensor:
+    """The first floating-point tensor of an output."""
     return next(x for _, x in leaves(output) if is_float(x))
 
 
@@ -279,7 +279,7 @@ def reaching(case: Case, block: nn.Module, inputs: dict[str, Any], axis: str) ->
     place = places.index(axis) if isinstance(places, tuple) and axis in places else None
 
     def reaches(mask: dict[str, Any]) -> bool:
-        plain, moved = (values(case.call(block, {**given, **mask})) for given in (inputs, changed))
+        plain, moved = (first(case.call(block, {**given, **mask})) for given in (inputs, changed))
         if place is not None:
             plain, moved = (x.narrow(place, 1, x.shape[place] - 1) for x in (plain, moved))
         return not torch.equal(plain, moved)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layers.testing.beyond import first
 from layers.testing.contract import Case, Contract, is_float
 from layers.testing.drawing import Input
-from layers.testing.equality import Mismatch, leaves, require_equal
+from layers.testing.equality import Mismatch, require_equal
 from layers.testing.exercise import unexercised_by_any
 from layers.testing.nesting import regrouped
 from layers.testing.properties import Property
@@ -220,11 +221,6 @@ def exercised(**excused: str) -> Property:
             raise Mismatch("; ".join(found))
 
     return Property("exercised", check, whole=True)
-
-
-def first(output: Any) -> Tensor:
-    """The first floating-point tensor of an output."""
-    return next(x for _, x in leaves(output) if is_float(x))
 
 
 def axis_of(case: Case, source: str, axis: str) -> int:

@@ -48,7 +48,7 @@ def initial_values(contract: Contract) -> Verdict:
     for case, names in covering(contract, cases):
         found, unlike = of_case(case, names)
         without |= unlike
-        few += [name for name in names if too_few(found[name]) and not beside(name, found)]
+        few += [name for name in names if too_few(found[name]) and not beside(name, found, case.new())]
     if without:
         told = "; ".join(f"{name}: {why}" for name, why in list(without.items())[:4])
         raise Mismatch(f"fresh parameters have neither torch's law nor a twin's; state theirs by `initial_distribution`: {told}")
@@ -119,10 +119,11 @@ def too_few(x: Tensor) -> bool:
     return not constant(x) and limit(len(x), ALPHA) > COARSEST
 
 
-def beside(name: str, found: Mapping[str, Tensor]) -> bool:
-    """Whether its module has another parameter that shows its law: a bias of one value may rest on the weight's."""
-    home = name.rpartition(".")[0]
-    return any(other.rpartition(".")[0] == home and not constant(x) and not too_few(x) for other, x in found.items())
+def beside(name: str, found: Mapping[str, Tensor], block: nn.Module) -> bool:
+    """Whether its module has another parameter that shows its law, or has a stated one: a bias may rest on the weight's."""
+    home, _, last = name.rpartition(".")
+    others = [f"{home}.{k}".lstrip(".") for k, _ in block.get_submodule(home).named_parameters(recurse=False) if k != last]
+    return any(k not in found or not (constant(found[k]) or too_few(found[k])) for k in others)
 
 
 def place(block: nn.Module, name: str) -> tuple[str, str]:
