@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layers.testing.beyond import first
 from layers.testing.contract import Case, Contract, is_float
 from layers.testing.drawing import Input
-from layers.testing.equality import Mismatch, leaves, require_equal
+from layers.testing.equality import Mismatch, require_equal
 from layers.testing.exercise import unexercised_by_any
 from layers.testing.nesting import regrouped
 from layers.testing.properties import Property
+from layers.testing.verdicts import Vacuous, Verdict
 
 
 def influence(
@@ -105,10 +107,17 @@ def shift_equivariant(
 Law = Callable[[Any, Tensor], tuple[float, float]]
 
 
+CASES, CASES_OF_MODEL, BUILDS = 12, 4, 20
+"""Configurations whose fresh parameters are looked at, and how often each is built at most."""
+LEAST, ENOUGH = 64, 400
+"""Values of one parameter, of all configurations and builds together: fewer show nothing, and that many are looked for."""
+
+
 def initial_distribution(laws: Mapping[str, Law | str] | None = None, **expected: Law) -> Property:
     """A fresh parameter has the mean and standard deviation that ``expected[name](arguments, parameter)`` gives.
 
-    Names are written with `__` for dots. The bound is five standard errors; parameters of fewer than 64 values show nothing.
+    Names are written with `__` for dots. The bound is five standard errors. Values of several builds and configurations count
+    together, less the mean and over the deviation that the law gives for each; fewer than 64 of a parameter show nothing.
     laws: the same by names with dots and `*`, of which the first that fits counts; in place of a law a sentence says why there is
           none to check.
     """
@@ -117,33 +126,47 @@ def initial_distribution(laws: Mapping[str, Law | str] | None = None, **expected
         if isinstance(law, str) and not law.strip():
             raise ValueError(f"{name} must have a law or a reason why not, got {law!r}")
 
-    def check(case: Case) -> bool:
+    def check(contract: Contract) -> Verdict:
         """A fresh parameter has the mean and the standard deviation that the contract states."""
-        parameters, shown = dict(case.new().named_parameters()), False
-        if missing := [pattern for pattern in given if "*" not in pattern and pattern not in parameters]:
-            raise Mismatch(f"there is no parameter {', '.join(missing)}; there are {', '.join(parameters)}")
-        for name, parameter in parameters.items():
-            law = next((law for pattern, law in given.items() if fnmatchcase(name, pattern)), "")
-            if callable(law):
-                shown |= has_law(name, parameter.detach().double(), *law(case.arguments, parameter))
-        return shown or all(isinstance(law, str) for law in given.values())
+        cases, used = contract.examples(CASES_OF_MODEL if contract.model else CASES), set[str]()
+        pooled: dict[str, list[Tensor]] = {}
+        for case in cases:
+            parameters = dict(case.new().named_parameters())
+            if missing := [pattern for pattern in given if "*" not in pattern and pattern not in parameters]:
+                raise Mismatch(f"there is no parameter {', '.join(missing)}; there are {', '.join(parameters)}")
+            fits = {name: pattern for name in parameters if (pattern := next((p for p in given if fnmatchcase(name, p)), ""))}
+            used |= set(fits.values())
+            stated = {name: law(case.arguments, parameters[name]) for name, p in fits.items() if callable(law := given[p])}
+            drawn = {name: (mean, std) for name, (mean, std) in stated.items() if std and parameters[name].numel()}
+            smallest = min((parameters[name].numel() for name in drawn), default=ENOUGH)
+            for i in range(min(BUILDS, -(-ENOUGH // (smallest * len(cases))))):
+                block = case.new(stream=100 + i)
+                for name, (mean, std) in stated.items():
+                    value = block.get_parameter(name).detach().double().flatten()
+                    require_law(f"{name} of {case!r}", value, mean, std)
+                    if name in drawn:
+                        pooled.setdefault(name, []).append((value - mean) / std)
+        if idle := [pattern for pattern in given if pattern not in used]:
+            raise Mismatch(f"no parameter is the first to fit {', '.join(idle)}")
+        for name, values in pooled.items():
+            require_law(f"{name}, less its mean and over its deviation,", torch.cat(values), 0.0, 1.0)
+        few = [name for name, values in pooled.items() if sum(map(len, values)) < LEAST]
+        return Vacuous(f"{', '.join(few)}: fewer than {LEAST} values") if few else True
 
-    return Property("initial_distribution", check, laws=tuple(given))
+    return Property("initial_distribution", check, whole=True, laws=tuple(given))
 
 
-def has_law(name: str, parameter: Tensor, mean: float, std: float) -> bool:
-    """Whether something could be seen of it."""
-    n = parameter.numel()
-    if std == 0 and not torch.equal(parameter, torch.full_like(parameter, mean)):
+def require_law(name: str, values: Tensor, mean: float, std: float) -> None:
+    n = values.numel()
+    if std == 0 and not torch.equal(values, torch.full_like(values, mean)):
         raise Mismatch(f"{name} must be {mean} everywhere when fresh")
-    if std == 0 or n < 64:
-        return std == 0
-    if abs(parameter.mean().item() - mean) > 5 * std / n**0.5 or abs(parameter.std().item() / std - 1) > 5 / n**0.5:
+    if std == 0 or n < LEAST:
+        return
+    if abs(values.mean().item() - mean) > 5 * std / n**0.5 or abs(values.std().item() / std - 1) > 5 / n**0.5:
         raise Mismatch(
-            f"{name} has mean {parameter.mean():.4g} and standard deviation {parameter.std():.4g} when fresh; "
+            f"{name} has mean {values.mean():.4g} and standard deviation {values.std():.4g} when fresh; "
             f"expected {mean:.4g} and {std:.4g}"
         )
-    return True
 
 
 def seeded(source: str = "generator") -> Property:
@@ -198,11 +221,6 @@ def exercised(**excused: str) -> Property:
             raise Mismatch("; ".join(found))
 
     return Property("exercised", check, whole=True)
-
-
-def first(output: Any) -> Tensor:
-    """The first floating-point tensor of an output."""
-    return next(x for _, x in leaves(output) if is_float(x))
 
 
 def axis_of(case: Case, source: str, axis: str) -> int:

@@ -77,6 +77,7 @@ class Contract:
     stochastic: arguments -> does training mode draw random numbers?
     call:      (block, inputs) -> output, by keyword unless told otherwise.
     defaults:  argument -> (its default, the paper or reference that it is from).
+    small:     argument or axis -> reason why it is not taken beyond the sizes that are drawn.
     without:   property -> reason for not checking it; such tests are reported as skipped and counted.
     failing:   property -> `KnownFailure`.
     model:     a whole model: float64 tolerance 1e-10 in place of 1e-12, fewer examples.
@@ -98,6 +99,7 @@ class Contract:
     stochastic: Callable[[Any], bool] = lambda arguments: False
     call: Callable[[Any, dict[str, Any]], Any] = lambda module, inputs: module(**inputs)
     defaults: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    small: Mapping[str, str] = field(default_factory=dict)
     without: Mapping[str, str] = field(default_factory=dict)
     failing: Mapping[str, KnownFailure] = field(default_factory=dict)
     model: bool = False
@@ -108,12 +110,15 @@ class Contract:
     name: str = ""
     beside: Sequence[Contract] = field(default=(), init=False, repr=False, compare=False)
     """Other contracts of the same block in the same file, once pytest has found them."""
+    until: float | None = field(default=None, init=False, repr=False, compare=False)
+    """When the time for its properties is over, of `time.monotonic`."""
 
     def __post_init__(self) -> None:
         self.name = self.name or getattr(self.block, "__name__", type(self.block).__name__)
-        for name, reason in self.without.items():
-            if not reason.strip():
-                raise ValueError(f"without[{name!r}] must give a reason, got {reason!r}")
+        for kind in ("without", "small"):
+            for name, reason in getattr(self, kind).items():
+                if not reason.strip():
+                    raise ValueError(f"{kind}[{name!r}] must give a reason, got {reason!r}")
 
     def check(self, only: Sequence[str] = (), examples: int = 8, seconds: float | None = None) -> Report:
         """Check the properties here and now, without pytest, as in a notebook; the report is True if none has failed.

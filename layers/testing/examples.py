@@ -97,9 +97,12 @@ def examples(
 
     def run() -> None:
         if prop.whole:
+            contract.until = until
             verdict = prop.check(contract)
             if isinstance(verdict, Inapplicable):
                 pytest.skip(f"{prop.name} cannot be checked for {contract.name}: {verdict.reason}")
+            if isinstance(verdict, Vacuous):
+                pytest.fail(f"{contract.name} {prop.name} is vacuous: {verdict.reason}", pytrace=False)
             return
         check(budget // cost)
         for more in (budget, 10 * budget):

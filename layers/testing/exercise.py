@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ ATTEMPTS = 8
 
 ALWAYS = "it is always "
 UNGIVEN = "the constructor is never given it"
+IDLE = "no value of it changes the output or the state"
 NEVER = "`forward` is never given it"
 
 
@@ -38,22 +39,53 @@ def unexercised(contract: Contract, given_by_claims: Sequence[str] = ()) -> dict
 
 
 def unexercised_by_any(contracts: Sequence[Contract], given: Callable[[Contract], Sequence[str]]) -> dict[str, str]:
-    """The same of contracts of one block: what all of them miss. One that is constant in each may take several values in all."""
+    """The same of contracts of one block: what all of them miss.
+
+    One that is constant in each may take several values in all, of which one must change something in another's place.
+    """
     found = [unexercised(contract, given(contract)) for contract in contracts]
     missed = {}
     for name in [name for name in found[0] if all(name in each for each in found)]:
         whys = [each[name] for each in found]
-        values = {why for why in whys if why.startswith(ALWAYS)}
-        if UNGIVEN in whys and values:
-            values.add(f"{ALWAYS}{default_of(contracts[0].block, name)}")
+        values = values_of(contracts, name) if any(why.startswith(ALWAYS) for why in whys) else {}
         if len(values) < 2:
             missed[name] = min(whys, key=lambda why: (why in (UNGIVEN, NEVER), why))
+        elif not any(changes(partial(results, other), results(case)) for case, other in crossed(contracts, name, values)):
+            missed[name] = IDLE
     return missed
 
 
-def default_of(block: Any, name: str) -> str:
-    parameter = inspect.signature(home_of(block)).parameters.get(name)
-    return "" if parameter is None else repr(parameter.default)
+def values_of(contracts: Sequence[Contract], name: str) -> dict[str, Any]:
+    """What the contracts give the argument, by `repr`, and its default where one gives none."""
+    values: dict[str, Any] = {}
+    for contract in contracts:
+        value = value_of(contract.examples(1)[0], name)
+        if value is not inspect.Parameter.empty:
+            values.setdefault(repr(value), value)
+    return values
+
+
+def value_of(case: Case, name: str) -> Any:
+    """What the constructor gets; the default of what is built where the contract gives none."""
+    block = case.contract.block
+    if hasattr(case.arguments, name):
+        return getattr(case.arguments, name)
+    if isinstance(block, partial) and name in block.keywords:
+        return block.keywords[name]
+    for builder in (home_of(block), type(case.new())):
+        parameter = inspect.signature(builder).parameters.get(name)
+        if parameter is not None:
+            return parameter.default
+    return inspect.Parameter.empty
+
+
+def crossed(contracts: Sequence[Contract], name: str, values: Mapping[str, Any]) -> Iterator[tuple[Case, Case]]:
+    """Cases, and the same with a value of another contract, up to the number of attempts with each value of each contract."""
+    for contract in contracts:
+        for case in contract.examples(ATTEMPTS):
+            own = repr(value_of(case, name))
+            for value in [value for told, value in values.items() if told != own]:
+                yield case, replace(case, arguments=Arguments(**{**vars(case.arguments), name: value}))
 
 
 def home_of(block: Any) -> Any:
@@ -111,7 +143,7 @@ def of_constructor(contract: Contract, cases: list[Case]) -> Iterator[tuple[str,
         elif len(values) == 1:
             yield name, f"{ALWAYS}{values.pop()}"
         elif not any(changes(partial(results, other), of_case(case)) for case, other in exchanged(cases, name)):
-            yield name, "no value of it changes the output or the state"
+            yield name, IDLE
 
 
 def exchanged(cases: list[Case], name: str) -> Iterator[tuple[Case, Case]]:

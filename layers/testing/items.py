@@ -45,8 +45,9 @@ class ContractCollector(pytest.Collector):
         contract.beside = [other for other in group if other is not contract]
         claimed = any(claim.name == "exercised" for other in group for claim in other.holds)
         asked = self.config.getoption("--contract-arguments") or not (contract.foreign or contract.block is Function)
+        asker = next((other for other in group if not other.foreign), group[0])
         try:
-            promises = list(promised(contract, arguments=asked and not claimed and contract is group[0]))
+            promises = list(promised(contract, arguments=asked and not claimed and contract is asker))
         except ValueError as error:
             raise self.CollectError(str(error)) from error
         for name, prop, twin in promises:

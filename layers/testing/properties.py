@@ -55,7 +55,7 @@ GENERIC = (
     Property("random_rows", randomness.random_rows, cost=8, applies=randomness.draws),
     Property("batch_rows", behaviour.batch_rows, cost=2),
     Property("beyond_drawn_sizes", beyond.beyond_drawn_sizes, whole=True, applies=beyond.compares),
-    Property("heads_masked", beyond.heads_masked, cost=4, applies=lambda c: "heads" in c.arguments),
+    Property("heads_masked", beyond.heads_masked, cost=4, applies=lambda c: any(name in c.arguments for name in beyond.HEADS)),
     Property("initial_values", fresh.initial_values, whole=True, applies=lambda c: not c.foreign),
     Property("defaults", fresh.defaults, whole=True, applies=lambda c: bool(c.defaults)),
     Property("inputs_unchanged", behaviour.inputs_unchanged, cost=2),

@@ -54,6 +54,8 @@ OUTCOMES = {0: "survived", 1: "killed", 2: "killed", 3: "killed", 4: "killed", 5
 """Of pytest's exit codes: a module that cannot be imported (2 to 4) is noticed too; 5 is of files with no test to run."""
 GRACE = 60
 """Seconds of the processor that one test may take beyond those of a mutant, which is then killed, by timeout."""
+PATIENCE = 3
+"""Times as long by the clock, for a process that hangs without using the processor."""
 MEMORY = 8 << 30
 """Bytes that a process may take: a wrong size may ask for any number."""
 
@@ -122,8 +124,10 @@ class Chosen:
             self.failed = report.nodeid
 
 
-def judge(mutant: Mutant | None, stages: list[list[str]], seconds: float = 60, log: Path | None = None) -> tuple[str, str]:
-    """Killed, timeout or survived, and by which test."""
+def judge(
+    mutant: Mutant | None, stages: list[list[str]], seconds: float = 60, log: Path | None = None, only: tuple[str, ...] = ()
+) -> tuple[str, str]:
+    """Killed, timeout or survived, and by which test. only: further options of pytest."""
     for files in stages:
         read, write = os.pipe()
         pid = os.fork()
@@ -131,14 +135,14 @@ def judge(mutant: Mutant | None, stages: list[list[str]], seconds: float = 60, l
             os.close(read)
             code = 99
             try:
-                code, failed = run(mutant, files, seconds, log)
+                code, failed = run(mutant, files, seconds, log, only)
                 os.write(write, failed.encode()[:1000])
             except BaseException:
                 os.write(write, traceback.format_exc().encode()[-4000:])
             finally:
                 os._exit(code)
         os.close(write)
-        status = waited(pid, 60 * (seconds + GRACE))
+        status = waited(pid, PATIENCE * (seconds + GRACE))
         with os.fdopen(read) as pipe:
             failed = pipe.read()
         if status is None or os.WIFSIGNALED(status):
@@ -164,7 +168,7 @@ def waited(pid: int, seconds: float) -> int | None:
     return None
 
 
-def run(mutant: Mutant | None, files: list[str], seconds: float, log: Path | None) -> tuple[int, str]:
+def run(mutant: Mutant | None, files: list[str], seconds: float, log: Path | None, only: tuple[str, ...] = ()) -> tuple[int, str]:
     """In a process of its own: pytest's exit code, and the test that failed."""
     seconds += time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + GRACE, int(seconds) + GRACE + 5))
@@ -176,7 +180,7 @@ def run(mutant: Mutant | None, files: list[str], seconds: float, log: Path | Non
     if finder:
         sys.meta_path.insert(0, finder)
     chosen = Chosen(mutant, seconds)
-    code = int(pytest.main([*(str(ROOT / file) for file in files), *OPTIONS], plugins=[chosen]))
+    code = int(pytest.main([*(str(ROOT / file) for file in files), *OPTIONS, *only], plugins=[chosen]))
     loaded = sys.modules.get(finder.name) if finder else None
     if loaded is not None and not isinstance(loaded.__loader__, Replaced):
         raise RuntimeError(f"{loaded.__name__} was loaded without its bug")
@@ -233,6 +237,9 @@ def judged(options: argparse.Namespace, file: Path) -> list[dict[str, Any]]:
     drawn = list(islice(of_sample(options), options.skip, options.skip + options.mutants))
     prepare(sorted({test for mutant in drawn for stage in nearest(mutant.path) for test in stage}))
     os.chdir(ROOT)
+    collected(
+        [list(stage) for stage in sorted({tuple(stage) for mutant in drawn for stage in nearest(mutant.path)})], options.workers
+    )
     end = time.monotonic() + 60 * options.minutes
 
     def work(worker: int) -> None:
@@ -249,6 +256,18 @@ def judged(options: argparse.Namespace, file: Path) -> list[dict[str, Any]]:
     rows = read(file)
     confirm(rows, options.workers)
     return rows
+
+
+def collected(stages: list[list[str]], workers: int) -> None:
+    """Without any mutant each set of files is collected without an error; with one, such an error counts as noticed."""
+
+    def work(worker: int) -> None:
+        for files in stages[worker::workers]:
+            outcome, by = judge(None, [files], 3600, only=("--collect-only",))
+            if outcome != "survived":
+                raise RuntimeError(f"tests cannot be collected without any mutant, {outcome}: {' '.join(files)} {by}")
+
+    in_parallel(work, workers)
 
 
 def confirm(rows: list[dict[str, Any]], workers: int) -> None:

@@ -148,3 +148,32 @@ def test_a_bug_is_killed_by_a_test_that_sees_it_and_survives_one_that_does_not(t
         [sys.executable, "-c", SCRIPT], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
     )
     assert told.stdout.strip() == "('survived', '') ('survived', '') ('killed', 'test_toy.py::test_tight')", told.stderr
+
+
+BROKEN = """
+import os, sys
+from pathlib import Path
+import score
+score.ROOT = Path.cwd()
+for name in sys.argv[1:]:
+    try:
+        score.collected([[name]], 1)
+        print("collected")
+    except SystemExit as error:
+        print(error)
+score.GRACE = score.PATIENCE = 1
+print(score.judge(None, [["test_hangs.py"]], 2))
+"""
+
+
+@pytest.mark.processes
+def test_what_cannot_be_collected_without_a_bug_kills_none_and_what_hangs_is_stopped(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    (tmp_path / "test_sound.py").write_text("def test_sound(): pass\n")
+    (tmp_path / "test_broken.py").write_text("import no_such_module\n")
+    (tmp_path / "test_hangs.py").write_text("import time\n\ndef test_hangs():\n    time.sleep(3600)\n")
+    paths = os.pathsep.join([str(score.ROOT), str(score.ROOT / "tests/mutation")])
+    command = [sys.executable, "-c", BROKEN, "test_sound.py", "test_broken.py", "test_missing.py"]
+    told = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert told.stdout.splitlines() == ["collected", "the run has failed", "the run has failed", "('timeout', '')"], told.stderr
+    assert "tests cannot be collected without any mutant, killed: test_broken.py" in told.stderr

@@ -260,6 +260,33 @@ class AlteredWhenWide(Sound):
         return super().mix(x) * (1.001 if self.dim > 32 else 1)
 
 
+class FailsWhenLong(Sound):
+    """A table of 64 places, without a word of it."""
+
+    def mix(self, x):
+        return super().mix(x) + 0 * torch.zeros(64)[torch.arange(x.shape[1])][:, None]
+
+
+class SilentlyNarrow(Sound):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.linear = nn.Linear(min(dim, 32), min(dim, 32))
+
+    def mix(self, x):
+        return F.pad(super().mix(x[..., :32]), (0, max(0, x.shape[-1] - 32)))
+
+
+class AlteredWhenLongAndFlipped(Sound):
+    """In a configuration that is not the first."""
+
+    def __init__(self, dim: int, flip: bool) -> None:
+        super().__init__(dim)
+        self.flip = flip
+
+    def mix(self, x):
+        return super().mix(x) * (1.001 if x.shape[1] > 64 and self.flip else 1)
+
+
 class Attending(nn.Module):
     """Attention of x to itself: a mask (b, h, q, k) with 1 in place of any of them."""
 
@@ -309,10 +336,39 @@ class HalfTheStart(Sound):
         self.linear.weight.data.mul_(0.5)
 
 
+class SevenTenthsOfTheStart(Sound):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.linear.weight.data.mul_(0.7)
+
+
+class WithAGain(Sound):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.linear.weight.data.mul_(2**0.5)
+
+
+class WidelySpread(Sound):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.table = nn.Embedding(7, dim)
+        self.table.weight.data.mul_(1.5)
+
+
 class BeginsAtZero(Sound):
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         self.linear.bias.data.zero_()
+
+
+class BiasAtZero(Sound):
+    """Which not every configuration has."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.other = nn.Linear(dim, dim, bias=dim == 3)
+        if dim == 3:
+            self.other.bias.data.zero_()
 
 
 class WithoutLaw(Sound):
@@ -365,9 +421,9 @@ DRAWING: dict[str, list[type]] = {
         KeepsItsWeight,
     ],
     "random_rows": [SharedByRows, SharedByNeighbours, OneMaskForAllCalls, DropsNothing],
-    "beyond_drawn_sizes": [AlteredWhenLong, AlteredWhenWide],
+    "beyond_drawn_sizes": [AlteredWhenLong, AlteredWhenWide, FailsWhenLong, SilentlyNarrow],
     "heads_masked": [HidesFromAllWhatOneMayNotSee, ZeroesWhatOneMayNotSee, ShowsToAllWhatOneMaySee],
-    "initial_values": [HalfTheStart, BeginsAtZero, WithoutLaw],
+    "initial_values": [HalfTheStart, SevenTenthsOfTheStart, WithAGain, WidelySpread, BeginsAtZero, BiasAtZero, WithoutLaw],
     "defaults": [AnotherDefault],
 }
 """What fails each of these properties."""

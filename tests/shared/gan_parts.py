@@ -47,7 +47,7 @@ def contract(part, arguments, twin, **options):
         inputs=latents if drawn else images,
         outputs=lambda a, s: ("batch", a.in_channels, a.image_size, a.image_size) if drawn else ("batch",),
         twins=[twin],
-        holds=[initial_distribution({"*": "test_initial_values in tests/zoo/test_gan.py"})],
+        holds=[initial_distribution({"*": "test_initial_values in tests/zoo/test_gan.py holds them to a law"})],
         without={"exercised": "it takes the arguments of the whole, some of which are of the other part"},
         model=True,
         **options,

@@ -152,7 +152,7 @@ def contract(families, heads):
             exercised(
                 dropout="contracts of the blocks draw it",
                 positions="by default places; others are held to no reference yet",
-                std="test_initial_values in test_bert_reports.py",
+                std="test_initial_values in test_bert_reports.py compares what is drawn with Hugging Face's",
             )
         ],
         without=FREE,

@@ -20,6 +20,8 @@ from layers.testing.profiles import THOROUGH
 from zoo.inception import AuxiliaryHead, Inception, entry, googlenet, inception_v3, scaled
 from zoo.model import LinearHead
 
+COMPARED = "test_initial_values holds those of full size to their law"
+
 CLASSES = 7
 
 
@@ -74,7 +76,7 @@ v1 = Contract(
     twins=[Twin("torchvision", build=their_googlenet, weights=lambda a: googlenet(**a.passed()).maps["torchvision"])],
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     holds=[
-        initial_distribution({"*.conv.weight": "test_initial_values", "*.output.weight": "test_initial_values"}),
+        initial_distribution({"*.conv.weight": COMPARED, "*.output.weight": COMPARED}),
         exercised(**dict.fromkeys(("auxiliary", "dropout_auxiliary", "kernel_size", "num_classes", "width"), "at full size")),
     ],
     trains_differently=lambda a: True,
@@ -104,7 +106,7 @@ v3 = Contract(
     twins=[Twin("torchvision", build=their_v3, weights=lambda a: inception_v3(**a.passed()).maps["torchvision"])],
     invalid=[(dict(width=0.1), "width"), (dict(in_channels=1, transform_input=True), "transform_input")],
     holds=[
-        initial_distribution({"*.conv.weight": "test_initial_values", "*.output.weight": "test_initial_values"}),
+        initial_distribution({"*.conv.weight": COMPARED, "*.output.weight": COMPARED}),
         exercised(**dict.fromkeys(("auxiliary", "num_classes", "width"), "at full size below")),
     ],
     trains_differently=lambda a: True,

@@ -16,6 +16,8 @@ import zoo
 from layers.testing import Contract, Twin, exercised, initial_distribution, tensor
 from zoo.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v3, rounded
 
+COMPARED = "test_initial_values holds those of full size to their law"
+
 CLASSES = 7
 COMMON = dict(num_classes=CLASSES, in_channels=st.sampled_from([1, 3]), dropout=st.sampled_from([0.0, 0.5]))
 
@@ -62,7 +64,7 @@ v1 = Contract(
     ],
     invalid=[(dict(width=0), "width"), (dict(stem="x"), "stem"), (dict(dropout=1.0), "dropout")],
     holds=[
-        initial_distribution({"*.conv.weight": "test_initial_values"}),
+        initial_distribution({"*.conv.weight": COMPARED}),
         exercised(num_classes="of a linear layer", stem="at full size below"),
     ],
     trains_differently=lambda a: True,

@@ -20,6 +20,8 @@ from layers.testing.profiles import THOROUGH
 from zoo.model import LinearHead
 from zoo.resnet import WIDTHS, ResNet, imagenet_stem, small_stem
 
+COMPARED = "test_initial_values holds those of full size to their law"
+
 CLASSES = 7
 
 
@@ -59,7 +61,7 @@ resnet = Contract(
     outputs=lambda a, s: ("batch", CLASSES),
     twins=[Twin("torchvision", build=narrow, weights=lambda a: ResNet(**a.passed()).maps["torchvision"])],
     invalid=[(dict(depths=(1, 1)), "depths"), (dict(depths=(1, 0, 1, 1)), "depths")],
-    holds=[initial_distribution({"*.conv.weight": "test_initial_values"})],
+    holds=[initial_distribution({"*.conv.weight": COMPARED})],
     trains_differently=lambda a: True,
     model=True,
     backend="inductor",  # one member of the family
@@ -108,7 +110,7 @@ of_hugging_face = Contract(
         )
     ],
     invalid=[(dict(depths=(1, 1)), "depths")],
-    holds=[initial_distribution({"*.conv.weight": "test_initial_values"})],
+    holds=[initial_distribution({"*.conv.weight": COMPARED})],
     trains_differently=lambda a: True,
     model=True,
     name="ResNet with the stride where the paper has it",
@@ -131,7 +133,7 @@ of_cifar = Contract(
         Twin("torchvision", build=lambda a: cifar_by_torchvision(a), weights=lambda a: ResNet(**a.passed()).maps["torchvision"])
     ],
     invalid=[(dict(depths=(1, 1)), "depths")],
-    holds=[initial_distribution({"*.conv.weight": "test_initial_values"})],
+    holds=[initial_distribution({"*.conv.weight": COMPARED})],
     trains_differently=lambda a: True,
     model=True,
     name="ResNet for CIFAR",

@@ -20,6 +20,8 @@ from layers.testing import Contract, Input, Twin, exercised, influence, initial_
 from layers.transformer import DecoderBlock, EncoderBlock, PreNorm
 from zoo.transformer import Transformer, build, decoder_block, encoder_block, names_of_torch, transformer_small
 
+COMPARED = "test_initial_values holds those of full size to their law"
+
 
 def real_tokens(axes):
     """(b, n), True for the real tokens of rows that are padded on the right; each has one at least."""
@@ -61,7 +63,7 @@ def held(*claims):
     """What those that are built to be trained promise; Glorot's law is that of all linear layers."""
     return [
         CAUSAL,
-        initial_distribution({"*bias": zero, "*.sublayer.*.weight": "test_initial_values", "embedding.*": "test_initial_values"}),
+        initial_distribution({"*bias": zero, "*.sublayer.*.weight": COMPARED, "embedding.*": COMPARED}),
         *claims,
     ]
 

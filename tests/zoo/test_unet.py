@@ -99,7 +99,7 @@ unets = Contract(
             class_dropout="in the contract of ClassEmbedding",
             dropout="in the contract of TimeResidual",
             groups="divides the widths, and so does head_dim: in the contract of PixelAttention",
-            head_dim="as groups",
+            head_dim="divides the widths, and so do groups: in the contract of PixelAttention",
         ),
     ],
     model=True,

@@ -14,6 +14,8 @@ from layers.testing.profiles import THOROUGH
 from zoo.model import LinearHead
 from zoo.vgg import DEPTHS, VGG, WIDTHS, ImageNetHead
 
+COMPARED = "test_initial_values holds those of full size to their law"
+
 
 class Dropped(nn.Linear):
     """Of an input of which a part is dropped in training."""
@@ -68,7 +70,7 @@ vgg = Contract(
     outputs=lambda a, s: ("batch", 7),
     twins=[Twin("torchvision", build=narrow, weights=lambda a: VGG(**a.passed()).maps["torchvision"])],
     invalid=[(dict(depths=(1, 1)), "depths"), (dict(init="luck"), "init"), (dict(in_channels=0), "in_channels")],
-    holds=[initial_distribution(dict.fromkeys(("*.conv.*", "head.*"), "test_initial_values"))],
+    holds=[initial_distribution(dict.fromkeys(("*.conv.*", "head.*"), COMPARED))],
     trains_differently=lambda a: a.norm is not None or a._dropout > 0,
     stochastic=lambda a: a._dropout > 0,
     model=True,

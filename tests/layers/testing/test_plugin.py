@@ -142,7 +142,11 @@ def test_one_test_for_each_property_and_twin(run):
     assert "test_block.py::Sound::backward[plain]" in names
     assert "test_block.py::Sound::gradcheck" in names
     assert "test_block.py::Sound::exercised" in names
-    names = [line.strip() for line in run("--collect-only", "-q", test_block=MANY).splitlines() if "::exercised" in line]
+    foreign = BLOCKS + 'foreign = promise(Scale, "Foreign", foreign=True)\nours = promise(Scale, "Ours")'
+    collected = run("--collect-only", "-q", test_block=MANY, test_foreign=foreign).splitlines()
+    names = [line.strip() for line in collected if "::exercised" in line]
+    assert "test_foreign.py::Ours::exercised" in names
+    assert "test_foreign.py::Foreign::exercised" not in names
     assert "test_block.py::Sound::exercised" in names
     assert "test_block.py::Mended::exercised" not in names  # another contract of the same block
 
