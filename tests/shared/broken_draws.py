@@ -98,6 +98,18 @@ class DriftingFromTheEnd(DropsFromTheEnd, Drifting):
     pass
 
 
+class Caching(Dropping):
+    """Makes a buffer when it is called."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.register_buffer("cache", None, persistent=False)
+
+    def mix(self, x):
+        self.cache = x.detach()
+        return super().mix(x)
+
+
 class Generated(Sound):
     """Draws from the generator that it is given."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from broken_blocks import Sound, check, contract
 from broken_draws import (
+    Caching,
     Drifting,
     DriftingFromTheEnd,
     Dropping,
@@ -55,6 +56,7 @@ def test_a_block_that_draws_nothing_is_not_the_twins_fault():
 
 def test_training_may_move_the_state():
     check("random_rows", contract(Drifting, **drifting))
+    check("random_rows", contract(Caching, **dropping))
     check("random_law", contract(DriftingFromTheEnd, **drifting))
 
 
