@@ -16,10 +16,13 @@ import zoo
 from layers.testing import Contract, Twin, exercised, initial_distribution, tensor
 from zoo.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v3, rounded
 
-COMPARED = "test_initial_values holds those of full size to their law"
-
 CLASSES = 7
 COMMON = dict(num_classes=CLASSES, in_channels=st.sampled_from([1, 3]), dropout=st.sampled_from([0.0, 0.5]))
+
+
+def he(a, weight):
+    """The law of He et al., 2015, with the fan-out."""
+    return 0.0, (2 / (weight.shape[0] * weight[0, 0].numel())) ** 0.5
 
 
 def images(a):
@@ -64,7 +67,7 @@ v1 = Contract(
     ],
     invalid=[(dict(width=0), "width"), (dict(stem="x"), "stem"), (dict(dropout=1.0), "dropout")],
     holds=[
-        initial_distribution({"*.conv.weight": COMPARED}),
+        initial_distribution({"*.conv.weight": he, "head.output.weight": lambda a, p: (0.0, 0.01)}),
         exercised(num_classes="of a linear layer", stem="at full size below"),
     ],
     trains_differently=lambda a: True,
@@ -94,6 +97,7 @@ v2 = Contract(
     inputs=images,
     outputs=lambda a, s: ("batch", CLASSES),
     twins=[Twin("torchvision", build=their_v2, weights=lambda a: short_v2(**a.passed()).maps["torchvision"])],
+    holds=[initial_distribution({"stem.conv.weight": he})],  # theirs is put in place above, and has torch's law
     invalid=[(dict(width=0), "width"), (dict(stem="x"), "stem")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,
@@ -138,6 +142,7 @@ v3 = Contract(
     inputs=images,
     outputs=lambda a, s: ("batch", CLASSES),
     twins=[Twin("torchvision", build=their_v3, weights=lambda a: short_v3(**a.passed()).maps["torchvision"])],
+    holds=[initial_distribution({"stem.conv.weight": he})],
     invalid=[(dict(width=0), "width"), (dict(dropout=1.0), "dropout"), (dict(num_classes=0), "num_classes")],
     trains_differently=lambda a: True,
     stochastic=lambda a: a.dropout > 0,

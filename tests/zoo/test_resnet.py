@@ -45,6 +45,12 @@ def narrow(a):
     return model
 
 
+def of_norm(last):
+    """0 for the last norm of a block that begins as its shortcut, 1 for the others."""
+    return lambda a, weight: (float(not (a.zero_init and a.block is last)), 0.0)
+
+
+NORMS = {"*.body.1.norm.weight": of_norm(basic_block), "*.body.2.norm.weight": of_norm(bottleneck)}
 resnet = Contract(
     ResNet,
     arguments=dict(
@@ -61,7 +67,7 @@ resnet = Contract(
     outputs=lambda a, s: ("batch", CLASSES),
     twins=[Twin("torchvision", build=narrow, weights=lambda a: ResNet(**a.passed()).maps["torchvision"])],
     invalid=[(dict(depths=(1, 1)), "depths"), (dict(depths=(1, 0, 1, 1)), "depths")],
-    holds=[initial_distribution({"*.conv.weight": COMPARED})],
+    holds=[initial_distribution({"*.conv.weight": COMPARED} | NORMS)],
     trains_differently=lambda a: True,
     model=True,
     backend="inductor",  # one member of the family
