@@ -19,7 +19,7 @@ from torch import Tensor
 from layers.testing.beyond import first
 from layers.testing.contract import Case, Contract, is_float
 from layers.testing.drawing import Input
-from layers.testing.equality import Mismatch, require_equal
+from layers.testing.equality import Mismatch, require_equal, rms
 from layers.testing.exercise import unexercised_by_any
 from layers.testing.nesting import regrouped
 from layers.testing.properties import Property
@@ -27,21 +27,30 @@ from layers.testing.verdicts import Vacuous, Verdict
 
 
 def influence(
-    name: str, source: str, axis: str, reaches: Callable[[Any, int, int], bool], output_axis: int, cost: int = 1
+    name: str,
+    source: str,
+    axis: str,
+    reaches: Callable[[Any, int, int], bool],
+    output_axis: int,
+    cost: int = 1,
+    exact: bool = True,
 ) -> Property:
     """Position i of `source` along `axis` reaches output position o exactly where ``reaches(arguments, i, o)``.
 
     Everything else must not change in a single bit; what is reached must change for some values.
+
+    exact: False allows rounding where nothing is reached, as in products of experts, which round by how many tokens they have.
     """
 
     def check(case: Case) -> bool:
         block, inputs, other = case.block(), case.inputs(), case.inputs(stream=3)
         output, shown = first(case.call(block, inputs)), False
-        dim = axis_of(case, source, axis)
+        dim, noise = axis_of(case, source, axis), 0.0 if exact else case.tolerance(block) * rms(output)
         for i in range(inputs[source].shape[dim]):
             index = torch.tensor([i])
             changed = inputs[source].clone().index_copy_(dim, index, other[source].index_select(dim, index))
-            moved = first(case.call(block, {**inputs, source: changed})) != output
+            after = first(case.call(block, {**inputs, source: changed}))
+            moved = after != output if exact else ~((after - output).abs() <= noise)
             where = moved.movedim(output_axis, 0).flatten(1).any(1)
             for o, differs in enumerate(where.tolist()):
                 if differs and not reaches(case.arguments, i, o):

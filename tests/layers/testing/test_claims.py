@@ -12,6 +12,7 @@ from layers.testing import (
     cache_consistent,
     causal,
     generator,
+    influence,
     initial_distribution,
     padding_invariant,
     permutation_equivariant,
@@ -29,6 +30,13 @@ class Prefix(Sound):
 class Suffix(Sound):
     def mix(self, x):
         return super().mix(x).flip(1).cumsum(1).flip(1)
+
+
+class RoundedPrefix(Prefix):
+    """The future changes last digits, as where experts multiply as many rows as they have tokens."""
+
+    def mix(self, x):
+        return super().mix(x) + 1e-15 * x.sum(1, keepdim=True)
 
 
 class Stepping(Sound):
@@ -194,6 +202,8 @@ class NoisedGloballyInTraining(Noised):
 HOLDS = {
     "causal": (causal("x", "time", 1), Prefix, Suffix),
     "causal, two-sided": (causal("x", "time", 1), Prefix, IgnoresInput),
+    "causal, to the bit": (causal("x", "time", 1), Prefix, RoundedPrefix),
+    "causal, but for rounding": (influence("causal", "x", "time", lambda a, i, o: i <= o, 1, exact=False), RoundedPrefix, Suffix),
     "permutation": (permutation_equivariant("x", "time", 1), Sound, Prefix),
     "shift": (shift_equivariant("x", "time", 1, lambda a: 1, lambda a: 0), Sound, Stepping),
     "padding": (padding_invariant("x", "time", 1), MaskedMean, IgnoresMask),
